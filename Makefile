@@ -1,0 +1,40 @@
+# `make demo` and `make test` are all the set-up there is.
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+PROJECTS := pyproject.toml constraints.txt specs/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+EDITABLE := -e '.[dev]' -e specs $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/memwrite-*/pyproject.toml))
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: install demo test lint types tests soak clean
+
+install: $(STAMP)
+
+$(STAMP): $(PROJECTS)
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(EDITABLE)
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/memwrite demo --out runs/demo
+
+test: lint types tests
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: install
+	$(BIN)/mypy memwrite specs/memwrite_specs $(wildcard plugins/memwrite-*/memwrite_*)
+
+tests: export OMP_NUM_THREADS := 1
+tests: install
+	$(BIN)/pytest -n 2 -m "not soak"
+
+soak: export OMP_NUM_THREADS := 1
+soak: install
+	$(BIN)/pytest -n 2 -m soak
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

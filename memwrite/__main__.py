@@ -1,0 +1,5 @@
+"""`python -m memwrite`."""
+
+from memwrite.cli.main import main
+
+main(prog_name="memwrite")

@@ -1,0 +1,314 @@
+"""The one place that knows transformers' model classes: loading, running, generating, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from memwrite.config import BackboneConfig
+from memwrite.corrections import KEYWORD, CorrectedCache, install_hooks
+from memwrite.errors import ConfigError, InputError, did_you_mean
+from memwrite.protocols import BackboneInfo, Correction, KeyValues, Pass
+from memwrite.state import Tokens
+from memwrite.tokenizer import Codec, load_codec
+
+# A run folder keeps the model it trained in here.
+MODEL_FOLDER = "backbone"
+
+
+class TransformersBackbone:
+    """A transformers causal language model with its tokenizer, behind the `Backbone` protocol.
+
+    Not an nn.Module on purpose: writers and readers hold it without registering its weights.
+    """
+
+    def __init__(self, model: Any, codec: Codec) -> None:
+        self.model = model
+        self.codec = codec
+        config = self._config = model.config
+        head_dim = getattr(config, "head_dim", None) or (
+            config.hidden_size // config.num_attention_heads
+        )
+        self._head_dim = int(head_dim)
+        self._kv_heads = int(
+            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        )
+        if codec.vocab_size > config.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {codec.vocab_size} tokens but the model only "
+                f"{config.vocab_size}: set backbone.params.vocab_size"
+            )
+        if any("sliding" in kind for kind in getattr(config, "layer_types", None) or ()) or (
+            getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        ):
+            raise ConfigError(
+                f"'{config.model_type}' attends within a sliding window, which is not supported yet"
+            )
+        query_width = config.num_attention_heads * self._head_dim
+        kv_width = self._kv_heads * self._head_dim
+        install_hooks(
+            model, {"q": query_width, "k": kv_width, "v": kv_width, "o": config.hidden_size}
+        )
+
+    @property
+    def info(self) -> BackboneInfo:
+        """Sizes, device and dtype as they are now."""
+        weight = next(self.model.parameters())
+        config = self._config
+        return BackboneInfo(
+            architecture=config.model_type,
+            hidden_size=config.hidden_size,
+            layers=config.num_hidden_layers,
+            heads=config.num_attention_heads,
+            kv_heads=self._kv_heads,
+            head_dim=self._head_dim,
+            vocab_size=config.vocab_size,
+            positions=config.max_position_embeddings,
+            start=self.codec.start,
+            end=self.codec.end,
+            dtype=weight.dtype,
+            device=weight.device,
+            double_backward=config._attn_implementation == "eager",
+        )
+
+    @property
+    def caches(self) -> bool:
+        """Whether keys and values can be kept; gradient checkpointing forbids it."""
+        return not self.model.training or not any(
+            getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
+        )
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D)."""
+        embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        return embeddings
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        past: KeyValues | None = None,
+        corrections: Mapping[int, Correction] | None = None,
+        keep: bool = False,
+    ) -> Pass:
+        """See `Backbone.forward`.
+
+        Raises:
+            InputError: the sequence is longer than the model's positions.
+        """
+        batch, length = embeddings.shape[:2]
+        steps = torch.arange(length, device=embeddings.device).expand(batch, length)
+        positions = steps if past is None else steps + past.next_position[:, None]
+        if length and int(positions[:, -1].max()) >= self.info.positions:
+            raise InputError(
+                f"{int(positions[:, -1].max()) + 1} positions are needed, but the model has only "
+                f"{self.info.positions}: shorten the context or query"
+            )
+        cached = past is not None or keep
+        extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
+        output = self.model.base_model(
+            inputs_embeds=embeddings.to(self.info.dtype),
+            attention_mask=None if past is None else _attention_mask(past, length),
+            position_ids=positions,
+            past_key_values=self._cache(past) if cached else None,
+            use_cache=cached,
+            **extra,
+        )
+        kept = None
+        if keep:
+            layers = output.past_key_values.layers
+            new = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
+            kept = KeyValues(
+                torch.stack([layer.keys for layer in layers], 1),
+                torch.stack([layer.values for layer in layers], 1),
+                new if past is None else torch.cat([past.mask, new], 1),
+                positions[:, -1] + 1,
+            )
+        return Pass(output.last_hidden_state, kept)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V), float32 at least."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def generate(
+        self,
+        query: Tokens,
+        *,
+        past: KeyValues | None,
+        last: Tensor | None,
+        corrections: Mapping[int, Correction] | None,
+        options: Mapping[str, Any],
+    ) -> Tensor:
+        """Continue every row with transformers' own `generate`.
+
+        Args:
+            query: (B, T), packed.
+            past: what the rows have read before; for T = 0 without its last slot.
+            last: for T = 0: (B, 1, D) embeddings of that last slot.
+            corrections: as in `forward`.
+            options: of `generate`: max_new_tokens, num_beams, do_sample, ...
+
+        Returns:
+            (B · num_return_sequences, new tokens) ids, filled up with the end token.
+        """
+        copies = int(options.get("num_beams") or 1)
+        if copies == 1 or options.get("do_sample"):
+            copies = max(copies, int(options.get("num_return_sequences") or 1))
+        batch, length = query.ids.shape
+        device = query.ids.device
+        cache = self._cache(past)
+        cache.corrections, cache.rows = corrections, batch
+        # generate() repeats its inputs for beams and samples, but not a cache that it is handed.
+        cache.batch_repeat_interleave(copies)
+        shift = (length - query.lengths)[:, None]
+        order = (torch.arange(length, device=device) - shift) % max(length, 1)
+        slots = [] if past is None else [past.mask]
+        start = 0 if past is None else past.next_position[:, None]
+        inputs: dict[str, Any]
+        if last is not None:
+            blank = last.new_zeros(batch, cache.get_seq_length(), last.shape[-1])
+            inputs = {"inputs_embeds": torch.cat([blank, last], 1)}
+            slots.append(torch.ones(batch, 1, dtype=torch.bool, device=device))
+            inputs["position_ids"] = torch.zeros_like(query.lengths)[:, None] + start
+        else:
+            mask = query.mask.gather(1, order)
+            inputs = {"input_ids": query.ids.gather(1, order).masked_fill(~mask, self.codec.end)}
+            slots.append(mask)
+            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + start
+        output: Tensor = self.model.generate(
+            **inputs,
+            attention_mask=torch.cat(slots, 1).long(),
+            past_key_values=cache,
+            eos_token_id=self.codec.end,
+            pad_token_id=self.codec.end,
+            **options,
+        )
+        return output[:, 0 if last is not None else length :]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Architecture and sha256 over its configuration and every weight, in float32."""
+        digest = hashlib.sha256()
+        ignored = ("transformers_version", "dtype", "architectures", "_name_or_path")
+        described = {k: v for k, v in self._config.to_dict().items() if k not in ignored}
+        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
+        for name, weight in sorted(self.model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
+        return f"{self.info.architecture}-{digest.hexdigest()[:32]}"
+
+    def save(self, folder: Path, dtype: torch.dtype) -> None:
+        """Write model, its weights as `dtype`, and tokenizer as a transformers folder."""
+        was = self.info.dtype
+        cast: dict[int, Tensor] = {}  # tied weights must stay one tensor, or they are stored twice
+        weights = {
+            name: cast.setdefault(weight.data_ptr(), weight.to(dtype))
+            for name, weight in self.model.state_dict().items()
+        }
+        self._config.dtype = dtype
+        try:
+            with _Quiet():
+                self.model.save_pretrained(folder, state_dict=weights)
+        finally:
+            self._config.dtype = was
+        self.codec.save(folder)
+
+    def _cache(self, past: KeyValues | None) -> CorrectedCache:
+        cache = CorrectedCache(config=self._config)
+        if past is not None:
+            for layer in range(past.keys.shape[1]):
+                cache.update(past.keys[:, layer], past.values[:, layer], layer)
+        return cache
+
+
+def _attention_mask(past: KeyValues, length: int) -> Tensor | None:
+    if bool(past.mask.all()):
+        return None
+    new = torch.ones(past.mask.shape[0], length, dtype=torch.bool, device=past.mask.device)
+    return torch.cat([past.mask, new], 1).long()
+
+
+def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone:
+    """Load or build the backbone that `config` describes; built weights depend on `seed` alone.
+
+    Raises:
+        ConfigError: device, folder, hub id, model type or its parameters cannot be used.
+    """
+    device = _device(config.device)
+    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    if config.path is not None:
+        source = _model_source(config.path)
+        try:
+            with _Quiet():
+                model = AutoModelForCausalLM.from_pretrained(source, **options)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(
+                f"backbone.path '{config.path}' is neither a model folder here nor a reachable hub "
+                f"model: {reason}"
+            ) from None
+        codec = load_codec(source)
+    else:
+        codec = load_codec(config.tokenizer)
+        described = _described(config, codec)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = AutoModelForCausalLM.from_config(described, **options)
+    model = model.to(device).eval()
+    model.requires_grad_(config.trainable)
+    return TransformersBackbone(model, codec)
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"backbone.device '{name}' is not a device: try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"backbone.device is '{name}', but no CUDA device is available: use cpu")
+    return device
+
+
+def _model_source(path: str) -> str:
+    inner = Path(path) / MODEL_FOLDER
+    return str(inner) if inner.is_dir() else path
+
+
+def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
+    params = {"vocab_size": codec.vocab_size, **config.params}
+    params.setdefault("bos_token_id", codec.start)
+    params.setdefault("eos_token_id", codec.end)
+    params.setdefault("pad_token_id", None)
+    try:
+        known = AutoConfig.for_model(str(config.type))
+    except ValueError:
+        raise ConfigError(f"backbone.type '{config.type}' is not a transformers type") from None
+    names = {*known.to_dict(), *type(known).attribute_map}
+    for name in config.params:
+        if name not in names:
+            raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
+    try:
+        return AutoConfig.for_model(str(config.type), **params)
+    except (TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"backbone.params do not describe a '{config.type}': {reason}") from None
+
+
+class _Quiet:
+    """Keeps transformers' bars for weight files off the screen: they are over before anyone reads them."""
+
+    def __enter__(self) -> None:
+        transformers_logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        transformers_logging.enable_progress_bar()

@@ -1,0 +1,46 @@
+"""`memwrite demo`: the main job end to end on one paragraph, with a report to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--config", default="configs/cram.yaml", show_default=True, help="YAML config.")
+@click.option("--context", help="UTF-8 text file; by default an embedded paragraph.")
+@click.option("--out", default="runs/demo", show_default=True, help="Folder for the report.")
+def demo(config: str, context: str | None, out: str) -> None:
+    """Write a paragraph into vectors, drop it, read it back, and measure.
+
+    Saves report.html and report.json.
+    """
+    from memwrite.cli.memory import read_text
+    from memwrite.evaluation.demo import PARAGRAPH, measure
+    from memwrite.evaluation.recall import differences
+    from memwrite.evaluation.report import save_report
+    from memwrite.progress import show_progress
+
+    text = read_text(context) if context else PARAGRAPH.read_text(encoding="utf-8").strip()
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with show_progress():
+        results = measure(config, text, folder)
+    click.echo(f"original ({results.text_bytes} bytes):\n  {text}\n")
+    click.echo("recalled from the state file alone:")
+    pieces = differences(text, results.main.text)
+    click.echo("  " + "".join(_marked(*piece) for piece in pieces) + "\n")
+    for line in results.lines():
+        click.echo(line)
+    save_report(results, folder)
+    click.echo(f"\nreport: {folder / 'report.html'}")
+
+
+def _marked(kind: str, original: str, recalled: str) -> str:
+    """Right text as it is; [-missing-] and {+wrong+} marked, in colour on a terminal."""
+    if kind == "equal":
+        return recalled
+    missing = click.style(f"[-{original}-]", fg="red") if original else ""
+    wrong = click.style(f"{{+{recalled}+}}", fg="yellow") if recalled else ""
+    return missing + wrong

@@ -1,0 +1,56 @@
+"""Entry point: the group of commands, and the one place that turns errors into sentences."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+import memwrite
+from memwrite.errors import MemwriteError
+
+
+class _Group(click.Group):
+    """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemwriteError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(2)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
+        except Exception as error:
+            if os.environ.get("MEMWRITE_DEBUG") == "1":
+                raise
+            click.echo(
+                f"Error: unexpected {type(error).__name__}: {' '.join(str(error).split())} "
+                f"(MEMWRITE_DEBUG=1 shows the traceback)",
+                err=True,
+            )
+            sys.exit(1)
+        except KeyboardInterrupt:
+            click.echo("Interrupted.", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(memwrite.__version__)
+def main() -> None:
+    """Write a context once into a small state, throw the context away, read answers from the state."""
+
+
+def _register() -> None:
+    from memwrite.cli.demo import demo
+    from memwrite.cli.memory import ask, recall, write
+    from memwrite.cli.plugins import plugins
+    from memwrite.cli.train import train
+
+    for command in (write, recall, ask, plugins, train, demo):
+        main.add_command(command)
+
+
+_register()

@@ -1,0 +1,147 @@
+"""`memwrite write`, `recall` and `ask`: text into a state file, and out of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from memwrite.errors import InputError, StorageError
+
+if TYPE_CHECKING:
+    from memwrite.memory import Memory
+    from memwrite.state import MemoryState
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@click.option("--context", required=True, help="UTF-8 text file to write; - for standard input.")
+@click.option("--out", required=True, help="State file to make.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def write(config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool) -> None:
+    """Write a text into a memory state.
+
+    CONFIG is a YAML file or a run folder; OVERRIDES change it, as in writer.params.slots=8.
+    """
+    text = read_text(context)
+    _check_target(Path(out))
+    from memwrite.memory import Memory
+    from memwrite.progress import show_progress
+
+    memory = Memory.from_config(config, overrides)
+    tokens = memory.encode(text)
+    with show_progress():
+        written = memory.write(tokens)
+    memory.save(written.state, out)
+    report = {
+        "out": out,
+        "text_bytes": len(text.encode()),
+        "tokens": int(tokens.lengths),
+        "state": {name: list(shape) for name, shape in written.state.spec.shapes.items()},
+        "state_bytes": written.state.nbytes,
+        **{name: float(values[-1, 0]) for name, values in written.trace.items() if len(values)},
+        "steps": max((len(values) for values in written.trace.values()), default=0),
+    }
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.echo(
+        f"{report['text_bytes']} bytes of text ({report['tokens']} tokens) -> {out}: "
+        f"{report['state_bytes']} bytes of state"
+    )
+    if "accuracy" in report:
+        click.echo(f"{report['accuracy']:.1%} of the tokens right after {report['steps']} steps")
+    room = memory.backbone.info.positions - memory.writer.reserve
+    if report["tokens"] > room:
+        click.echo(
+            f"Note: the text is longer than the model's {memory.backbone.info.positions} positions, so "
+            f"it was written in chunks of {room} tokens; later chunks may overwrite earlier ones.",
+            err=True,
+        )
+
+
+def _state_options(command: F) -> F:
+    for option in (
+        click.option("--backbone", help="Folder of the backbone; by default where the file says."),
+        click.option("--device", help="cpu, cuda, ...; by default where the writer ran."),
+        click.option("--force", is_flag=True, help="Read with another backbone all the same."),
+        click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+        click.argument("state"),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_state_options
+def recall(
+    state: str, backbone: str | None, device: str | None, force: bool, as_json: bool
+) -> None:
+    """Print the text that the state file STATE holds, decoded from the state alone."""
+    memory, loaded = _open(state, backbone, device, force)
+    text = memory.ask(loaded)
+    click.echo(json.dumps({"text": text, "state_bytes": loaded.nbytes}) if as_json else text)
+
+
+@click.command()
+@_state_options
+@click.argument("prompt")
+@click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1))
+def ask(
+    state: str,
+    prompt: str,
+    backbone: str | None,
+    device: str | None,
+    force: bool,
+    as_json: bool,
+    max_new_tokens: int,
+) -> None:
+    """Continue PROMPT given only the state file STATE."""
+    memory, loaded = _open(state, backbone, device, force)
+    answer = memory.ask(loaded, prompt, max_new_tokens=max_new_tokens)
+    click.echo(json.dumps({"prompt": prompt, "answer": answer}) if as_json else answer)
+
+
+def read_text(source: str) -> str:
+    """The text of a file, or of standard input for "-".
+
+    Raises:
+        InputError: it is missing, empty or not UTF-8.
+    """
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"the context '{source}' cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise InputError(f"the context '{source}' is not UTF-8 text: byte {error.start}") from None
+    if not text.strip():
+        raise InputError(f"the context '{source}' is empty: give a text to write")
+    return text
+
+
+def _open(
+    path: str, backbone: str | None, device: str | None, force: bool
+) -> tuple[Memory, MemoryState]:
+    from memwrite.memory import Memory
+
+    memory, state = Memory.load(path, backbone=backbone, device=device, force=force)
+    if state.batch_size not in (None, 1):
+        raise InputError(f"'{path}' holds {state.batch_size} memories, and this command reads one")
+    return memory, state
+
+
+def _check_target(path: Path) -> None:
+    """Before any work is done: whether its result can be stored."""
+    if not path.parent.is_dir():
+        raise StorageError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise StorageError(f"'{path}' cannot be written")

@@ -1,0 +1,58 @@
+"""`memwrite plugins`: what is installed, where it came from, whether it works, what fits what."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import click
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--traceback", is_flag=True, help="Show the traceback of what could not be loaded.")
+def plugins(as_json: bool, traceback: bool) -> None:
+    """List writers and readers with origin, version, health and the pairs that fit.
+
+    Plugins are code: a listed one has run. Exit code 2 when one is broken or two share a name.
+    """
+    from memwrite.plugins import registry
+
+    found = registry()
+    parts = [
+        {
+            "role": shelf.role,
+            "name": name,
+            "kinds": sorted([plugin.emits] if hasattr(plugin, "emits") else plugin.accepts),
+            "origin": owner.distribution,
+            "version": owner.version,
+            "health": "ok" if len(owners) == 1 else "conflict",
+            "summary": plugin.summary,
+        }
+        for shelf in (found.writers, found.readers)
+        for name, owners in shelf.entries.items()
+        for plugin, owner in owners
+    ]
+    pairs = [(writer.name, reader.name) for writer, reader in found.pairs()]
+    if as_json:
+        faults = [{"origin": str(f.owner), "error": str(f.error)} for f in found.faults]
+        click.echo(json.dumps({"plugins": parts, "pairs": pairs, "faults": faults}))
+    else:
+        columns = ("role", "name", "kinds", "origin", "version", "health", "summary")
+        rows = [columns, *(tuple(_cell(part[c]) for c in columns) for part in parts)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(columns))]
+        for row in rows:
+            click.echo(
+                "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+            )
+        click.echo("\npairs that fit: " + ", ".join(f"{w} + {r}" for w, r in pairs))
+    for fault in found.faults:
+        click.echo(f"Error: {fault.error}", err=True)
+        if traceback and fault.traceback:
+            click.echo(fault.traceback, err=True)
+    if found.faults:
+        sys.exit(2)
+
+
+def _cell(value: object) -> str:
+    return ", ".join(value) if isinstance(value, list) else str(value)

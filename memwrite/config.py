@@ -1,0 +1,179 @@
+"""YAML and overrides -> validated dataclasses. Every mistake gets one sentence: what, where, what is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from memwrite.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
+
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """Which language model, and how to hold it.
+
+    Attributes:
+        path: a folder (a run folder will do) or a hub id; or
+        type: a transformers model type ("llama", "gpt2") to build from scratch with `params`.
+        params: the fields of that type's configuration.
+        tokenizer: with `type`: "bytes", a folder with a tokenizer, or "bpe" to learn one in `memwrite train`.
+        dtype: "float32", "bfloat16", "float16" or "float64".
+        device: "cpu", "cuda", "cuda:1", ...
+        attention: "sdpa" (fast) or "eager" (needed by second-order gradients).
+        trainable: whether the model's own weights are trained along.
+    """
+
+    path: str | None = None
+    type: str | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    tokenizer: str = "bytes"
+    dtype: str = "float32"
+    device: str = "cpu"
+    attention: str = "sdpa"
+    trainable: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.path is None) == (self.type is None):
+            raise ConfigError("give either backbone.path or backbone.type, not both and not none")
+        for key, known in (
+            ("dtype", DTYPES),
+            ("attention", ("sdpa", "eager")),
+        ):
+            if (value := getattr(self, key)) not in known:
+                raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, known)}")
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """A writer, reader or task by its name in the registry, and its own parameters."""
+
+    name: str
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How `memwrite train` trains.
+
+    Attributes:
+        out: run folder; an unfinished run in it is resumed.
+        steps: optimiser steps.
+        batch_size: examples per step.
+        learning_rate: peak of a cosine schedule that ends at a fiftieth of it.
+        warmup: steps of linear warm-up.
+        weight_decay: of AdamW, on matrices.
+        clip: largest norm of the gradient.
+        every: steps between evaluations and checkpoints.
+        bf16: mixed precision; wants a GPU.
+        save_dtype: dtype of the saved backbone; "float16" halves its size.
+    """
+
+    out: str = "runs/train"
+    steps: int = 1000
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    every: int = 250
+    bf16: bool = False
+    save_dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        for key in ("steps", "batch_size", "every"):
+            if getattr(self, key) < 1:
+                raise ConfigError(f"training.{key} must be at least 1, got {getattr(self, key)}")
+        if self.save_dtype not in DTYPES:
+            hint = did_you_mean(self.save_dtype, DTYPES)
+            raise ConfigError(f"training.save_dtype = '{self.save_dtype}': {hint}")
+        if self.learning_rate <= 0:
+            raise ConfigError(f"training.learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole of a configuration file."""
+
+    backbone: BackboneConfig
+    writer: PartConfig = field(default_factory=lambda: PartConfig("no-memory"))
+    reader: PartConfig = field(default_factory=lambda: PartConfig("no-memory"))
+    task: PartConfig | None = None
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    seed: int = 0
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file (or take a mapping), apply `key.path=value` overrides, validate.
+
+    Raises:
+        ConfigError: the file is missing or not YAML, or a key, type or value is wrong.
+    """
+    for override in overrides:
+        if "=" not in override or override.startswith("="):
+            raise ConfigError(f"override '{override}' is not of the form key.path=value")
+    base = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    try:
+        changes = OmegaConf.from_dotlist(list(overrides))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"an override cannot be read: {_line(error)}") from None
+    return _merge(Config, [base, changes], "")
+
+
+def part_config(kind: type[T], params: Mapping[str, Any], where: str) -> T:
+    """`params` as the plugin's own dataclass; `where` ("writer.params") goes into messages.
+
+    Raises:
+        ConfigError: a key, type or value is wrong.
+    """
+    return _merge(kind, [dict(params)], f"{where}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain data, fit for JSON and YAML."""
+    return dataclasses.asdict(config)
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        data = OmegaConf.load(path)
+    except FileNotFoundError:
+        raise ConfigError(f"no configuration file at '{path}'") from None
+    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"'{path}' cannot be read as YAML: {_line(error)}") from None
+    if not OmegaConf.is_dict(data):
+        raise ConfigError(f"'{path}' should hold a mapping such as 'writer: {{name: gradient}}'")
+    return data
+
+
+def _merge(kind: type[T], layers: Sequence[Any], prefix: str) -> T:
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(kind), *layers)
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise ConfigError(f"{missing[0]} is required and not given")
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except ConfigKeyError as error:
+        known = [f.name for f in dataclasses.fields(cast(Any, error.object_type or kind))]
+        where, name = error.full_key or "?", str(error.key)
+        raise ConfigError(f"unknown key {prefix}{where} ({did_you_mean(name, known)})") from None
+    except OmegaConfBaseException as error:
+        where = f"{prefix}{error.full_key}: " if error.full_key else prefix
+        raise ConfigError(f"{where}{_line(error)}") from None
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{prefix}{_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    """The message of `error` in one line, without the details OmegaConf appends."""
+    return " ".join(str(error).split("\n    full_key")[0].split())

@@ -1,0 +1,62 @@
+"""Every error a user can meet; each message says what happened, where, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MemwriteError(Exception):
+    """Base of all errors that memwrite raises on purpose."""
+
+
+class PluginError(MemwriteError):
+    """Something is wrong with a plugin or with asking for one."""
+
+
+class PluginNotFound(PluginError):
+    """No installed plugin provides the name asked for."""
+
+
+class PluginBroken(PluginError):
+    """A plugin raised while it was imported or while its hook ran, or declared something unusable."""
+
+
+class PluginConflict(PluginError):
+    """Two distributions provide one name."""
+
+
+class PluginApiMismatch(PluginError):
+    """A plugin was built for another version of the plugin API."""
+
+
+class ConfigError(MemwriteError, ValueError):
+    """A configuration key, type or value is wrong."""
+
+
+class InputError(MemwriteError, ValueError):
+    """A context or query cannot be used: empty, undecodable, missing or too long."""
+
+
+class IncompatiblePair(MemwriteError):
+    """A reader does not accept the kind of state its writer emits."""
+
+
+class ContractViolation(MemwriteError):
+    """A plugin broke its own declaration, for instance the shapes of its StateSpec."""
+
+
+class DivergenceError(MemwriteError, ArithmeticError):
+    """A write produced numbers that are not finite."""
+
+
+class StorageError(MemwriteError):
+    """A file is missing, damaged, not ours, or was written for another backbone."""
+
+
+def did_you_mean(name: str, options: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest option when there is one, and all options."""
+    known = sorted(options)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"{hint}known: {', '.join(known) or 'none'}"

@@ -1,0 +1,410 @@
+"""Memory = backbone + writer + reader: write, read, generate, ask, train, save, load."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import memwrite
+from memwrite import reading
+from memwrite.backbone import MODEL_FOLDER, TransformersBackbone, load_backbone
+from memwrite.config import BackboneConfig, Config, load_config, part_config, to_dict
+from memwrite.errors import (
+    ConfigError,
+    ContractViolation,
+    DivergenceError,
+    IncompatiblePair,
+    InputError,
+    StorageError,
+)
+from memwrite.plugins import registry
+from memwrite.protocols import (
+    Reader,
+    ReadOutput,
+    Writer,
+    Written,
+)
+from memwrite.state import MemoryState, Tokens
+from memwrite.storage import (
+    FORMAT,
+    Header,
+    StateFile,
+    StoredSpec,
+    load_state,
+    save_state,
+    write_bytes,
+)
+
+CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What training feeds.
+
+    Attributes:
+        context: (B, T), written once per row.
+        queries: (B, T) or (B, Q, T): the rows' queries with their answers behind them.
+        labels: like queries.ids: the token id to be predicted AT that place from all before it; -100 where
+            nothing is asked.
+    """
+
+    context: Tokens
+    queries: Tokens
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class MemoryOutput:
+    """`loss` with its graph; `logits` as in `ReadOutput`; `losses`: name -> mean, detached."""
+
+    loss: Tensor
+    logits: Tensor
+    losses: Mapping[str, Tensor]
+
+
+class Memory(nn.Module):
+    """A backbone with a writer and a reader that fit.
+
+    Args:
+        backbone: the language model.
+        writer: None for a memory that only reads, as one loaded from a state file.
+        reader: must accept the writer's kind of state.
+        config: what it was built from; goes into the files it saves.
+
+    Raises:
+        IncompatiblePair: the reader does not accept what the writer emits.
+    """
+
+    def __init__(
+        self, backbone: TransformersBackbone, writer: Writer | None, reader: Reader, config: Config
+    ) -> None:
+        super().__init__()
+        if writer is not None:
+            _check_pair(config, writer.spec.kind, reader.accepts)
+        self.backbone = backbone
+        self.config = config
+        self.model = backbone.model
+        self.writer: Any = writer
+        self.reader: Any = reader
+
+    # ---- building, loading, saving -------------------------------------------------------------
+
+    @classmethod
+    def from_config(
+        cls, source: str | Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()
+    ) -> Memory:
+        """Build from a YAML file, a mapping, a `Config`, or a run folder (with its trained weights).
+
+        Raises:
+            ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
+            StorageError: the run folder's weights do not fit.
+        """
+        folder = Path(source) if isinstance(source, (str, Path)) and Path(source).is_dir() else None
+        if not isinstance(source, Config):
+            config = load_config(folder / CONFIG_FILE if folder else source, overrides)
+        else:
+            config = source
+        if folder and (folder / MODEL_FOLDER).is_dir():
+            trained = replace(config.backbone, path=str(folder), type=None, params={})
+            config = replace(config, backbone=trained)
+        found = registry()
+        writers, readers = found.writer(config.writer.name), found.reader(config.reader.name)
+        _check_pair(config, writers.emits, readers.accepts)
+        writer_config = part_config(writers.config, config.writer.params, "writer.params")
+        reader_config = part_config(readers.config, config.reader.params, "reader.params")
+        backbone = load_backbone(config.backbone, config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            writer = writers.build(writer_config, backbone)
+            reader = readers.build(reader_config, backbone, writer.spec)
+        memory = cls(backbone, writer, reader, config)
+        memory.to(backbone.info.device).eval()
+        if folder and (folder / WEIGHTS_FILE).exists():
+            memory._load_weights(folder / WEIGHTS_FILE)
+        return memory
+
+    def save_run(self, folder: str | Path) -> None:
+        """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
+        where it was trained or built from scratch.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.config.backbone.trainable or self.config.backbone.type is not None:
+            dtype = getattr(torch, self.config.training.save_dtype)
+            self.backbone.save(folder / MODEL_FOLDER, dtype)
+        if weights := self._part_weights():
+            write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+        write_bytes(
+            folder / CONFIG_FILE, yaml.safe_dump(to_dict(self.config), sort_keys=False).encode()
+        )
+
+    def save(self, state: MemoryState, path: str | Path) -> None:
+        """Write a state file: state, reader, fingerprint, provenance; never the text.
+
+        Raises:
+            StorageError: the place cannot be written.
+        """
+        header = Header(
+            format=FORMAT,
+            spec=StoredSpec.of(state.spec),
+            fingerprint=self.backbone.fingerprint,
+            backbone=to_dict(self.config.backbone),
+            seed=self.config.seed,
+            reader=self.config.reader,
+            writer=self.config.writer,
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            memwrite=memwrite.__version__,
+        )
+        save_state(path, StateFile(header, state, self.reader.state_dict()))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        backbone: str | None = None,
+        device: str | None = None,
+        force: bool = False,
+    ) -> tuple[Memory, MemoryState]:
+        """Open a state file: a memory that reads, and its state.
+
+        Args:
+            path: the state file.
+            backbone: folder of the backbone; by default where the file says it was. Never downloads.
+            device: by default where the writer ran.
+            force: accept another backbone than the one the state was written for.
+
+        Raises:
+            StorageError: the file cannot be used, or is for another backbone.
+            PluginError: its reader is not installed.
+        """
+        file = load_state(path)
+        header = file.header
+        part = part_config(BackboneConfig, header.backbone, "backbone")
+        if backbone is not None:
+            part = replace(part, path=backbone, type=None, params={})
+        if part.path is not None and not Path(part.path).is_dir():
+            raise StorageError(
+                f"'{path}' needs the backbone {header.fingerprint}, last seen in '{part.path}', which is "
+                f"no folder here: name its folder with --backbone"
+            )
+        part = replace(part, device=device or part.device, trainable=False)
+        reader_plugin = registry().reader(header.reader.name)
+        reader_config = part_config(reader_plugin.config, header.reader.params, "reader.params")
+        loaded = load_backbone(part, header.seed)
+        if loaded.fingerprint != header.fingerprint and not force:
+            raise StorageError(
+                f"'{path}' was written for the backbone {header.fingerprint}, but "
+                f"'{part.path or part.type}' is {loaded.fingerprint}: name the right folder with "
+                f"--backbone, or force it"
+            )
+        reader: Any = reader_plugin.build(reader_config, loaded, file.state.spec)
+        if reader.state_dict().keys() != file.weights.keys():
+            raise StorageError(f"'{path}' lacks weights of its reader '{header.reader.name}'")
+        reader.load_state_dict(file.weights)
+        config = Config(part, header.writer, header.reader, seed=header.seed)
+        memory = cls(loaded, None, reader, config)
+        memory.to(loaded.info.device).eval()
+        return memory, file.state.to(loaded.info.device)
+
+    # ---- write ---------------------------------------------------------------------------------
+
+    def encode(self, texts: str | Sequence[str]) -> Tokens:
+        """Contexts as tokens, one row per text, each closed by the end token.
+
+        Raises:
+            InputError: a text is empty.
+        """
+        rows = []
+        for text in [texts] if isinstance(texts, str) else texts:
+            if not text.strip():
+                raise InputError("the context is empty: give a text to write")
+            rows.append([*self.backbone.codec.encode(text), self.backbone.info.end])
+        return Tokens.from_rows(rows, self.backbone.info.device)
+
+    def write(
+        self, context: str | Sequence[str] | Tokens, state: MemoryState | None = None
+    ) -> Written:
+        """Write contexts into states, one per row, in chunks where a context is longer than the model's positions.
+
+        Keeps a graph only in training mode and where grad mode is on.
+
+        Args:
+            context: texts, or tokens (B, T).
+            state: what the memories held before; by default nothing.
+
+        Raises:
+            InputError: a text is empty, or this memory has no writer.
+            ContractViolation: the writer broke its own spec.
+            DivergenceError: a state is not finite.
+        """
+        tokens = context if isinstance(context, Tokens) else self.encode(context)
+        if self.writer is None:
+            raise InputError("this memory was opened from a state file and can only read")
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
+            packed = tokens.to(self.backbone.info.device).packed()
+            if state is None:
+                state = self.writer.init(packed.ids.shape[0])
+            room = self.backbone.info.positions - self.writer.reserve
+            if room < 1:
+                raise ConfigError(
+                    f"writer '{self.config.writer.name}' uses {self.writer.reserve} positions besides the "
+                    f"context, but the model has only {self.backbone.info.positions}: use fewer slots"
+                )
+            parts = []
+            for start in range(0, max(packed.ids.shape[1], 1), room):
+                chunk = packed.columns(start, start + room)
+                written = self.writer.write(state, chunk)
+                self._check(written)
+                state = written.state
+                parts.append((written, chunk.lengths))
+        return _joined(parts)
+
+    def _check(self, written: Written) -> None:
+        spec, state = self.writer.spec, written.state
+        if state.spec != spec and (spec.bounded or state.spec.kind != spec.kind):
+            raise ContractViolation(
+                f"writer '{self.config.writer.name}' declared {spec} but wrote {state.spec}"
+            )
+        for name, tensor in state.tensors.items():
+            finite = tensor.isfinite().reshape(tensor.shape[0], -1).all(1)
+            if not finite.all():
+                rows = (~finite).nonzero().flatten().tolist()
+                raise DivergenceError(
+                    f"writer '{self.config.writer.name}' diverged: '{name}' is not finite in row(s) "
+                    f"{rows}: use a smaller step size or clip its gradient"
+                )
+
+    # ---- read ----------------------------------------------------------------------------------
+
+    def read(self, state: MemoryState, query: Tokens) -> ReadOutput:
+        """Logits of [state; query]; the Q queries of a row share its state, prefilled once.
+
+        Args:
+            state: B memories.
+            query: (B, T) or (B, Q, T).
+
+        Raises:
+            InputError: the query does not fit the state's batch or the model's positions.
+        """
+        query = self._fitting(state, query)
+        return reading.read(self.backbone, self.reader.condition(state), query)
+
+    @torch.no_grad()
+    def generate(self, state: MemoryState, query: Tokens | None = None, **options: Any) -> Tensor:
+        """Continue each query given its state alone, by transformers' `generate`.
+
+        Args:
+            state: B memories.
+            query: (B, T) or (B, Q, T); None starts from the memory itself.
+            options: of `generate`; `max_new_tokens` is bounded by the model's positions.
+
+        Returns:
+            (B[, Q], T') ids, after the first end token filled up with end tokens. With
+            `num_return_sequences` n, n rows in turn for each query, (B·Q·n, T').
+        """
+        if query is None:
+            query = Tokens.from_rows([[]] * (state.batch_size or 1))
+        query = self._fitting(state, query)
+        new = reading.generate(self.backbone, self.reader.condition(state), query, options)
+        rows = query.ids.shape[:-1]
+        return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
+
+    def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
+        if state.batch_size not in (None, query.ids.shape[0]):
+            raise InputError(
+                f"the state holds {state.batch_size} rows, but the query {query.ids.shape[0]}"
+            )
+        return query.to(self.backbone.info.device)
+
+    def ask(self, state: MemoryState, prompt: str = "", **options: Any) -> str:
+        """Continue `prompt` given one memory alone; with no prompt, what the memory itself says.
+
+        Args:
+            state: one row.
+            prompt: text.
+            options: as in `generate`.
+        """
+        ids = self.backbone.codec.encode(prompt)
+        row = self.generate(state, Tokens.from_rows([ids]), **options)[0].tolist()
+        end = self.backbone.info.end
+        return self.backbone.codec.decode(row[: row.index(end)] if end in row else row)
+
+    # ---- train ---------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> MemoryOutput:
+        """Write the contexts, read the queries, and compare with the labels.
+
+        The loss is the mean cross-entropy over all labelled tokens, plus the mean of each of the writer's losses.
+        """
+        written = self.write(batch.context)
+        output = self.read(written.state, batch.queries)
+        first = output.first
+        if first is None:
+            first = torch.zeros_like(output.logits[:, ..., 0, :])
+        elif output.logits.ndim == 4:
+            first = first[:, None].expand_as(output.logits[:, :, 0])
+        labels = batch.labels.to(output.logits.device)
+        if output.first is None:
+            labels = torch.cat([torch.full_like(labels[..., :1], -100), labels[..., 1:]], -1)
+        predicted = torch.cat([first[..., None, :], output.logits[..., :-1, :]], -2)
+        target = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
+        losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
+        total = torch.stack(list(losses.values())).sum()
+        return MemoryOutput(total, output.logits, {n: loss.detach() for n, loss in losses.items()})
+
+    # ---- weights -------------------------------------------------------------------------------
+
+    def _part_weights(self) -> dict[str, Tensor]:
+        """Weights of writer and reader, without the backbone's."""
+        return {
+            f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
+            for part, module in (("writer", self.writer), ("reader", self.reader))
+            if module is not None
+            for name, tensor in module.state_dict().items()
+        }
+
+    def _load_weights(self, path: Path) -> None:
+        try:
+            weights = safetensors.torch.load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
+        if weights.keys() != self._part_weights().keys():
+            raise StorageError(f"'{path}' holds other weights than writer and reader have")
+        try:
+            self.load_state_dict(weights, strict=False)
+        except RuntimeError as error:
+            raise StorageError(f"'{path}' does not fit: {' '.join(str(error).split())}") from None
+
+
+def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:
+    if kind not in accepts:
+        raise IncompatiblePair(
+            f"reader '{config.reader.name}' reads {' or '.join(sorted(accepts))} states, but writer "
+            f"'{config.writer.name}' emits '{kind}' states: see the pairs in `memwrite plugins`"
+        )
+
+
+def _joined(parts: Sequence[tuple[Written, Tensor]]) -> Written:
+    """The writes of one context's chunks as one: the last state, losses weighted by tokens, traces in a row."""
+    if len(parts) == 1:
+        return parts[0][0]
+    total = torch.stack([lengths for _, lengths in parts]).sum(0).clamp(min=1)
+    names, traces = parts[0][0].losses, parts[0][0].trace
+    losses = {
+        n: torch.stack([w.losses[n] * lengths / total for w, lengths in parts]).sum(0)
+        for n in names
+    }
+    trace = {n: torch.cat([w.trace[n] for w, _ in parts]) for n in traces}
+    return Written(parts[-1][0].state, losses, trace)

@@ -1,0 +1,265 @@
+"""Plugin declarations, the two hooks, and guarded discovery: one broken plugin never stops the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import os
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache, partial
+from typing import Any, Generic, Literal, TypeVar, cast, get_args
+
+import pluggy
+
+import memwrite
+from memwrite.errors import (
+    PluginApiMismatch,
+    PluginBroken,
+    PluginConflict,
+    PluginError,
+    PluginNotFound,
+    did_you_mean,
+)
+from memwrite.protocols import Backbone, Reader, Writer
+from memwrite.state import StateSpec
+
+GROUP = "memwrite"
+API = 1
+
+Capability = Literal[
+    "streaming", "chunk-exact", "differentiable", "order-free", "mergeable", "online"
+]
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@dataclass(frozen=True)
+class WriterPlugin:
+    """Declares a writer.
+
+    Attributes:
+        api: version of this plugin API, a literal.
+        name: what configs call it.
+        summary: one line for `memwrite plugins`.
+        config: a module-level frozen dataclass; its `__post_init__` validates.
+        build: makes the writer, an nn.Module, from a config and the backbone.
+        emits: the kind of its states.
+        capabilities: promises beyond those that bind everyone; each is held to by a law.
+    """
+
+    api: Literal[1]
+    name: str
+    summary: str
+    config: type[Any]
+    build: Callable[[Any, Backbone], Writer]
+    emits: str
+    capabilities: frozenset[Capability] = frozenset()
+
+
+@dataclass(frozen=True)
+class ReaderPlugin:
+    """Declares a reader; attributes as in `WriterPlugin`, `accepts` being the kinds of state it reads."""
+
+    api: Literal[1]
+    name: str
+    summary: str
+    config: type[Any]
+    build: Callable[[Any, Backbone, StateSpec], Reader]
+    accepts: frozenset[str]
+
+
+class Hooks:
+    """The hooks that a plugin module may implement, each marked with `hookimpl`."""
+
+    @hookspec
+    def memwrite_writers(self) -> Sequence[WriterPlugin]:
+        """The writers this distribution provides."""
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_readers(self) -> Sequence[ReaderPlugin]:
+        """The readers this distribution provides."""
+        raise AssertionError("hook specifications are never called")
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The distribution a plugin came with, and the name of its entry point."""
+
+    distribution: str
+    version: str
+    entry_point: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Why a plugin, or one name, cannot be used."""
+
+    owner: Owner
+    error: PluginError
+    traceback: str = ""
+
+
+P = TypeVar("P", WriterPlugin, ReaderPlugin)
+
+
+@dataclass
+class Shelf(Generic[P]):
+    """All plugins of one role, by name; a name on it may have several owners, which is a conflict."""
+
+    role: str
+    entries: dict[str, list[tuple[P, Owner]]] = field(default_factory=dict)
+
+    def add(self, plugin: P, owner: Owner) -> None:
+        self.entries.setdefault(plugin.name, []).append((plugin, owner))
+
+    def conflicts(self) -> list[Fault]:
+        """A fault for every name provided twice."""
+        return [
+            Fault(owners[0][1], self._conflict(name, owners))
+            for name, owners in self.entries.items()
+            if len(owners) > 1
+        ]
+
+    def _conflict(self, name: str, owners: Sequence[tuple[P, Owner]]) -> PluginConflict:
+        who = " and ".join(str(owner) for _, owner in owners)
+        return PluginConflict(f"the {self.role} '{name}' is provided by {who}: uninstall one")
+
+    def get(self, name: str, faults: Iterable[Fault]) -> P:
+        """The plugin of that name.
+
+        Raises:
+            PluginConflict: two distributions provide it.
+            PluginBroken, PluginApiMismatch: it belongs to a plugin that could not be loaded.
+            PluginNotFound: nobody provides it.
+        """
+        owners = self.entries.get(name)
+        if owners and len(owners) > 1:
+            raise self._conflict(name, owners)
+        if owners:
+            return owners[0][0]
+        faults = list(faults)
+        for fault in faults:
+            if name in (fault.owner.entry_point, fault.owner.distribution):
+                raise fault.error
+        broken = "".join(f"; not loaded: {fault.error}" for fault in faults)
+        hint = did_you_mean(name, self.entries)
+        raise PluginNotFound(f"no installed {self.role} is called '{name}' ({hint}{broken})")
+
+
+@dataclass
+class Registry:
+    """Everything that was discovered."""
+
+    writers: Shelf[WriterPlugin] = field(default_factory=lambda: Shelf("writer"))
+    readers: Shelf[ReaderPlugin] = field(default_factory=lambda: Shelf("reader"))
+    broken: list[Fault] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Plugins that could not be loaded, and names provided twice."""
+        return [*self.broken, *self.writers.conflicts(), *self.readers.conflicts()]
+
+    def writer(self, name: str) -> WriterPlugin:
+        """The writer of that name; raises as `Shelf.get`."""
+        return self.writers.get(name, self.broken)
+
+    def reader(self, name: str) -> ReaderPlugin:
+        """The reader of that name; raises as `Shelf.get`."""
+        return self.readers.get(name, self.broken)
+
+    def pairs(self) -> list[tuple[WriterPlugin, ReaderPlugin]]:
+        """Every writer with every reader that accepts its kind of state."""
+        return [
+            (writer, reader)
+            for [(writer, _), *_] in self.writers.entries.values()
+            for [(reader, _), *_] in self.readers.entries.values()
+            if writer.emits in reader.accepts
+        ]
+
+
+@cache
+def registry() -> Registry:
+    """The registry of this process: built-ins, then every installed entry point of the group "memwrite".
+
+    `MEMWRITE_NO_PLUGINS=1` leaves out the entry points; `MEMWRITE_STRICT=1` raises at the first fault.
+    """
+    sources: list[tuple[Owner, Callable[[], object]]] = [
+        (
+            Owner(GROUP, memwrite.__version__, name),
+            partial(importlib.import_module, f"memwrite.{name}"),
+        )
+        for name in ("readers", "baselines")
+    ]
+    if os.environ.get("MEMWRITE_NO_PLUGINS") != "1":
+        points = importlib.metadata.entry_points(group=GROUP)
+        for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
+            dist = point.dist
+            owner = Owner(
+                dist.name if dist else "unknown", dist.version if dist else "?", point.name
+            )
+            sources.append((owner, point.load))
+    found = discover(sources)
+    if os.environ.get("MEMWRITE_STRICT") == "1":
+        for fault in found.faults:
+            raise fault.error
+    return found
+
+
+def discover(sources: Iterable[tuple[Owner, Callable[[], object]]]) -> Registry:
+    """Load each (owner, loader of its hook module), guarding the import and each hook call apart."""
+    found = Registry()
+    for owner, load in sources:
+        try:
+            manager = pluggy.PluginManager(GROUP)
+            manager.add_hookspecs(Hooks)
+            manager.register(load())
+            manager.check_pending()
+        except BaseException as error:
+            found.broken.append(_fault(owner, "could not be imported", error))
+            continue
+        for hook, role, shelf in (
+            (manager.hook.memwrite_writers, WriterPlugin, found.writers),
+            (manager.hook.memwrite_readers, ReaderPlugin, found.readers),
+        ):
+            for implementation in hook.get_hookimpls():
+                try:
+                    declared: list[Any] = list(implementation.function())  # type: ignore[call-overload]
+                    for plugin in declared:
+                        _check(plugin, role)
+                except BaseException as error:
+                    found.broken.append(_fault(owner, f"failed in {hook.name}()", error))
+                    continue
+                for plugin in declared:
+                    cast("Shelf[Any]", shelf).add(plugin, owner)
+    return found
+
+
+def _fault(owner: Owner, what: str, error: BaseException) -> Fault:
+    if isinstance(error, KeyboardInterrupt):
+        raise error
+    kind = PluginApiMismatch if isinstance(error, PluginApiMismatch) else PluginBroken
+    reason = " ".join(str(error).split()) or "no message"
+    sentence = f"the plugin {owner} {what}: {type(error).__name__}: {reason}"
+    return Fault(owner, kind(sentence), "".join(traceback.format_exception(error)))
+
+
+def _check(plugin: object, role: type[WriterPlugin] | type[ReaderPlugin]) -> None:
+    if not isinstance(plugin, role):
+        raise PluginBroken(f"the hook returned a {type(plugin).__name__}, not a {role.__name__}")
+    if plugin.api != API:
+        raise PluginApiMismatch(
+            f"'{plugin.name}' was built for plugin API {plugin.api}, this memwrite has {API}"
+        )
+    if not (isinstance(plugin.config, type) and dataclasses.is_dataclass(plugin.config)):
+        raise PluginBroken(f"the config of '{plugin.name}' must be a dataclass type")
+    unknown = set(getattr(plugin, "capabilities", ())) - set(get_args(Capability))
+    if unknown:
+        raise PluginBroken(f"'{plugin.name}' declares unknown capabilities {sorted(unknown)}")

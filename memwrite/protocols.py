@@ -1,0 +1,254 @@
+"""The contracts between core and plugins. A plugin author reads this file and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from memwrite.state import MemoryState, StateSpec, Tokens
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Past keys and values of every layer, after key norm and rotary embedding.
+
+    Attributes:
+        keys: (B, L, Hkv, M, Dh).
+        values: (B, L, Hkv, M, Dh).
+        mask: (B, M) bool, True where a slot is real.
+        next_position: (B,) int64, the position of the token that follows.
+    """
+
+    keys: Tensor
+    values: Tensor
+    mask: Tensor
+    next_position: Tensor
+
+    def rows(self, index: Tensor) -> KeyValues:
+        """The rows that `index` (N,) names; a row may be named many times."""
+        return KeyValues(
+            *(t[index] for t in (self.keys, self.values, self.mask, self.next_position))
+        )
+
+    def drop_last(self) -> KeyValues:
+        """Without the last slot, which must be real in every row."""
+        return KeyValues(
+            self.keys[..., :-1, :],
+            self.values[..., :-1, :],
+            self.mask[:, :-1],
+            self.next_position - 1,
+        )
+
+
+#: What to add to the outputs of a layer's projections, by name: "q", "k", "v", "o". Either a tensor
+#: (B, T, width of that projection) or a function of the projection's own input (B, T, its width).
+Additions = Mapping[str, Tensor | Callable[[Tensor], Tensor]]
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A memory's effect on one attention layer: hidden states -> additions to q, k, v, o.
+
+    Attributes:
+        tensors: name -> (B, ...): all that differs from row to row, so that rows can be reordered.
+        apply: pure function of (tensors, hidden (B, T, D)) giving the additions.
+    """
+
+    tensors: Mapping[str, Tensor]
+    apply: Callable[[Mapping[str, Tensor], Tensor], Additions]
+
+    def __call__(self, hidden: Tensor) -> Additions:
+        return self.apply(self.tensors, hidden)
+
+    def rows(self, index: Tensor) -> Correction:
+        """The rows that `index` (N,) names; a row may be named many times."""
+        return replace(self, tensors={n: t[index.to(t.device)] for n, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """The only ways a memory may enter a model; the core applies them, in this order.
+
+    Attributes:
+        key_values: per-layer past keys and values that come first.
+        prefix: (B, M, D) embeddings that come next, before the query.
+        corrections: layer -> correction, in force for prefix and query.
+    """
+
+    prefix: Tensor | None = None
+    key_values: KeyValues | None = None
+    corrections: Mapping[int, Correction] | None = None
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write gives back.
+
+    Attributes:
+        state: the new state.
+        losses: name -> (B,) with its graph; training adds the mean of each to its loss.
+        trace: name -> (steps, B), detached: what happened while writing, for people to look at.
+    """
+
+    state: MemoryState
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    trace: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ReadOutput:
+    """What a read gives back.
+
+    Attributes:
+        logits: (B[, Q], Tq, V) float32; column j predicts the token after query token j. Zero at padding.
+        first: (B, V) float32, the prediction of the first query token from the last memory position; None
+            where the memory has no position of its own.
+    """
+
+    logits: Tensor
+    first: Tensor | None
+
+
+@dataclass(frozen=True)
+class BackboneInfo:
+    """What there is to know about a backbone without touching it.
+
+    Attributes:
+        architecture: the model's family, for instance "llama".
+        hidden_size: D.
+        layers: number of attention layers.
+        heads: query heads per layer.
+        kv_heads: key and value heads per layer.
+        head_dim: Dh.
+        vocab_size: V.
+        positions: the longest sequence it can take.
+        start: id of the token that opens a text.
+        end: id of the token that closes a text.
+        dtype: of its weights.
+        device: of its weights.
+        double_backward: whether a gradient through it can be differentiated again.
+    """
+
+    architecture: str
+    hidden_size: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab_size: int
+    positions: int
+    start: int
+    end: int
+    dtype: torch.dtype
+    device: torch.device
+    double_backward: bool
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run of a backbone: hidden (B, T, D) after the final norm; key_values of past and new tokens, if kept."""
+
+    hidden: Tensor
+    key_values: KeyValues | None = None
+
+
+class Backbone(Protocol):
+    """A causal language model, as writers see it. It is not an nn.Module, so holding it registers nothing."""
+
+    @property
+    def info(self) -> BackboneInfo: ...
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, T) int64 -> (B, T, D): what the first layer receives, embedding scale included."""
+        ...
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        *,
+        past: KeyValues | None = None,
+        corrections: Mapping[int, Correction] | None = None,
+        keep: bool = False,
+    ) -> Pass:
+        """Run (B, T, D) embeddings, real ones first in their rows, behind `past`.
+
+        No mask is needed: attention is causal and padding comes last, so no real token sees it.
+        `keep` asks for the keys and values, those of padding included.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) in float32 (float64 for a float64 model)."""
+        ...
+
+
+class Writer(Protocol):
+    """Turns contexts into states. An nn.Module, built by `WriterPlugin.build(config, backbone)`.
+
+    Its parameters are learned; the state is never one of them, nor a buffer or an attribute.
+    """
+
+    @property
+    def spec(self) -> StateSpec: ...
+
+    @property
+    def reserve(self) -> int:
+        """Positions of the backbone that one write uses besides the context's own."""
+        ...
+
+    def init(self, batch_size: int, /) -> MemoryState:
+        """The state of B memories that have read nothing."""
+        ...
+
+    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+        """A new state that has also read `context` (B, T); never in place.
+
+        A row without real tokens returns its state unchanged. Keeps a graph only where grad mode is on.
+        """
+        ...
+
+
+@runtime_checkable
+class OnlineWriter(Writer, Protocol):
+    """A writer that reads while it writes, layer by layer (delta rule)."""
+
+    def scan(
+        self,
+        layer: int,
+        hidden: Tensor,
+        mask: Tensor,
+        segments: Tensor | None,
+        queries: Tensor,
+        state: MemoryState,
+        write: bool,
+    ) -> tuple[Tensor, MemoryState]:
+        """hidden (B, T, D), mask (B, T), queries (B, T, H, Dk) -> reads (B, T, H, Dv) and the new state."""
+        ...
+
+
+class Reader(Protocol):
+    """Turns states into conditionings. An nn.Module, built by `ReaderPlugin.build(config, backbone, spec)`."""
+
+    @property
+    def accepts(self) -> frozenset[str]: ...
+
+    def condition(self, state: MemoryState, /) -> Conditioning:
+        """How this state enters the model. It never runs the model and never sees the context."""
+        ...
+
+
+@runtime_checkable
+class LayerReader(Reader, Protocol):
+    """A reader whose corrections come from per-layer queries to a matrix state."""
+
+    def queries(self, layer: int, hidden: Tensor) -> Tensor:
+        """hidden (B, T, D) -> queries (B, T, H, Dk)."""
+        ...
+
+    def correct(self, layer: int, reads: Tensor) -> Additions:
+        """reads (B, T, H, Dv) -> additions to the layer's projections."""
+        ...

@@ -1,0 +1,114 @@
+"""Run a backbone under a conditioning: the memory is prefilled once, every query and decode step reuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memwrite.backbone import TransformersBackbone
+from memwrite.errors import ConfigError, InputError
+from memwrite.protocols import Conditioning, Correction, KeyValues, ReadOutput
+from memwrite.state import Tokens
+
+
+def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Tokens) -> ReadOutput:
+    """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
+    packed, order = query.flat().pack()
+    copies = _copies(query)
+    corrections = _rows(conditioning, copies)
+    embeddings = backbone.embed(packed.ids)
+    if backbone.caches:
+        past, first = _prefill(backbone, conditioning)
+        past = None if past is None else past.rows(copies)
+        hidden = backbone.forward(embeddings, past=past, corrections=corrections).hidden
+    else:
+        hidden, first = _unrolled(backbone, conditioning, embeddings, copies)
+    logits = backbone.logits(hidden) * packed.mask[..., None]
+    full = logits.new_zeros(*query.flat().ids.shape, logits.shape[-1])
+    full = full.scatter(1, order[..., None].expand_as(logits), logits)
+    return ReadOutput(full.reshape(*query.ids.shape, logits.shape[-1]), first)
+
+
+def generate(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
+    info = backbone.info
+    packed, copies = query.flat().packed(), _copies(query)
+    past, _ = _prefill(backbone, conditioning)
+    past = None if past is None else past.rows(copies)
+    last = None
+    if not packed.ids.shape[1] and conditioning.prefix is not None and past is not None:
+        past, last = past.drop_last(), conditioning.prefix[copies, -1:].to(info.dtype)
+    elif not packed.mask.any(1).all():
+        packed = _started(packed, info.start)
+    used = packed.ids.shape[1] + (0 if past is None else int(past.next_position.max()))
+    room = info.positions - used - (last is not None)
+    if room < 1:
+        raise InputError(f"memory and query fill all {info.positions} positions of the model")
+    wanted = int(options.get("max_new_tokens") or room)
+    return backbone.generate(
+        packed,
+        past=past,
+        last=last,
+        corrections=_rows(conditioning, copies),
+        options={"do_sample": False, **options, "max_new_tokens": min(wanted, room)},
+    )
+
+
+def _copies(query: Tokens) -> Tensor:
+    """For each flat query the row of its state."""
+    rows = torch.arange(query.ids.shape[0], device=query.ids.device)
+    return rows if query.ids.ndim == 2 else rows.repeat_interleave(query.ids.shape[1])
+
+
+def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, Correction] | None:
+    if not conditioning.corrections:
+        return None
+    return {layer: c.rows(copies) for layer, c in conditioning.corrections.items()}
+
+
+def _prefill(
+    backbone: TransformersBackbone, conditioning: Conditioning
+) -> tuple[KeyValues | None, Tensor | None]:
+    """Keys and values of the whole memory, and the logits at its last position."""
+    if conditioning.prefix is None:
+        return conditioning.key_values, None
+    done = backbone.forward(
+        conditioning.prefix,
+        past=conditioning.key_values,
+        corrections=conditioning.corrections,
+        keep=True,
+    )
+    return done.key_values, backbone.logits(done.hidden[:, -1])
+
+
+def _unrolled(
+    backbone: TransformersBackbone, conditioning: Conditioning, embeddings: Tensor, copies: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The naive run, which gradient checkpointing needs: every query behind its own copy of the prefix."""
+    if conditioning.key_values is not None:
+        raise ConfigError(
+            "gradient checkpointing drops past keys and values, which this reader needs: turn one off"
+        )
+    prefix, corrections = conditioning.prefix, _rows(conditioning, copies)
+    if prefix is None:
+        return backbone.forward(embeddings, corrections=corrections).hidden, None
+    inputs = torch.cat([prefix[copies].to(embeddings.dtype), embeddings], 1)
+    hidden = backbone.forward(inputs, corrections=corrections).hidden
+    slots = prefix.shape[1]
+    firsts = hidden[:: len(copies) // prefix.shape[0], slots - 1]
+    return hidden[:, slots:], backbone.logits(firsts)
+
+
+def _started(query: Tokens, start: int) -> Tokens:
+    """The query behind a start token, for a model that has nothing else to start from."""
+    ids = F.pad(query.ids, (1, 0), value=start)
+    return Tokens(ids, F.pad(query.mask, (1, 0), value=True))

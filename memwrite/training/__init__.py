@@ -1,0 +1,1 @@
+"""Training any writer+reader pair, the backbone included, on any task."""

@@ -1,0 +1,86 @@
+"""A training run from a config to a finished run folder; an unfinished one is resumed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+from transformers.trainer_utils import get_last_checkpoint
+
+from memwrite.config import Config, load_config, part_config, to_dict
+from memwrite.errors import ConfigError, did_you_mean
+from memwrite.memory import CONFIG_FILE, Memory
+from memwrite.storage import write_bytes
+from memwrite.tasks.text import TextConfig, TextTask, read_texts
+from memwrite.tokenizer import train_bpe
+from memwrite.training.trainer import CHECKPOINTS, fit
+
+REQUESTED, TOKENIZER = "requested.yaml", "tokenizer"
+
+
+def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
+    """Train what the config describes and return its run folder.
+
+    Raises:
+        ConfigError: the config is wrong, or the run folder holds another or a finished run.
+    """
+    requested = load_config(source, overrides)
+    if requested.task is None:
+        raise ConfigError(f"'{source}' has no task to train on: add task: {{name: text, ...}}")
+    if requested.task.name != "text":
+        hint = did_you_mean(requested.task.name, ["text"])
+        raise ConfigError(f"no task is called '{requested.task.name}' ({hint})")
+    text = part_config(TextConfig, requested.task.params, "task.params")
+    out = _claim(requested)
+    config = _with_tokenizer(requested, text, out)
+    memory = Memory.from_config(config)
+    if not any(p.requires_grad for p in memory.parameters()):
+        raise ConfigError(
+            "nothing to train: set backbone.trainable=true, or take a writer that learns"
+        )
+    task = TextTask(text, memory.backbone.codec)
+    folder = out / CHECKPOINTS
+    fit(memory, task, config, out, get_last_checkpoint(folder) if folder.is_dir() else None)
+    memory.config = requested
+    memory.save_run(out)
+    for leftover in (folder, out / TOKENIZER):
+        shutil.rmtree(leftover, ignore_errors=True)
+    (out / REQUESTED).unlink()
+    return out
+
+
+def _claim(config: Config) -> Path:
+    """The run folder, new or with an unfinished run of this very config."""
+    out = Path(config.training.out)
+    if (out / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"'{out}' already holds a finished run: set training.out to another folder"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    mark = out / REQUESTED
+    if mark.exists() and mark.read_text() != text:
+        raise ConfigError(
+            f"'{out}' holds an unfinished run of another configuration ({mark}): set training.out to "
+            f"another folder"
+        )
+    write_bytes(mark, text.encode())
+    return out
+
+
+def _with_tokenizer(config: Config, text: TextConfig, out: Path) -> Config:
+    """With `tokenizer: bpe` replaced by a tokenizer learnt from the training text."""
+    if config.backbone.tokenizer != "bpe":
+        return config
+    folder = out / TOKENIZER
+    if not folder.is_dir():
+        size = config.backbone.params.get("vocab_size")
+        if not isinstance(size, int) or size < 258:
+            raise ConfigError(
+                f"backbone.params.vocab_size must be at least 258 for bpe, got {size}"
+            )
+        train_bpe(read_texts(text), size).save(folder)
+    return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))

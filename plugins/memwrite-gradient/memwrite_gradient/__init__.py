@@ -1,0 +1,33 @@
+"""memwrite-gradient: GradMem's gradient writer (arXiv 2603.13875), from one meta-learnt step to cramming."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memwrite.plugins import WriterPlugin, hookimpl
+from memwrite.protocols import Backbone
+from memwrite_gradient.config import GradientConfig
+from memwrite_gradient.writer import GradientWriter
+
+__all__ = ["GRADIENT", "GradientConfig", "GradientWriter", "memwrite_writers"]
+
+
+def _build(config: GradientConfig, backbone: Backbone) -> GradientWriter:
+    return GradientWriter(config, backbone)
+
+
+GRADIENT = WriterPlugin(
+    api=1,
+    name="gradient",
+    summary="K gradient steps on the context's reconstruction loss, into M prefix vectors",
+    config=GradientConfig,
+    build=_build,
+    emits="prefix",
+    capabilities=frozenset({"differentiable"}),
+)
+
+
+@hookimpl
+def memwrite_writers() -> Sequence[WriterPlugin]:
+    """The gradient writer."""
+    return [GRADIENT]

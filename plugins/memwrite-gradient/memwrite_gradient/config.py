@@ -1,0 +1,64 @@
+"""What can be set on the gradient writer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPTIMIZERS = ("sgd", "adam")
+ORDERS = ("none", "first", "second")
+
+
+@dataclass(frozen=True)
+class GradientConfig:
+    """GradMem's inner loop.
+
+    Attributes:
+        slots: M, memory vectors.
+        steps: K, gradient steps per write.
+        optimizer: "sgd" as in GradMem, or "adam" for many steps into a model that was never meta-trained.
+        lr: inner step size.
+        learned_lr: learn the step size with the other parameters, starting at `lr`.
+        decay: let the step size fall along a half cosine to a twentieth.
+        clip_value: clip every element of the gradient to [-c, c].
+        clip_norm: scale an example's gradient down to this norm.
+        order: what flows back through the steps in training: "none" (the memory is detached after each step),
+            "first" (gradients are constants), "second" (everything; needs `backbone.attention: eager`).
+        second_steps: with "second": only the last k steps, those before them as "first".
+        stop_when_exact: stop an example once every token of its context is the model's first choice.
+        init_std: standard deviation of the learned start of the slots.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    slots: int = 8
+    steps: int = 1
+    optimizer: str = "sgd"
+    lr: float = 0.04
+    learned_lr: bool = False
+    decay: bool = False
+    clip_value: float | None = None
+    clip_norm: float | None = None
+    order: str = "second"
+    second_steps: int | None = None
+    stop_when_exact: bool = False
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("slots", "steps", "second_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        for name in ("lr", "clip_value", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {value}")
+        if not 0 <= self.init_std < float("inf"):
+            raise ValueError(f"init_std must not be negative, got {self.init_std}")
+        for name, known in (("optimizer", OPTIMIZERS), ("order", ORDERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be {' or '.join(known)}, got '{getattr(self, name)}'"
+                )
+        if self.second_steps is not None and self.order != "second":
+            raise ValueError(f"second_steps goes with order second, not '{self.order}'")

@@ -1,0 +1,306 @@
+"""The command line: text into a state file and out of it, and one sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+import yaml
+from click.testing import CliRunner, Result
+
+from memwrite.cli.main import main
+
+MODEL = {
+    "type": "gpt2",
+    "params": {
+        "n_embd": 128,
+        "n_layer": 2,
+        "n_head": 4,
+        "n_positions": 128,
+        "initializer_range": 0.2,
+    },
+}
+CRAM = {
+    "slots": 8,
+    "steps": 200,
+    "optimizer": "adam",
+    "lr": 0.1,
+    "init_std": 0.15,
+    "order": "none",
+    "stop_when_exact": True,
+}
+TEXT = "Zweiundvierzig ist die Antwort: 6×7.\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a config, a context and the state written from it."""
+    folder = tmp_path_factory.mktemp("cli")
+    config = {
+        "backbone": MODEL,
+        "writer": {"name": "gradient", "params": CRAM},
+        "reader": {"name": "prefix"},
+    }
+    (folder / "cram.yaml").write_text(yaml.safe_dump(config))
+    (folder / "doc.txt").write_text(TEXT)
+    result = run(
+        "write", folder / "cram.yaml", "--context", folder / "doc.txt", "--out", folder / "doc.st"
+    )
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def sentence(result: Result, *parts: str) -> str:
+    """The one line of an error, after checking that it is one and names every part."""
+    assert result.exit_code == 2, result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1, result.stderr
+    assert lines[0].startswith("Error: ")
+    for part in parts:
+        assert part in lines[0], lines[0]
+    return lines[0]
+
+
+def test_recall_in_a_new_process_with_the_text_deleted(folder: Path, tmp_path: Path) -> None:
+    """The state alone gives the text back, in another process, after the text is gone."""
+    context = tmp_path / "gone.txt"
+    context.write_text(TEXT)
+    out = tmp_path / "gone.st"
+    assert run("write", folder / "cram.yaml", "--context", context, "--out", out).exit_code == 0
+    context.unlink()
+    command = [sys.executable, "-m", "memwrite", "recall", str(out), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["text"] == TEXT
+    assert TEXT[:12].encode() not in out.read_bytes()
+
+
+def test_write_reports_in_words_and_as_json(folder: Path, tmp_path: Path) -> None:
+    words = (
+        "write",
+        folder / "cram.yaml",
+        "--context",
+        folder / "doc.txt",
+        "--out",
+        tmp_path / "x",
+    )
+    plain, report = run(*words), json.loads(run(*words, "--json").output)
+    assert f"{len(TEXT.encode())} bytes of text" in plain.output
+    assert report["state"] == {"memory": [8, 128]}
+    assert report["state_bytes"] == 8 * 128 * 4
+    assert report["accuracy"] == 1.0
+    assert report["steps"] < CRAM["steps"]
+
+
+def test_ask_continues_a_prompt(folder: Path) -> None:
+    """A prompt gets at most the tokens asked for, the same ones each time."""
+    words = ("ask", folder / "doc.st", "Zwei", "--max-new-tokens", 5)
+    answer = json.loads(run(*words, "--json").output)["answer"]
+    assert run(*words).output == answer + "\n"
+    assert len(answer) <= 5
+
+
+def test_standard_input_and_overrides(folder: Path, tmp_path: Path) -> None:
+    """A context from standard input; an override changes the config."""
+    words = ["write", folder / "cram.yaml", "--context", "-", "--out", tmp_path / "x", "--json"]
+    words += ["writer.params.slots=3", "writer.params.steps=2"]
+    result = CliRunner().invoke(main, [str(word) for word in words], input="hello")
+    assert json.loads(result.output)["state"] == {"memory": [3, 128]}
+
+
+def test_a_long_text_is_written_in_chunks_and_says_so(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.txt").write_text("abcdefghij" * 20)
+    words = (
+        "write",
+        folder / "cram.yaml",
+        "--context",
+        tmp_path / "long.txt",
+        "--out",
+        tmp_path / "x",
+    )
+    result = run(*words, "writer.params.steps=1")
+    assert result.exit_code == 0
+    assert "in chunks of 120 tokens" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("writer.name=gradent", ("gradent", "did you mean 'gradient'")),
+        ("reader.name=prefx", ("prefx", "did you mean 'prefix'")),
+        ("writer.params.slotz=3", ("writer.params.slotz", "did you mean 'slots'")),
+        ("writer.params.slots=-1", ("writer.params.slots", "-1")),
+        ("writer.params.slots=many", ("writer.params.slots", "many")),
+        ("writer.params.optimizer=sdg", ("writer.params.optimizer", "sdg")),
+        ("writr.name=gradient", ("writr", "did you mean 'writer'")),
+        ("seed=abc", ("seed", "abc")),
+        ("reader.name=key-value", ("key-value", "gradient", "'prefix'")),
+        ("backbone.device=cuda:77", ("cuda:77",)),
+        ("backbone.device=nowhere", ("nowhere",)),
+        ("backbone.dtype=float7", ("float7",)),
+        ("backbone.type=gpt22", ("gpt22",)),
+        ("backbone.params.n_leyer=3", ("n_leyer", "did you mean 'n_layer'")),
+        ("backbone.path=nowhere", ("backbone.path",)),
+        ("writer.params.slots=200", ("200 positions", "128")),
+        ("slots", ("slots", "key.path=value")),
+    ],
+)
+def test_wrong_config(folder: Path, tmp_path: Path, override: str, parts: tuple[str, ...]) -> None:
+    """Every wrong key, type or value: one sentence that names it, and nothing written."""
+    out = tmp_path / "out.st"
+    words = ("write", folder / "cram.yaml", "--context", folder / "doc.txt", "--out", out, override)
+    sentence(run(*words), *parts)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_asked_for_and_absent(folder: Path, tmp_path: Path) -> None:
+    words = (
+        "write",
+        folder / "cram.yaml",
+        "--context",
+        folder / "doc.txt",
+        "--out",
+        tmp_path / "x",
+    )
+    sentence(run(*words, "backbone.device=cuda"), "cuda", "no CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"), [(None, "No such file"), (b" \n", "empty"), (b"ab\xff\xfecd", "byte 2")]
+)
+def test_wrong_context(folder: Path, tmp_path: Path, content: bytes | None, part: str) -> None:
+    """A missing, empty or undecodable context leaves an earlier state as it was."""
+    out, context = tmp_path / "out.st", tmp_path / "context"
+    out.write_bytes(b"precious")
+    if content is not None:
+        context.write_bytes(content)
+    words = ("write", folder / "cram.yaml", "--context", context, "--out", out)
+    sentence(run(*words), str(context), part)
+    assert out.read_bytes() == b"precious"
+
+
+def test_wrong_yaml_and_wrong_target(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("writer: {name: [")
+    context = ("--context", folder / "doc.txt")
+    sentence(run("write", tmp_path / "bad.yaml", *context, "--out", tmp_path / "x"), "bad.yaml")
+    sentence(run("write", tmp_path / "no.yaml", *context, "--out", tmp_path / "x"), "no.yaml")
+    target = tmp_path / "no" / "x"
+    sentence(run("write", folder / "cram.yaml", *context, "--out", target), "no folder")
+
+
+@pytest.mark.parametrize(
+    ("damage", "part"),
+    [
+        (lambda data: data[:5], "not a memwrite state"),
+        (lambda data: data[:-7], "damaged"),
+        (lambda data: data[:-40] + bytes(40), "checksum"),
+        (lambda data: b"a text file, if anything", "not a memwrite state"),
+        (lambda data: safetensors.torch.save({"x": torch.zeros(2)}), "not a memwrite state"),
+    ],
+)
+def test_damaged_state(folder: Path, tmp_path: Path, damage: object, part: str) -> None:
+    """A truncated, damaged or foreign file is refused by name by every command that reads one."""
+    bad = tmp_path / "bad.st"
+    bad.write_bytes(damage((folder / "doc.st").read_bytes()))  # type: ignore[operator]
+    sentence(run("recall", bad), str(bad), part)
+    sentence(run("ask", bad, "x"), str(bad), part)
+
+
+def test_state_for_another_backbone(folder: Path, tmp_path: Path) -> None:
+    """Another backbone is refused, both fingerprints named, unless forced."""
+    from memwrite import Memory
+
+    other = Memory.from_config({"backbone": {**MODEL, "trainable": True}, "seed": 1})
+    other.save_run(tmp_path / "other")
+    words = ("recall", folder / "doc.st", "--backbone", tmp_path / "other")
+    sentence(run(*words), other.backbone.fingerprint, "force")
+    assert run(*words, "--force").exit_code == 0
+
+
+def test_plugins_lists_origin_health_and_pairs() -> None:
+    report = json.loads(run("plugins", "--json").output)
+    by_name = {(part["role"], part["name"]): part for part in report["plugins"]}
+    assert by_name["writer", "gradient"]["origin"] == "memwrite-gradient"
+    assert {part["health"] for part in report["plugins"]} == {"ok"}
+    assert ["gradient", "prefix"] in report["pairs"]
+    assert ["gradient", "key-value"] not in report["pairs"]
+    assert "gradient + prefix" in run("plugins").output
+
+
+def install(site: Path, name: str, code: str) -> None:
+    """A distribution as pip would leave it: a module and its metadata with an entry point."""
+    (site / f"{name}.py").write_text(code)
+    info = site / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[memwrite]\n{name} = {name}\n")
+
+
+def in_process(site: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(site), **variables}
+    command = [sys.executable, "-m", "memwrite", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+TWIN = """
+import dataclasses, memwrite_gradient
+from memwrite.plugins import hookimpl
+@hookimpl
+def memwrite_writers():
+    return [memwrite_gradient.GRADIENT]
+"""
+RAISING_HOOK = """
+from memwrite.plugins import hookimpl
+@hookimpl
+def memwrite_writers():
+    raise RuntimeError("no luck")
+"""
+
+
+def test_broken_plugins_are_named_and_stop_nobody_else(folder: Path, tmp_path: Path) -> None:
+    """Plugins that raise: `plugins` names them and ends with 2, healthy ones go on working."""
+    install(tmp_path, "raising_import", "import nothing_of_that_name")
+    install(tmp_path, "raising_hook", RAISING_HOOK)
+    done = in_process(tmp_path, "plugins")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "raising_import 1.0 could not be imported" in done.stderr
+    assert "raising_hook 1.0 failed in memwrite_writers()" in done.stderr
+    assert "Traceback" in in_process(tmp_path, "plugins", "--traceback").stderr
+    assert in_process(tmp_path, "recall", folder / "doc.st").returncode == 0
+    context = ("--context", folder / "doc.txt", "--out", tmp_path / "x")
+    asked = in_process(
+        tmp_path, "write", folder / "cram.yaml", *context, "writer.name=raising_hook"
+    )
+    assert asked.returncode == 2
+    assert asked.stderr.count("\n") == 1
+    assert "no luck" in asked.stderr
+    assert not (tmp_path / "x").exists()
+
+
+def test_two_plugins_with_one_name(folder: Path, tmp_path: Path) -> None:
+    """The shared name cannot be used, and both owners are named."""
+    install(tmp_path, "twin", TWIN)
+    context = ("--context", folder / "doc.txt", "--out", tmp_path / "x")
+    done = in_process(tmp_path, "write", folder / "cram.yaml", *context)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "twin 1.0" in done.stderr
+    assert "memwrite-gradient" in done.stderr
+
+
+def test_help_is_quick_and_imports_no_torch() -> None:
+    code = "import sys, memwrite.cli.main; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert "write" in run("--help").output

@@ -1,0 +1,205 @@
+"""`memwrite train`: a language model from text files, resumed exactly, refused clearly."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from memwrite import Memory
+from memwrite.config import part_config
+from memwrite.errors import ConfigError, InputError
+from memwrite.tasks.base import IGNORED, collate
+from memwrite.tasks.text import TextConfig, TextTask
+from memwrite.tokenizer import ByteCodec, load_codec
+from memwrite.training import run as runs
+from memwrite.training import trainer
+
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "the",
+    "lazy",
+    "dog",
+    "and",
+    "runs",
+    "away",
+    "from",
+    "it",
+]
+TEXT = "\n\n".join(" ".join(WORDS[i % 7 :] + WORDS[: i % 5]) for i in range(60))
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A config that trains in a second, its text beside it."""
+    (tmp_path / "text.txt").write_text(TEXT)
+    data: dict[str, Any] = {
+        "backbone": {
+            "type": "llama",
+            "params": {
+                "vocab_size": 300,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "max_position_embeddings": 64,
+                "tie_word_embeddings": True,
+            },
+            "tokenizer": "bpe",
+            "trainable": True,
+        },
+        "task": {
+            "name": "text",
+            "params": {"folder": str(tmp_path), "files": ["text.txt"], "length": 32, "repeat": 0.5},
+        },
+        "training": {
+            "out": str(tmp_path / "run"),
+            "steps": 6,
+            "batch_size": 2,
+            "warmup": 1,
+            "every": 2,
+            "learning_rate": 0.01,
+        },
+    }
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_a_run_folder_is_a_memory(config: Path) -> None:
+    """The finished folder loads as a backbone with its tokenizer; the loss fell; nothing is left over."""
+    out = runs.train(config)
+    assert sorted(p.name for p in out.iterdir()) == ["backbone", "config.yaml", "log.jsonl"]
+    memory = Memory.from_config(out)
+    assert isinstance(memory.ask(memory.write("the fox").state, "the", max_new_tokens=4), str)
+    assert load_codec(out / "backbone").vocab_size == 300
+    entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
+    assert losses[-1] < losses[0] < math.log(300) + 1
+
+
+def test_an_interrupted_run_resumes_exactly(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interrupted after step 3 and resumed from the checkpoint of step 2: the same bytes as undisturbed."""
+    whole = runs.train(config, [f"training.out={tmp_path / 'whole'}"])
+
+    class Stop(trainer._Log):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_Log", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            runs.train(config)
+    assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
+    with pytest.raises(ConfigError, match="unfinished run of another"):
+        runs.train(config, ["training.learning_rate=0.5"])
+    resumed = runs.train(config)
+    weights = [(out / "backbone" / "model.safetensors").read_bytes() for out in (whole, resumed)]
+    assert weights[0] == weights[1]
+    with pytest.raises(ConfigError, match="finished run"):
+        runs.train(config)
+
+
+def test_half_precision_halves_the_file_and_keeps_the_model(config: Path, tmp_path: Path) -> None:
+    runs.train(config)
+    runs.train(config, [f"training.out={tmp_path / 'half'}", "training.save_dtype=float16"])
+    full, half = (tmp_path / name / "backbone" / "model.safetensors" for name in ("run", "half"))
+    assert half.stat().st_size < 0.55 * full.stat().st_size
+    a, b = (Memory.from_config(tmp_path / name).backbone for name in ("run", "half"))
+    assert a.info.dtype == b.info.dtype == torch.float32
+    ids = torch.arange(10)[None]
+    torch.testing.assert_close(
+        a.logits(a.forward(a.embed(ids)).hidden), b.logits(b.forward(b.embed(ids)).hidden),
+        atol=0.02, rtol=0.02,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("task=null", "no task"),
+        ("task.name=texts", "did you mean 'text'"),
+        ("task.params.files=[]", "task.params.files"),
+        ("task.params.files=[nothing.txt]", "nothing.txt"),
+        ("task.params.repeat=1.5", "task.params.repeat"),
+        ("backbone.trainable=false", "nothing to train"),
+        ("backbone.params.vocab_size=100", "at least 258"),
+        ("training.steps=0", "training.steps"),
+        ("training.save_dtype=int8", "training.save_dtype"),
+    ],
+)
+def test_wrong_training_configs(config: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        runs.train(config, [override])
+
+
+def task(tmp_path: Path, text: str, **params: Any) -> TextTask:
+    (tmp_path / "t.txt").write_text(text)
+    data = {"folder": str(tmp_path), "files": ["t.txt"], **params}
+    return TextTask(part_config(TextConfig, data, "task.params"), ByteCodec())
+
+
+def test_windows_depend_on_seed_and_index_alone(tmp_path: Path) -> None:
+    examples = task(tmp_path, TEXT, length=40).training(20, seed=3)
+    again = task(tmp_path, TEXT, length=40).training(20, seed=3)
+    other = task(tmp_path, TEXT, length=40).training(20, seed=4)
+    assert [examples[i] for i in range(20)] == [again[i] for i in reversed(range(20))][::-1]
+    assert examples[0] != other[0]
+    assert all(len(examples[i].queries[0]) == 40 for i in range(20))
+
+
+def test_held_out_paragraphs_are_never_trained_on(tmp_path: Path) -> None:
+    text = "\n\n".join("a" * 50 for _ in range(9)) + "\n\n" + "z" * 50
+    made = task(tmp_path, text, length=16, held_out=0.1)
+    seen = {i for k in range(200) for i in made.training(200, 0)[k].queries[0]}
+    assert ord("a") in seen
+    assert ord("z") not in seen
+    assert ord("z") in {i for example in made.evaluation() for i in example.queries[0]}  # type: ignore[attr-defined]
+
+
+def test_repeats_say_a_passage_twice(tmp_path: Path) -> None:
+    codec = ByteCodec()
+    made = task(tmp_path, TEXT.replace("\n", " "), length=64, repeat=0.999).training(5, 0)
+    for index in range(5):
+        window = made[index].queries[0]
+        end = window.index(codec.end)
+        assert window[: end + 1] == window[end + 1 : 2 * end + 2]
+
+
+def test_wikitext_reads_like_prose(tmp_path: Path) -> None:
+    text = 'It was 1 @,@ 5 km , a well @-@ known " big " one ( <unk> ) .'
+    made = task(tmp_path, "\n\n".join([text] * 40), length=16, held_out=0.5)
+    stream = [i for example in made.evaluation() for i in example.queries[0]]  # type: ignore[attr-defined]
+    assert ByteCodec().decode(stream).startswith('It was 1,5 km, a well-known "big" one ().')
+
+
+def test_unreadable_text_files(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_bytes(b"ok \xff")
+    with pytest.raises(InputError, match="byte 3"):
+        TextTask(TextConfig(["t.txt"], str(tmp_path)), ByteCodec())
+    with pytest.raises(InputError, match="less than one window"):
+        task(tmp_path, "short")
+
+
+def test_collate_aligns_labels_with_queries(tmp_path: Path) -> None:
+    examples = [task(tmp_path, TEXT, length=n).training(1, 0)[0] for n in (9, 12)]
+    batch = collate(examples)["batch"]
+    assert batch.queries.ids.shape == (2, 1, 12)
+    assert batch.context.ids.shape == (2, 0)
+    assert batch.queries.lengths.tolist() == [[9], [12]]
+    asked = batch.labels != IGNORED
+    assert asked.sum(-1).tolist() == [[8], [11]]
+    assert torch.equal(batch.labels[asked], batch.queries.ids[asked])
