@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-import yaml
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-import memwrite
-from memwrite import reading
+from memwrite import reading, runs
 from memwrite.backbone import MODEL_FOLDER, TransformersBackbone, load_backbone
-from memwrite.config import BackboneConfig, Config, load_config, part_config, to_dict
+from memwrite.config import Config, load_config, part_config
 from memwrite.errors import (
     ConfigError,
     ContractViolation,
@@ -28,24 +23,10 @@ from memwrite.errors import (
     StorageError,
 )
 from memwrite.plugins import registry
-from memwrite.protocols import (
-    Reader,
-    ReadOutput,
-    Writer,
-    Written,
-)
+from memwrite.protocols import Reader, ReadOutput, Writer, Written
+from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
 from memwrite.state import MemoryState, Tokens
-from memwrite.storage import (
-    FORMAT,
-    Header,
-    StateFile,
-    StoredSpec,
-    load_state,
-    save_state,
-    write_bytes,
-)
-
-CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
+from memwrite.storage import StateFile, load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -131,23 +112,14 @@ class Memory(nn.Module):
         memory = cls(backbone, writer, reader, config)
         memory.to(backbone.info.device).eval()
         if folder and (folder / WEIGHTS_FILE).exists():
-            memory._load_weights(folder / WEIGHTS_FILE)
+            runs.load_weights(memory, folder / WEIGHTS_FILE)
         return memory
 
     def save_run(self, folder: str | Path) -> None:
         """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
         where it was trained or built from scratch.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.config.backbone.trainable or self.config.backbone.type is not None:
-            dtype = getattr(torch, self.config.training.save_dtype)
-            self.backbone.save(folder / MODEL_FOLDER, dtype)
-        if weights := self._part_weights():
-            write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
-        write_bytes(
-            folder / CONFIG_FILE, yaml.safe_dump(to_dict(self.config), sort_keys=False).encode()
-        )
+        runs.save_run(self, Path(folder))
 
     def save(self, state: MemoryState, path: str | Path) -> None:
         """Write a state file: state, reader, fingerprint, provenance; never the text.
@@ -155,18 +127,7 @@ class Memory(nn.Module):
         Raises:
             StorageError: the place cannot be written.
         """
-        header = Header(
-            format=FORMAT,
-            spec=StoredSpec.of(state.spec),
-            fingerprint=self.backbone.fingerprint,
-            backbone=to_dict(self.config.backbone),
-            seed=self.config.seed,
-            reader=self.config.reader,
-            writer=self.config.writer,
-            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            memwrite=memwrite.__version__,
-        )
-        save_state(path, StateFile(header, state, self.reader.state_dict()))
+        save_state(path, StateFile(runs.header(self, state), state, self.reader.state_dict()))
 
     @classmethod
     def load(
@@ -191,24 +152,9 @@ class Memory(nn.Module):
         """
         file = load_state(path)
         header = file.header
-        part = part_config(BackboneConfig, header.backbone, "backbone")
-        if backbone is not None:
-            part = replace(part, path=backbone, type=None, params={})
-        if part.path is not None and not Path(part.path).is_dir():
-            raise StorageError(
-                f"'{path}' needs the backbone {header.fingerprint}, last seen in '{part.path}', which is "
-                f"no folder here: name its folder with --backbone"
-            )
-        part = replace(part, device=device or part.device, trainable=False)
         reader_plugin = registry().reader(header.reader.name)
         reader_config = part_config(reader_plugin.config, header.reader.params, "reader.params")
-        loaded = load_backbone(part, header.seed)
-        if loaded.fingerprint != header.fingerprint and not force:
-            raise StorageError(
-                f"'{path}' was written for the backbone {header.fingerprint}, but "
-                f"'{part.path or part.type}' is {loaded.fingerprint}: name the right folder with "
-                f"--backbone, or force it"
-            )
+        part, loaded = runs.load_backbone_of(header, path, backbone, device, force)
         reader: Any = reader_plugin.build(reader_config, loaded, file.state.spec)
         if reader.state_dict().keys() != file.weights.keys():
             raise StorageError(f"'{path}' lacks weights of its reader '{header.reader.name}'")
@@ -363,29 +309,6 @@ class Memory(nn.Module):
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
         return MemoryOutput(total, output.logits, {n: loss.detach() for n, loss in losses.items()})
-
-    # ---- weights -------------------------------------------------------------------------------
-
-    def _part_weights(self) -> dict[str, Tensor]:
-        """Weights of writer and reader, without the backbone's."""
-        return {
-            f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
-            for part, module in (("writer", self.writer), ("reader", self.reader))
-            if module is not None
-            for name, tensor in module.state_dict().items()
-        }
-
-    def _load_weights(self, path: Path) -> None:
-        try:
-            weights = safetensors.torch.load(path.read_bytes())
-        except (OSError, SafetensorError) as error:
-            raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
-        if weights.keys() != self._part_weights().keys():
-            raise StorageError(f"'{path}' holds other weights than writer and reader have")
-        try:
-            self.load_state_dict(weights, strict=False)
-        except RuntimeError as error:
-            raise StorageError(f"'{path}' does not fit: {' '.join(str(error).split())}") from None
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

@@ -12,7 +12,8 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from memwrite.config import Config, load_config, part_config, to_dict
 from memwrite.errors import ConfigError, did_you_mean
-from memwrite.memory import CONFIG_FILE, Memory
+from memwrite.memory import Memory
+from memwrite.runs import CONFIG_FILE
 from memwrite.storage import write_bytes
 from memwrite.tasks.text import TextConfig, TextTask, read_texts
 from memwrite.tokenizer import train_bpe

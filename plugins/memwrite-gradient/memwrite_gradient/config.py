@@ -24,6 +24,8 @@ class GradientConfig:
         order: what flows back through the steps in training: "none" (the memory is detached after each step),
             "first" (gradients are constants), "second" (everything; needs `backbone.attention: eager`).
         second_steps: with "second": only the last k steps, those before them as "first".
+        settled_weight: weight in the descended loss, from 0 to 1, of tokens that are safely the model's first
+            choice already. 1 is GradMem; less spends a small memory on what is still wrong.
         stop_when_exact: stop an example once every token of its context is the model's first choice.
         init_std: standard deviation of the learned start of the slots.
 
@@ -41,6 +43,7 @@ class GradientConfig:
     clip_norm: float | None = None
     order: str = "second"
     second_steps: int | None = None
+    settled_weight: float = 1.0
     stop_when_exact: bool = False
     init_std: float = 0.02
 
@@ -55,6 +58,8 @@ class GradientConfig:
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         if not 0 <= self.init_std < float("inf"):
             raise ValueError(f"init_std must not be negative, got {self.init_std}")
+        if not 0 <= self.settled_weight <= 1:
+            raise ValueError(f"settled_weight must be from 0 to 1, got {self.settled_weight}")
         for name, known in (("optimizer", OPTIMIZERS), ("order", ORDERS)):
             if getattr(self, name) not in known:
                 raise ValueError(

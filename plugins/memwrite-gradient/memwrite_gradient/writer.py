@@ -15,9 +15,9 @@ from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.steps import Adam, clip
 
-# In nats. A token counts as reproduced once it leads the runner-up by this much, so that the rounding of
-# another batch size, kernel or machine cannot undo an early stop.
-MARGIN = 0.1
+# In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
+# size, kernel or machine cannot undo; a token is settled when the next steps will hardly undo it.
+EXACT, SETTLED = 0.1, 0.3
 
 
 class GradientWriter(nn.Module):
@@ -47,6 +47,8 @@ class GradientWriter(nn.Module):
 
     def write(self, state: MemoryState, context: Tokens, /) -> Written:
         """K steps M ← M − η·clip(∂L/∂M), L being each row's mean cross-entropy over its own tokens.
+
+        With `settled_weight` below 1, tokens that are safely right count for less in L.
 
         Returns:
             The new state. Trace: "loss" (steps, B), before each step, in nats per token; "accuracy" (steps, B),
@@ -82,12 +84,15 @@ class GradientWriter(nn.Module):
                 break
             second = keep and self._second(step)
             point = memory if second and memory.requires_grad else memory.detach().requires_grad_()
-            loss, accuracy, exact = self._reconstruct(point, embeddings, context)
-            losses.append(loss.detach())
-            accuracies.append(accuracy)
+            nll, lead = self._reconstruct(point, embeddings, context)
+            count = context.lengths.clamp(min=1)
+            losses.append((nll.detach() * context.mask).sum(1) / count)
+            accuracies.append(((lead > 0) & context.mask).sum(1) / count)
             if self.config.stop_when_exact:
-                active = active & ~exact
-            gradient = torch.autograd.grad(loss.sum(), point, create_graph=second)[0]
+                active = active & ((lead <= EXACT) & context.mask).any(1)
+            weight = torch.where(lead > SETTLED, self.config.settled_weight, 1.0) * context.mask
+            objective = ((nll * weight).sum(1) / count).sum()
+            gradient = torch.autograd.grad(objective, point, create_graph=second)[0]
             gradient = clip(gradient, self.config.clip_value, self.config.clip_norm)
             if adam is not None:
                 gradient = adam(gradient)
@@ -110,20 +115,21 @@ class GradientWriter(nn.Module):
 
     def _reconstruct(
         self, memory: Tensor, embeddings: Tensor, context: Tokens
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean loss (B,), share of tokens right (B,), and whether all are, with a margin (B,)."""
+    ) -> tuple[Tensor, Tensor]:
+        """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
+        other token, in nats, (B, T) each.
+        """
         slots, length = memory.shape[1], context.ids.shape[1]
         inputs = torch.cat([memory.to(embeddings.dtype), embeddings[:, : length - 1]], 1)
         hidden = self._backbone.forward(inputs).hidden[:, slots - 1 :]
         logits = self._backbone.logits(hidden)
         nll = F.cross_entropy(logits.transpose(1, 2), context.ids, reduction="none")
-        count = context.lengths.clamp(min=1)
-        loss = (nll * context.mask).sum(1) / count
         with torch.no_grad():
             top = logits.topk(2, dim=-1)
-            right = (top.indices[..., 0] == context.ids) & context.mask
-            sure = right & (top.values[..., 0] - top.values[..., 1] > MARGIN)
-            return loss, right.sum(1) / count, (sure | ~context.mask).all(1)
+            own = logits.gather(-1, context.ids[..., None])[..., 0]
+            first = top.indices[..., 0] == context.ids
+            lead = own - torch.where(first, top.values[..., 1], top.values[..., 0])
+        return nll, lead
 
     def _trace(
         self, losses: list[Tensor], accuracies: list[Tensor], context: Tokens
