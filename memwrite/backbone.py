@@ -18,7 +18,6 @@ from memwrite.config import BackboneConfig
 from memwrite.corrections import KEYWORD, CorrectedCache, install_hooks
 from memwrite.errors import ConfigError, InputError, did_you_mean
 from memwrite.protocols import BackboneInfo, Correction, KeyValues, Pass
-from memwrite.state import Tokens
 from memwrite.tokenizer import Codec, load_codec
 
 # A run folder keeps the model it trained in here.
@@ -142,7 +141,7 @@ class TransformersBackbone:
 
     def generate(
         self,
-        query: Tokens,
+        ids: Tensor,
         *,
         past: KeyValues | None,
         last: Tensor | None,
@@ -152,7 +151,7 @@ class TransformersBackbone:
         """Continue every row with transformers' own `generate`.
 
         Args:
-            query: (B, T), packed.
+            ids: (B, T), without padding.
             past: what the rows have read before; for T = 0 without its last slot.
             last: for T = 0: (B, 1, D) embeddings of that last slot.
             corrections: as in `forward`.
@@ -164,36 +163,31 @@ class TransformersBackbone:
         copies = int(options.get("num_beams") or 1)
         if copies == 1 or options.get("do_sample"):
             copies = max(copies, int(options.get("num_return_sequences") or 1))
-        batch, length = query.ids.shape
-        device = query.ids.device
+        batch, length = ids.shape
         cache = self._cache(past)
         cache.corrections, cache.rows = corrections, batch
         # generate() repeats its inputs for beams and samples, but not a cache that it is handed.
         cache.batch_repeat_interleave(copies)
-        shift = (length - query.lengths)[:, None]
-        order = (torch.arange(length, device=device) - shift) % max(length, 1)
-        slots = [] if past is None else [past.mask]
-        start = 0 if past is None else past.next_position[:, None]
-        inputs: dict[str, Any]
+        mask = torch.ones(batch, length or 1, dtype=torch.bool, device=ids.device)
+        positions = torch.arange(length or 1, device=ids.device).expand(batch, -1)
+        if past is not None:
+            mask = torch.cat([past.mask, mask], 1)
+            positions = positions + past.next_position[:, None]
+        inputs = {"input_ids": ids}
         if last is not None:
+            # Embeddings are expected for the cached part too, and cut off unread.
             blank = last.new_zeros(batch, cache.get_seq_length(), last.shape[-1])
             inputs = {"inputs_embeds": torch.cat([blank, last], 1)}
-            slots.append(torch.ones(batch, 1, dtype=torch.bool, device=device))
-            inputs["position_ids"] = torch.zeros_like(query.lengths)[:, None] + start
-        else:
-            mask = query.mask.gather(1, order)
-            inputs = {"input_ids": query.ids.gather(1, order).masked_fill(~mask, self.codec.end)}
-            slots.append(mask)
-            inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0) + start
         output: Tensor = self.model.generate(
             **inputs,
-            attention_mask=torch.cat(slots, 1).long(),
+            attention_mask=mask.long(),
+            position_ids=positions,
             past_key_values=cache,
             eos_token_id=self.codec.end,
             pad_token_id=self.codec.end,
             **options,
         )
-        return output[:, 0 if last is not None else length :]
+        return output[:, length:]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -245,12 +239,14 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         ConfigError: device, folder, hub id, model type or its parameters cannot be used.
     """
     device = _device(config.device)
-    options = {"dtype": getattr(torch, config.dtype), "attn_implementation": config.attention}
+    dtype = getattr(torch, config.dtype)
     if config.path is not None:
         source = _model_source(config.path)
         try:
             with _Quiet():
-                model = AutoModelForCausalLM.from_pretrained(source, **options)
+                model = AutoModelForCausalLM.from_pretrained(
+                    source, attn_implementation=config.attention, dtype=dtype
+                )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(
@@ -263,7 +259,14 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         described = _described(config, codec)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = AutoModelForCausalLM.from_config(described, **options)
+            # Drawn in float32 whatever the dtype, so that one seed means one model.
+            model = AutoModelForCausalLM.from_config(
+                described, attn_implementation=config.attention, dtype=torch.float32
+            )
+        # Not model.to(dtype), which would round the frequencies of rotary embeddings too.
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
+        model.config.dtype = dtype
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
     return TransformersBackbone(model, codec)

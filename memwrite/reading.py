@@ -40,25 +40,57 @@ def generate(
     options: Mapping[str, Any],
 ) -> Tensor:
     """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
-    info = backbone.info
     packed, copies = query.flat().packed(), _copies(query)
     past, _ = _prefill(backbone, conditioning)
-    past = None if past is None else past.rows(copies)
-    last = None
-    if not packed.ids.shape[1] and conditioning.prefix is not None and past is not None:
-        past, last = past.drop_last(), conditioning.prefix[copies, -1:].to(info.dtype)
-    elif not packed.mask.any(1).all():
-        packed = _started(packed, info.start)
-    used = packed.ids.shape[1] + (0 if past is None else int(past.next_position.max()))
-    room = info.positions - used - (last is not None)
+    corrections = conditioning.corrections or {}
+    lengths, end = packed.lengths.tolist(), backbone.info.end
+    found: dict[int, Tensor] = {}
+    # Rows of one length at a time: no padding comes between a memory and its continuation.
+    for length in sorted(set(lengths)):
+        group = [row for row, other in enumerate(lengths) if other == length]
+        rows = copies[group]
+        new = _continue(
+            backbone,
+            packed.ids[group, :length],
+            None if past is None else past.rows(rows),
+            None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
+            {layer: c.rows(rows) for layer, c in corrections.items()},
+            options,
+        )
+        found |= zip(group, new.chunk(len(group)), strict=True)
+    width = max(new.shape[1] for new in found.values())
+    return torch.cat(
+        [F.pad(found[row], (0, width - found[row].shape[1]), value=end) for row in sorted(found)]
+    )
+
+
+def _continue(
+    backbone: TransformersBackbone,
+    ids: Tensor,
+    past: KeyValues | None,
+    last: Tensor | None,
+    corrections: Mapping[int, Correction],
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix."""
+    info = backbone.info
+    if ids.shape[1]:
+        last = None
+    elif last is not None and past is not None:
+        past, last = past.drop_last(), last.to(info.dtype)
+    else:
+        # Nothing to predict from: open a text.
+        ids = ids.new_full((ids.shape[0], 1), info.start)
+    used = (ids.shape[1] or 1) + (0 if past is None else int(past.next_position.max()))
+    room = info.positions - used
     if room < 1:
         raise InputError(f"memory and query fill all {info.positions} positions of the model")
     wanted = int(options.get("max_new_tokens") or room)
     return backbone.generate(
-        packed,
+        ids,
         past=past,
         last=last,
-        corrections=_rows(conditioning, copies),
+        corrections=corrections or None,
         options={"do_sample": False, **options, "max_new_tokens": min(wanted, room)},
     )
 
@@ -106,9 +138,3 @@ def _unrolled(
     slots = prefix.shape[1]
     firsts = hidden[:: len(copies) // prefix.shape[0], slots - 1]
     return hidden[:, slots:], backbone.logits(firsts)
-
-
-def _started(query: Tokens, start: int) -> Tokens:
-    """The query behind a start token, for a model that has nothing else to start from."""
-    ids = F.pad(query.ids, (1, 0), value=start)
-    return Tokens(ids, F.pad(query.mask, (1, 0), value=True))
