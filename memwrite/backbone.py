@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from memwrite.config import BackboneConfig
 from memwrite.corrections import KEYWORD, CorrectedCache, install_hooks
-from memwrite.errors import ConfigError, InputError, did_you_mean
+from memwrite.errors import ConfigError, InputError
 from memwrite.protocols import BackboneInfo, Correction, KeyValues, Pass
-from memwrite.tokenizer import Codec, load_codec
-
-# A run folder keeps the model it trained in here.
-MODEL_FOLDER = "backbone"
+from memwrite.tokenizer import Codec
 
 
 class TransformersBackbone:
@@ -211,7 +207,7 @@ class TransformersBackbone:
         }
         self._config.dtype = dtype
         try:
-            with _Quiet():
+            with quiet():
                 self.model.save_pretrained(folder, state_dict=weights)
         finally:
             self._config.dtype = was
@@ -232,86 +228,11 @@ def _attention_mask(past: KeyValues, length: int) -> Tensor | None:
     return torch.cat([past.mask, new], 1).long()
 
 
-def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone:
-    """Load or build the backbone that `config` describes; built weights depend on `seed` alone.
-
-    Raises:
-        ConfigError: device, folder, hub id, model type or its parameters cannot be used.
-    """
-    device = _device(config.device)
-    dtype = getattr(torch, config.dtype)
-    if config.path is not None:
-        source = _model_source(config.path)
-        try:
-            with _Quiet():
-                model = AutoModelForCausalLM.from_pretrained(
-                    source, attn_implementation=config.attention, dtype=dtype
-                )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(
-                f"backbone.path '{config.path}' is neither a model folder here nor a reachable hub "
-                f"model: {reason}"
-            ) from None
-        codec = load_codec(source)
-    else:
-        codec = load_codec(config.tokenizer)
-        described = _described(config, codec)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            # Drawn in float32 whatever the dtype, so that one seed means one model.
-            model = AutoModelForCausalLM.from_config(
-                described, attn_implementation=config.attention, dtype=torch.float32
-            )
-        # Not model.to(dtype), which would round the frequencies of rotary embeddings too.
-        for weight in model.parameters():
-            weight.data = weight.data.to(dtype)
-        model.config.dtype = dtype
-    model = model.to(device).eval()
-    model.requires_grad_(config.trainable)
-    return TransformersBackbone(model, codec)
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"backbone.device '{name}' is not a device: try cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"backbone.device is '{name}', but no CUDA device is available: use cpu")
-    return device
-
-
-def _model_source(path: str) -> str:
-    inner = Path(path) / MODEL_FOLDER
-    return str(inner) if inner.is_dir() else path
-
-
-def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
-    params = {"vocab_size": codec.vocab_size, **config.params}
-    params.setdefault("bos_token_id", codec.start)
-    params.setdefault("eos_token_id", codec.end)
-    params.setdefault("pad_token_id", None)
-    try:
-        known = AutoConfig.for_model(str(config.type))
-    except ValueError:
-        raise ConfigError(f"backbone.type '{config.type}' is not a transformers type") from None
-    names = {*known.to_dict(), *type(known).attribute_map}
-    for name in config.params:
-        if name not in names:
-            raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
-    try:
-        return AutoConfig.for_model(str(config.type), **params)
-    except (TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"backbone.params do not describe a '{config.type}': {reason}") from None
-
-
-class _Quiet:
+@contextmanager
+def quiet() -> Iterator[None]:
     """Keeps transformers' bars for weight files off the screen: they are over before anyone reads them."""
-
-    def __enter__(self) -> None:
-        transformers_logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
         transformers_logging.enable_progress_bar()

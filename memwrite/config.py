@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from memwrite.errors import ConfigError, did_you_mean
@@ -127,6 +127,10 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         changes = OmegaConf.from_dotlist(list(overrides))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"an override cannot be read: {_line(error)}") from None
+    for layer in (base, changes):
+        for key in ("backbone", "writer", "reader", "training"):
+            if key in layer and not isinstance(layer[key], Mapping | DictConfig):
+                raise ConfigError(f"{key}: should be a mapping with its keys, got {layer[key]!r}")
     return _merge(Config, [base, changes], "")
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite import reading, runs
-from memwrite.backbone import MODEL_FOLDER, TransformersBackbone, load_backbone
+from memwrite.backbone import TransformersBackbone
 from memwrite.config import Config, load_config, part_config
 from memwrite.errors import (
     ConfigError,
@@ -22,6 +22,7 @@ from memwrite.errors import (
     InputError,
     StorageError,
 )
+from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.plugins import registry
 from memwrite.protocols import Reader, ReadOutput, Writer, Written
 from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
@@ -155,11 +156,12 @@ class Memory(nn.Module):
         reader_plugin = registry().reader(header.reader.name)
         reader_config = part_config(reader_plugin.config, header.reader.params, "reader.params")
         part, loaded = runs.load_backbone_of(header, path, backbone, device, force)
+        config = Config(part, header.writer, header.reader, seed=header.seed)
+        _check_pair(config, file.state.spec.kind, reader_plugin.accepts)
         reader: Any = reader_plugin.build(reader_config, loaded, file.state.spec)
         if reader.state_dict().keys() != file.weights.keys():
             raise StorageError(f"'{path}' lacks weights of its reader '{header.reader.name}'")
         reader.load_state_dict(file.weights)
-        config = Config(part, header.writer, header.reader, seed=header.seed)
         memory = cls(loaded, None, reader, config)
         memory.to(loaded.info.device).eval()
         return memory, file.state.to(loaded.info.device)

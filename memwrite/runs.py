@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 import memwrite
-from memwrite.backbone import MODEL_FOLDER, TransformersBackbone, load_backbone
+from memwrite.backbone import TransformersBackbone
 from memwrite.config import BackboneConfig, part_config, to_dict
-from memwrite.errors import StorageError
+from memwrite.errors import ConfigError, StorageError
+from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.state import MemoryState
 from memwrite.storage import FORMAT, Header, StoredSpec, write_bytes
 
@@ -81,7 +82,10 @@ def load_backbone_of(
     Raises:
         StorageError: it is not where it was, or another one is there.
     """
-    config = part_config(BackboneConfig, header.backbone, "backbone")
+    try:
+        config = part_config(BackboneConfig, header.backbone, "backbone")
+    except ConfigError as error:
+        raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
     if folder is not None:
         config = replace(config, path=folder, type=None, params={})
     if config.path is not None and not Path(config.path).is_dir():

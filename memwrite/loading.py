@@ -1,0 +1,117 @@
+"""Loading a backbone from a folder or hub id, or building one from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from memwrite.backbone import TransformersBackbone, quiet
+from memwrite.config import BackboneConfig
+from memwrite.errors import ConfigError, did_you_mean
+from memwrite.tokenizer import Codec, load_codec
+
+# A run folder keeps the model it trained in here.
+MODEL_FOLDER = "backbone"
+
+
+def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone:
+    """Load or build the backbone that `config` describes; built weights depend on `seed` alone.
+
+    Raises:
+        ConfigError: device, folder, hub id, model type or its parameters cannot be used.
+    """
+    device = _device(config.device)
+    if config.path is not None:
+        source = _model_source(config.path)
+        model, codec = _pretrained(config, source), load_codec(source)
+    else:
+        codec = load_codec(config.tokenizer)
+        model = _built(config, codec, seed)
+    model = model.to(device).eval()
+    model.requires_grad_(config.trainable)
+    return TransformersBackbone(model, codec)
+
+
+def _pretrained(config: BackboneConfig, source: str) -> Any:
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                attn_implementation=config.attention,
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"backbone.path '{config.path}' holds no model that can be loaded, nor is it a reachable hub "
+            f"model: {reason}"
+        ) from None
+    # transformers would go on with random numbers in their place.
+    if lacking := sorted(report["missing_keys"]):
+        raise ConfigError(
+            f"the model in '{config.path}' lacks the weights {', '.join(lacking[:3])}"
+        )
+    return model
+
+
+def _built(config: BackboneConfig, codec: Codec, seed: int) -> Any:
+    described = _described(config, codec)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            # Drawn in float32 whatever the dtype, so that one seed means one model.
+            model = AutoModelForCausalLM.from_config(
+                described, attn_implementation=config.attention, dtype=torch.float32
+            )
+    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        raise _undescribed(config, error) from None
+    # Not model.to(dtype), which would round the frequencies of rotary embeddings too.
+    dtype = getattr(torch, config.dtype)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"backbone.device '{name}' is not a device: try cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"backbone.device is '{name}', but no CUDA device is available: use cpu")
+    return device
+
+
+def _model_source(path: str) -> str:
+    inner = Path(path) / MODEL_FOLDER
+    return str(inner) if inner.is_dir() else path
+
+
+def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
+    params = {"vocab_size": codec.vocab_size, **config.params}
+    params.setdefault("bos_token_id", codec.start)
+    params.setdefault("eos_token_id", codec.end)
+    params.setdefault("pad_token_id", None)
+    try:
+        known = AutoConfig.for_model(str(config.type))
+    except ValueError:
+        raise ConfigError(f"backbone.type '{config.type}' is not a transformers type") from None
+    names = {*known.to_dict(), *type(known).attribute_map}
+    for name in config.params:
+        if name not in names:
+            raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
+    try:
+        return AutoConfig.for_model(str(config.type), **params)
+    except (TypeError, ValueError) as error:
+        raise _undescribed(config, error) from None
+
+
+def _undescribed(config: BackboneConfig, error: Exception) -> ConfigError:
+    reason = " ".join(str(error).split())
+    return ConfigError(f"backbone.params do not describe a '{config.type}': {reason}")
