@@ -99,6 +99,7 @@ class TransformersBackbone:
 
         Raises:
             InputError: the sequence is longer than the model's positions.
+            ConfigError: keys and values are needed, but gradient checkpointing drops them.
         """
         batch, length = embeddings.shape[:2]
         steps = torch.arange(length, device=embeddings.device).expand(batch, length)
@@ -109,6 +110,11 @@ class TransformersBackbone:
                 f"{self.info.positions}: shorten the context or query"
             )
         cached = past is not None or keep
+        if cached and not self.caches:
+            raise ConfigError(
+                "gradient checkpointing drops past keys and values without a word, and this writer or reader "
+                "needs them: turn one of them off"
+            )
         extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
         output = self.model.base_model(
             inputs_embeds=embeddings.to(self.info.dtype),

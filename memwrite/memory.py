@@ -175,10 +175,13 @@ class Memory(nn.Module):
             InputError: a text is empty.
         """
         rows = []
-        for text in [texts] if isinstance(texts, str) else texts:
+        texts = [texts] if isinstance(texts, str) else texts
+        for text in texts:
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
-            rows.append([*self.backbone.codec.encode(text), self.backbone.info.end])
+            rows.append([*self._ids(text), self.backbone.info.end])
+        if not rows:
+            raise InputError("there is no context: give at least one text to write")
         return Tokens.from_rows(rows, self.backbone.info.device)
 
     def write(
@@ -193,7 +196,7 @@ class Memory(nn.Module):
             state: what the memories held before; by default nothing.
 
         Raises:
-            InputError: a text is empty, or this memory has no writer.
+            InputError: a text is empty, the state does not fit, or this memory has no writer.
             ContractViolation: the writer broke its own spec.
             DivergenceError: a state is not finite.
         """
@@ -204,6 +207,12 @@ class Memory(nn.Module):
             packed = tokens.to(self.backbone.info.device).packed()
             if state is None:
                 state = self.writer.init(packed.ids.shape[0])
+            self._check_rows(state, packed.ids.shape[0])
+            if state.spec.kind != self.writer.spec.kind:
+                raise InputError(
+                    f"writer '{self.config.writer.name}' goes on from '{self.writer.spec.kind}' states, "
+                    f"but was given a '{state.spec.kind}' state"
+                )
             room = self.backbone.info.positions - self.writer.reserve
             if room < 1:
                 raise ConfigError(
@@ -214,13 +223,17 @@ class Memory(nn.Module):
             for start in range(0, max(packed.ids.shape[1], 1), room):
                 chunk = packed.columns(start, start + room)
                 written = self.writer.write(state, chunk)
-                self._check(written)
+                self._check(written, chunk.ids.shape[0])
                 state = written.state
                 parts.append((written, chunk.lengths))
         return _joined(parts)
 
-    def _check(self, written: Written) -> None:
+    def _check(self, written: Written, rows: int) -> None:
         spec, state = self.writer.spec, written.state
+        if state.batch_size not in (None, rows):
+            raise ContractViolation(
+                f"writer '{self.config.writer.name}' wrote {state.batch_size} rows of {rows} contexts"
+            )
         if state.spec != spec and (spec.bounded or state.spec.kind != spec.kind):
             raise ContractViolation(
                 f"writer '{self.config.writer.name}' declared {spec} but wrote {state.spec}"
@@ -228,10 +241,10 @@ class Memory(nn.Module):
         for name, tensor in state.tensors.items():
             finite = tensor.isfinite().reshape(tensor.shape[0], -1).all(1)
             if not finite.all():
-                rows = (~finite).nonzero().flatten().tolist()
+                wrong = (~finite).nonzero().flatten().tolist()
                 raise DivergenceError(
                     f"writer '{self.config.writer.name}' diverged: '{name}' is not finite in row(s) "
-                    f"{rows}: use a smaller step size or clip its gradient"
+                    f"{wrong}: use a smaller step size or clip its gradient"
                 )
 
     # ---- read ----------------------------------------------------------------------------------
@@ -270,11 +283,14 @@ class Memory(nn.Module):
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
-        if state.batch_size not in (None, query.ids.shape[0]):
-            raise InputError(
-                f"the state holds {state.batch_size} rows, but the query {query.ids.shape[0]}"
-            )
+        self._check_rows(state, query.ids.shape[0])
+        _check_pair(self.config, state.spec.kind, self.reader.accepts)
         return query.to(self.backbone.info.device)
+
+    def _check_rows(self, state: MemoryState, rows: int) -> None:
+        # One state for several rows would be shared among users.
+        if state.batch_size not in (None, rows):
+            raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")
 
     def ask(self, state: MemoryState, prompt: str = "", **options: Any) -> str:
         """Continue `prompt` given one memory alone; with no prompt, what the memory itself says.
@@ -284,10 +300,16 @@ class Memory(nn.Module):
             prompt: text.
             options: as in `generate`.
         """
-        ids = self.backbone.codec.encode(prompt)
+        ids = self._ids(prompt)
         row = self.generate(state, Tokens.from_rows([ids]), **options)[0].tolist()
         end = self.backbone.info.end
         return self.backbone.codec.decode(row[: row.index(end)] if end in row else row)
+
+    def _ids(self, text: str) -> list[int]:
+        try:
+            return self.backbone.codec.encode(text)
+        except UnicodeEncodeError as error:
+            raise InputError(f"the text is not valid Unicode: character {error.start}") from None
 
     # ---- train ---------------------------------------------------------------------------------
 
@@ -298,19 +320,28 @@ class Memory(nn.Module):
         """
         written = self.write(batch.context)
         output = self.read(written.state, batch.queries)
-        first = output.first
-        if first is None:
-            first = torch.zeros_like(output.logits[:, ..., 0, :])
-        elif output.logits.ndim == 4:
-            first = first[:, None].expand_as(output.logits[:, :, 0])
-        labels = batch.labels.to(output.logits.device)
-        if output.first is None:
-            labels = torch.cat([torch.full_like(labels[..., :1], -100), labels[..., 1:]], -1)
-        predicted = torch.cat([first[..., None, :], output.logits[..., :-1, :]], -2)
-        target = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
+        target = _target_loss(output, batch.queries.to(output.logits.device), batch.labels)
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
         return MemoryOutput(total, output.logits, {n: loss.detach() for n, loss in losses.items()})
+
+
+def _target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the labelled tokens, each predicted from the real token before it."""
+    packed, order = queries.pack()
+    labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
+    logits = output.logits.gather(
+        -2, order[..., None].expand(*order.shape, output.logits.shape[-1])
+    )
+    first = output.first
+    if first is None:
+        # Nothing stands before the first token, so nothing predicts it.
+        labels, predicted = labels[..., 1:], logits[..., :-1, :]
+    else:
+        first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
+        first = first.expand(*logits.shape[:-2], 1, -1)
+        predicted = torch.cat([first, logits[..., :-1, :]], -2)
+    return F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite.backbone import TransformersBackbone
-from memwrite.errors import ConfigError, InputError
+from memwrite.errors import InputError
 from memwrite.protocols import Conditioning, Correction, KeyValues, ReadOutput
 from memwrite.state import Tokens
 
@@ -23,6 +24,9 @@ def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Toke
     embeddings = backbone.embed(packed.ids)
     if backbone.caches:
         past, first = _prefill(backbone, conditioning)
+        if not packed.ids.shape[1]:
+            none = backbone.logits(embeddings)
+            return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), first)
         past = None if past is None else past.rows(copies)
         hidden = backbone.forward(embeddings, past=past, corrections=corrections).hidden
     else:
@@ -40,6 +44,29 @@ def generate(
     options: Mapping[str, Any],
 ) -> Tensor:
     """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
+    with _evaluating(backbone.model):
+        return _generate(backbone, conditioning, query, options)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradient checkpointing, which drops the cache that generation lives on."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _generate(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    options: Mapping[str, Any],
+) -> Tensor:
     packed, copies = query.flat().packed(), _copies(query)
     past, _ = _prefill(backbone, conditioning)
     corrections = conditioning.corrections or {}
@@ -85,7 +112,10 @@ def _continue(
     room = info.positions - used
     if room < 1:
         raise InputError(f"memory and query fill all {info.positions} positions of the model")
-    wanted = int(options.get("max_new_tokens") or room)
+    wanted = options.get("max_new_tokens")
+    wanted = room if wanted is None else int(wanted)
+    if wanted < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {wanted}")
     return backbone.generate(
         ids,
         past=past,
@@ -126,15 +156,12 @@ def _unrolled(
     backbone: TransformersBackbone, conditioning: Conditioning, embeddings: Tensor, copies: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """The naive run, which gradient checkpointing needs: every query behind its own copy of the prefix."""
-    if conditioning.key_values is not None:
-        raise ConfigError(
-            "gradient checkpointing drops past keys and values, which this reader needs: turn one off"
-        )
     prefix, corrections = conditioning.prefix, _rows(conditioning, copies)
+    past = conditioning.key_values
     if prefix is None:
-        return backbone.forward(embeddings, corrections=corrections).hidden, None
+        return backbone.forward(embeddings, past=past, corrections=corrections).hidden, None
     inputs = torch.cat([prefix[copies].to(embeddings.dtype), embeddings], 1)
-    hidden = backbone.forward(inputs, corrections=corrections).hidden
+    hidden = backbone.forward(inputs, past=past, corrections=corrections).hidden
     slots = prefix.shape[1]
     firsts = hidden[:: len(copies) // prefix.shape[0], slots - 1]
     return hidden[:, slots:], backbone.logits(firsts)

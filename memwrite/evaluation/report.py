@@ -12,6 +12,7 @@ import matplotlib
 matplotlib.use("Agg")
 import jinja2
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -39,38 +40,46 @@ def save_report(results: Results, folder: Path) -> None:
 
 def _steps_plot(results: Results) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    shades = [plt.get_cmap("viridis")(0.85 * i / max(len(results.points) - 1, 1)) for i in range(9)]
-    for point, shade in zip(results.points, shades, strict=False):
-        steps = range(len(point.accuracy))
-        axes.plot(steps, point.accuracy, color=shade, label=f"{point.vectors}", lw=1.6)
-        axes.plot(steps[-1:], point.accuracy[-1:], "o", color=shade, ms=4)
-    axes.set(xlabel="gradient steps", ylabel="tokens right", ylim=(0, 1.03))
-    axes.legend(title="vectors", frameon=False, loc="lower right")
+    shades = plt.get_cmap("viridis")
+    for index, point in enumerate(results.points):
+        shade = shades(0.85 * index / max(len(results.points) - 1, 1))
+        last = len(point.accuracy) - 1
+        axes.plot(point.accuracy, color=shade, lw=1.6)
+        axes.plot(last, point.accuracy[last], "o", color=shade, ms=4)
+        _label(axes, _vectors(point.vectors), last, point.accuracy[last], (7, -3))
+    axes.set(xlabel="gradient steps", ylabel="tokens right, given those before", ylim=(0, 1.03))
     return _plain(figure)
 
 
 def _vectors_plot(results: Results) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     vectors = [point.vectors for point in results.points]
+    tokens = [point.accuracy[-1] for point in results.points]
     right = [point.recall.bytes_right for point in results.points]
-    for name, point in (("full context", results.full_context), ("no memory", results.no_memory)):
-        axes.axhline(point.recall.bytes_right, color=_MUTED, ls="--", lw=1)
-        axes.annotate(name, (vectors[0], point.recall.bytes_right), (0, 3), color=_INK, fontsize=8,
-                      textcoords="offset points")  # fmt: skip
-    axes.plot(vectors, right, "o-", color=_ACCENT, lw=1.8)
+    axes.plot(vectors, tokens, "o--", color=_MUTED, lw=1.4, label="tokens, given those before")
+    axes.plot(vectors, right, "o-", color=_ACCENT, lw=1.8, label="bytes, decoded freely")
+    for name, point, style in (
+        ("full context", results.full_context, "-."),
+        ("no memory", results.no_memory, ":"),
+    ):
+        share = point.recall.bytes_right
+        axes.axhline(share, color=_INK, ls=style, lw=1, label=f"{name}, bytes")
     for point in results.points:
-        axes.annotate(
-            f"{results.bits_gained(point):.0f} bits",
-            (point.vectors, point.recall.bytes_right),
-            (5, -12),
-            textcoords="offset points",
-            fontsize=8,
-            color=_INK,
-        )
+        text = f"{results.bits_gained(point):.0f} bits"
+        _label(axes, text, point.vectors, point.accuracy[-1], (-6, 8))
     axes.set_xscale("log", base=2)
     axes.set_xticks(vectors, [str(v) for v in vectors])
-    axes.set(xlabel="vectors", ylabel="bytes recalled", ylim=(0, 1.08))
+    axes.set(xlabel="vectors", ylabel="recalled", ylim=(0, 1.12))
+    axes.legend(frameon=False, fontsize=8, loc="upper left")
     return _plain(figure)
+
+
+def _vectors(count: int) -> str:
+    return f"{count} vector{'s' if count > 1 else ''}"
+
+
+def _label(axes: Axes, text: str, x: float, y: float, offset: tuple[int, int]) -> None:
+    axes.annotate(text, (x, y), offset, textcoords="offset points", fontsize=8, color=_INK)
 
 
 def _plain(figure: Figure) -> Figure:
