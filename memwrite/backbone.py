@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +33,16 @@ class TransformersBackbone:
             config.hidden_size // config.num_attention_heads
         )
         self._head_dim = int(head_dim)
+        # With the versions of the weights it was taken of: hashing a large model takes seconds.
+        self._fingerprint: tuple[object, str] | None = None
         self._kv_heads = int(
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
+        if config.num_attention_heads % self._kv_heads:
+            raise ConfigError(
+                f"the model's {config.num_attention_heads} attention heads cannot share "
+                f"{self._kv_heads} key heads: num_key_value_heads must divide num_attention_heads"
+            )
         if codec.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {codec.vocab_size} tokens but the model only "
@@ -191,9 +197,16 @@ class TransformersBackbone:
         )
         return output[:, length:]
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Architecture and sha256 over its configuration and every weight, in float32."""
+        weights = self.model.state_dict().values()
+        now = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        if self._fingerprint is None or self._fingerprint[0] != now:
+            self._fingerprint = now, self._hashed()
+        return self._fingerprint[1]
+
+    def _hashed(self) -> str:
         digest = hashlib.sha256()
         ignored = ("transformers_version", "dtype", "architectures", "_name_or_path")
         described = {k: v for k, v in self._config.to_dict().items() if k not in ignored}

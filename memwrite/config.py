@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from memwrite.errors import ConfigError, did_you_mean
@@ -112,6 +111,10 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 1 << 32:
+            raise ConfigError(f"seed must be between 0 and {(1 << 32) - 1}, got {self.seed}")
+
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or take a mapping), apply `key.path=value` overrides, validate.
@@ -124,13 +127,11 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             raise ConfigError(f"override '{override}' is not of the form key.path=value")
     base = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     try:
-        changes = OmegaConf.from_dotlist(list(overrides))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"an override cannot be read: {_line(error)}") from None
+        changes = _plain(OmegaConf.from_dotlist(list(overrides)))
+    except Exception as error:  # the parsers below OmegaConf raise errors of many kinds
+        raise ConfigError(f"an override cannot be read: {_reason(error)}") from None
     for layer in (base, changes):
-        for key in ("backbone", "writer", "reader", "training"):
-            if key in layer and not isinstance(layer[key], Mapping | DictConfig):
-                raise ConfigError(f"{key}: should be a mapping with its keys, got {layer[key]!r}")
+        _check_mappings(layer)
     return _merge(Config, [base, changes], "")
 
 
@@ -148,16 +149,30 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def _read_yaml(path: Path) -> Any:
+def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = OmegaConf.load(path)
+        data = _plain(OmegaConf.load(path))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at '{path}'") from None
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"'{path}' cannot be read as YAML: {_line(error)}") from None
-    if not OmegaConf.is_dict(data):
+    except Exception as error:
+        raise ConfigError(f"'{path}' cannot be read as YAML: {_reason(error)}") from None
+    if not isinstance(data, dict):
         raise ConfigError(f"'{path}' should hold a mapping such as 'writer: {{name: gradient}}'")
     return data
+
+
+def _plain(data: Any) -> Any:
+    return OmegaConf.to_container(data, resolve=False)
+
+
+def _check_mappings(layer: Mapping[str, Any]) -> None:
+    """OmegaConf's own message for a value in the place of a mapping does not say where."""
+    for key in ("backbone", "writer", "reader", "task", "training"):
+        part = layer.get(key)
+        inner = part.get("params") if isinstance(part, Mapping) else None
+        for where, value in ((key, part), (f"{key}.params", inner)):
+            if value is not None and not isinstance(value, Mapping):
+                raise ConfigError(f"{where} should be a mapping with its keys, got {value!r}")
 
 
 def _merge(kind: type[T], layers: Sequence[Any], prefix: str) -> T:
@@ -173,11 +188,11 @@ def _merge(kind: type[T], layers: Sequence[Any], prefix: str) -> T:
         raise ConfigError(f"unknown key {prefix}{where} ({did_you_mean(name, known)})") from None
     except OmegaConfBaseException as error:
         where = f"{prefix}{error.full_key}: " if error.full_key else prefix
-        raise ConfigError(f"{where}{_line(error)}") from None
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{prefix}{_line(error)}") from None
+        raise ConfigError(f"{where}{_reason(error)}") from None
+    except Exception as error:  # a plugin's own checks, or a parser below OmegaConf
+        raise ConfigError(f"{prefix}{_reason(error)}") from None
 
 
-def _line(error: BaseException) -> str:
-    """The message of `error` in one line, without the details OmegaConf appends."""
-    return " ".join(str(error).split("\n    full_key")[0].split())
+def _reason(error: Exception) -> str:
+    """The message of `error` without the details OmegaConf appends."""
+    return str(error).split("\n    full_key")[0] or type(error).__name__

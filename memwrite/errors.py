@@ -7,7 +7,10 @@ from collections.abc import Iterable
 
 
 class MemwriteError(Exception):
-    """Base of all errors that memwrite raises on purpose."""
+    """Base of all errors that memwrite raises on purpose; the message is one line, whatever it quotes."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class PluginError(MemwriteError):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from memwrite.backbone import TransformersBackbone, quiet
@@ -44,9 +43,10 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
                 attn_implementation=config.attention,
                 dtype=getattr(torch, config.dtype),
                 output_loading_info=True,
+                use_safetensors=True,  # never pickles
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except Exception as error:  # a damaged folder makes transformers raise errors of every kind
+        reason = str(error) or type(error).__name__
         raise ConfigError(
             f"backbone.path '{config.path}' holds no model that can be loaded, nor is it a reachable hub "
             f"model: {reason}"
@@ -68,7 +68,7 @@ def _built(config: BackboneConfig, codec: Codec, seed: int) -> Any:
             model = AutoModelForCausalLM.from_config(
                 described, attn_implementation=config.attention, dtype=torch.float32
             )
-    except (TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+    except Exception as error:  # impossible sizes make transformers raise errors of every kind
         raise _undescribed(config, error) from None
     # Not model.to(dtype), which would round the frequencies of rotary embeddings too.
     dtype = getattr(torch, config.dtype)
@@ -83,8 +83,13 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError(f"backbone.device '{name}' is not a device: try cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"backbone.device is '{name}', but no CUDA device is available: use cpu")
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):
+        kind = device.type.upper()
+        raise ConfigError(
+            f"backbone.device is '{name}', but no {kind} device of that name is available: use cpu"
+        ) from None
     return device
 
 
@@ -108,10 +113,10 @@ def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
             raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
     try:
         return AutoConfig.for_model(str(config.type), **params)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise _undescribed(config, error) from None
 
 
 def _undescribed(config: BackboneConfig, error: Exception) -> ConfigError:
-    reason = " ".join(str(error).split())
+    reason = str(error) or type(error).__name__
     return ConfigError(f"backbone.params do not describe a '{config.type}': {reason}")

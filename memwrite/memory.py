@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from memwrite import reading, runs
 from memwrite.backbone import TransformersBackbone
@@ -20,39 +19,14 @@ from memwrite.errors import (
     DivergenceError,
     IncompatiblePair,
     InputError,
-    StorageError,
 )
 from memwrite.loading import MODEL_FOLDER, load_backbone
+from memwrite.loss import Batch, MemoryOutput, target_loss
 from memwrite.plugins import registry
 from memwrite.protocols import Reader, ReadOutput, Writer, Written
 from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
 from memwrite.state import MemoryState, Tokens
 from memwrite.storage import StateFile, load_state, save_state
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What training feeds.
-
-    Attributes:
-        context: (B, T), written once per row.
-        queries: (B, T) or (B, Q, T): the rows' queries with their answers behind them.
-        labels: like queries.ids: the token id to be predicted AT that place from all before it; -100 where
-            nothing is asked.
-    """
-
-    context: Tokens
-    queries: Tokens
-    labels: Tensor
-
-
-@dataclass(frozen=True)
-class MemoryOutput:
-    """`loss` with its graph; `logits` as in `ReadOutput`; `losses`: name -> mean, detached."""
-
-    loss: Tensor
-    logits: Tensor
-    losses: Mapping[str, Tensor]
 
 
 class Memory(nn.Module):
@@ -119,6 +93,9 @@ class Memory(nn.Module):
     def save_run(self, folder: str | Path) -> None:
         """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
         where it was trained or built from scratch.
+
+        Raises:
+            StorageError: the place cannot be written.
         """
         runs.save_run(self, Path(folder))
 
@@ -126,8 +103,10 @@ class Memory(nn.Module):
         """Write a state file: state, reader, fingerprint, provenance; never the text.
 
         Raises:
+            IncompatiblePair: this memory's reader does not accept such a state.
             StorageError: the place cannot be written.
         """
+        _check_pair(self.config, state.spec.kind, self.reader.accepts)
         save_state(path, StateFile(runs.header(self, state), state, self.reader.state_dict()))
 
     @classmethod
@@ -152,17 +131,15 @@ class Memory(nn.Module):
             PluginError: its reader is not installed.
         """
         file = load_state(path)
-        header = file.header
-        reader_plugin = registry().reader(header.reader.name)
-        reader_config = part_config(reader_plugin.config, header.reader.params, "reader.params")
-        part, loaded = runs.load_backbone_of(header, path, backbone, device, force)
-        config = Config(part, header.writer, header.reader, seed=header.seed)
-        _check_pair(config, file.state.spec.kind, reader_plugin.accepts)
-        reader: Any = reader_plugin.build(reader_config, loaded, file.state.spec)
-        if reader.state_dict().keys() != file.weights.keys():
-            raise StorageError(f"'{path}' lacks weights of its reader '{header.reader.name}'")
-        reader.load_state_dict(file.weights)
-        memory = cls(loaded, None, reader, config)
+        config = runs.config_of(file.header, path)
+        plugin = registry().reader(config.reader.name)
+        _check_pair(config, file.state.spec.kind, plugin.accepts)
+        part = replace(config.backbone, device=device or config.backbone.device, trainable=False)
+        if backbone is not None:
+            part = replace(part, path=backbone, type=None, params={})
+        loaded = runs.load_backbone_of(file.header, part, path, force)
+        reader = runs.load_reader_of(file, plugin, loaded, path)
+        memory = cls(loaded, None, reader, replace(config, backbone=part))
         memory.to(loaded.info.device).eval()
         return memory, file.state.to(loaded.info.device)
 
@@ -320,28 +297,10 @@ class Memory(nn.Module):
         """
         written = self.write(batch.context)
         output = self.read(written.state, batch.queries)
-        target = _target_loss(output, batch.queries.to(output.logits.device), batch.labels)
+        target = target_loss(output, batch.queries.to(output.logits.device), batch.labels)
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
         return MemoryOutput(total, output.logits, {n: loss.detach() for n, loss in losses.items()})
-
-
-def _target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the labelled tokens, each predicted from the real token before it."""
-    packed, order = queries.pack()
-    labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
-    logits = output.logits.gather(
-        -2, order[..., None].expand(*order.shape, output.logits.shape[-1])
-    )
-    first = output.first
-    if first is None:
-        # Nothing stands before the first token, so nothing predicts it.
-        labels, predicted = labels[..., 1:], logits[..., :-1, :]
-    else:
-        first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
-        first = first.expand(*logits.shape[:-2], 1, -1)
-        predicted = torch.cat([first, logits[..., :-1, :]], -2)
-    return F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

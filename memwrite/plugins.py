@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from typing import Any, Generic, Literal, TypeVar, cast, get_args
@@ -246,20 +246,33 @@ def _fault(owner: Owner, what: str, error: BaseException) -> Fault:
     if isinstance(error, KeyboardInterrupt):
         raise error
     kind = PluginApiMismatch if isinstance(error, PluginApiMismatch) else PluginBroken
-    reason = " ".join(str(error).split()) or "no message"
-    sentence = f"the plugin {owner} {what}: {type(error).__name__}: {reason}"
+    try:
+        reason = str(error)
+    except Exception:
+        reason = ""
+    sentence = f"the plugin {owner} {what}: {type(error).__name__}: {reason or 'no message'}"
     return Fault(owner, kind(sentence), "".join(traceback.format_exception(error)))
 
 
 def _check(plugin: object, role: type[WriterPlugin] | type[ReaderPlugin]) -> None:
     if not isinstance(plugin, role):
         raise PluginBroken(f"the hook returned a {type(plugin).__name__}, not a {role.__name__}")
+    if not (isinstance(plugin.name, str) and plugin.name):
+        raise PluginBroken(f"the name {plugin.name!r} must be a word")
     if plugin.api != API:
         raise PluginApiMismatch(
             f"'{plugin.name}' was built for plugin API {plugin.api}, this memwrite has {API}"
         )
     if not (isinstance(plugin.config, type) and dataclasses.is_dataclass(plugin.config)):
         raise PluginBroken(f"the config of '{plugin.name}' must be a dataclass type")
+    if not callable(plugin.build):
+        raise PluginBroken(f"the build of '{plugin.name}' must be a function")
+    if isinstance(plugin, WriterPlugin) and not isinstance(plugin.emits, str):
+        raise PluginBroken(f"'{plugin.name}' emits {plugin.emits!r}, which is not a kind of state")
+    if isinstance(plugin, ReaderPlugin) and not isinstance(plugin.accepts, Set):
+        raise PluginBroken(
+            f"'{plugin.name}' accepts {plugin.accepts!r}, which is not a set of kinds"
+        )
     unknown = set(getattr(plugin, "capabilities", ())) - set(get_args(Capability))
     if unknown:
         raise PluginBroken(f"'{plugin.name}' declares unknown capabilities {sorted(unknown)}")

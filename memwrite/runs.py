@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import replace
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
@@ -15,11 +17,12 @@ from torch import Tensor
 
 import memwrite
 from memwrite.backbone import TransformersBackbone
-from memwrite.config import BackboneConfig, part_config, to_dict
-from memwrite.errors import ConfigError, StorageError
+from memwrite.config import BackboneConfig, Config, part_config, to_dict
+from memwrite.errors import ConfigError, ContractViolation, StorageError
 from memwrite.loading import MODEL_FOLDER, load_backbone
+from memwrite.plugins import ReaderPlugin
 from memwrite.state import MemoryState
-from memwrite.storage import FORMAT, Header, StoredSpec, write_bytes
+from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, write_bytes
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -29,14 +32,23 @@ CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
 
 def save_run(memory: Memory, folder: Path) -> None:
     """See `Memory.save_run`; the config goes last, so that a folder with one is complete."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     config = memory.config
     if config.backbone.trainable or config.backbone.type is not None:
-        memory.backbone.save(folder / MODEL_FOLDER, getattr(torch, config.training.save_dtype))
+        _save_model(memory, folder / MODEL_FOLDER)
     if weights := _part_weights(memory):
         write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     write_bytes(folder / CONFIG_FILE, text.encode())
+
+
+def _save_model(memory: Memory, folder: Path) -> None:
+    """Files are renamed into `folder` when all are written."""
+    make_folder(folder)
+    with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder.parent) as name:
+        memory.backbone.save(Path(name), getattr(torch, memory.config.training.save_dtype))
+        for file in Path(name).iterdir():
+            file.replace(folder / file.name)
 
 
 def load_weights(memory: Memory, path: Path) -> None:
@@ -49,11 +61,7 @@ def load_weights(memory: Memory, path: Path) -> None:
         weights = safetensors.torch.load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
-    shapes, wanted = (
-        {name: tensor.shape for name, tensor in tensors.items()}
-        for tensors in (weights, _part_weights(memory))
-    )
-    if shapes != wanted:
+    if _shapes(weights) != _shapes(_part_weights(memory)):
         raise StorageError(f"'{path}' holds other weights than this writer and reader have")
     memory.load_state_dict(weights, strict=False)
 
@@ -74,26 +82,39 @@ def header(memory: Memory, state: MemoryState) -> Header:
     )
 
 
-def load_backbone_of(
-    header: Header, path: str | Path, folder: str | None, device: str | None, force: bool
-) -> tuple[BackboneConfig, TransformersBackbone]:
-    """The backbone that the state file `path` was written for; arguments as in `Memory.load`.
+@contextmanager
+def _reading_header(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (ConfigError, ContractViolation) as error:
+        raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
+
+
+def config_of(header: Header, path: str | Path) -> Config:
+    """What the state file `path` was made with.
 
     Raises:
-        StorageError: it is not where it was, or another one is there.
+        StorageError: the header holds unknown keys or impossible values.
     """
-    try:
-        config = part_config(BackboneConfig, header.backbone, "backbone")
-    except ConfigError as error:
-        raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
-    if folder is not None:
-        config = replace(config, path=folder, type=None, params={})
-    if config.path is not None and not Path(config.path).is_dir():
+    with _reading_header(path):
+        backbone = part_config(BackboneConfig, header.backbone, "backbone")
+        return Config(backbone, header.writer, header.reader, seed=header.seed)
+
+
+def load_backbone_of(
+    header: Header, config: BackboneConfig, path: str | Path, force: bool
+) -> TransformersBackbone:
+    """The backbone that the state file `path` was written for, found where `config` says.
+
+    Raises:
+        StorageError: it is not there, or another one is and `force` is not set.
+    """
+    source = config.tokenizer if config.path is None else config.path
+    if source != "bytes" and not Path(source).is_dir():
         raise StorageError(
-            f"'{path}' needs the backbone {header.fingerprint}, looked for in '{config.path}', which is "
+            f"'{path}' needs the backbone {header.fingerprint}, looked for in '{source}', which is "
             f"no folder here: name its folder with --backbone"
         )
-    config = replace(config, device=device or config.device, trainable=False)
     backbone = load_backbone(config, header.seed)
     if backbone.fingerprint != header.fingerprint and not force:
         raise StorageError(
@@ -101,7 +122,29 @@ def load_backbone_of(
             f"'{config.path or config.type}' is {backbone.fingerprint}: name the right folder with "
             f"--backbone, or force it"
         )
-    return config, backbone
+    return backbone
+
+
+def load_reader_of(
+    file: StateFile, plugin: ReaderPlugin, backbone: TransformersBackbone, path: str | Path
+) -> Any:
+    """The reader that the state file `path` is for, with its weights.
+
+    Raises:
+        StorageError: its parameters or weights are not those of this reader.
+    """
+    with _reading_header(path):
+        config = part_config(plugin.config, file.header.reader.params, "reader.params")
+    with torch.random.fork_rng(devices=[]):
+        reader: Any = plugin.build(config, backbone, file.state.spec)
+    if _shapes(reader.state_dict()) != _shapes(file.weights):
+        raise StorageError(f"'{path}' holds other weights than its reader '{plugin.name}' has")
+    reader.load_state_dict(file.weights)
+    return reader
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _part_weights(memory: Memory) -> dict[str, Tensor]:

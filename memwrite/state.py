@@ -181,7 +181,7 @@ class MemoryState:
             )
         for name, tensor in self.tensors.items():
             shape, dtype = tuple(self.spec.shapes[name]), self.spec.dtype_of(name)
-            if tensor.shape[1:] != shape or tensor.dtype != dtype:
+            if not tensor.ndim or tensor.shape[1:] != shape or tensor.dtype != dtype:
                 raise ContractViolation(
                     f"state tensor '{name}' should be (B, {', '.join(map(str, shape))}) {dtype}, "
                     f"but is {tuple(tensor.shape)} {tensor.dtype}"

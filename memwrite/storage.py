@@ -22,6 +22,7 @@ from memwrite.state import MemoryState, StateSpec
 
 FORMAT = 1
 MAX_HEADER = 1 << 20
+_UNSEALED = b"0" * 64
 _DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -99,8 +100,18 @@ def save_state(path: str | Path, file: StateFile) -> None:
     header = json.dumps(to_dict(file.header), sort_keys=True)
     if len(header) > MAX_HEADER // 2:
         raise StorageError(f"the header of '{path}' would be {len(header)} bytes, over the limit")
-    metadata = {"memwrite": header, "checksum": _checksum(header, tensors)}
-    write_bytes(Path(path), safetensors.torch.save(tensors, metadata))
+    write_bytes(Path(path), sealed(header, tensors))
+
+
+def sealed(header: str, tensors: Mapping[str, Tensor]) -> bytes:
+    """A safetensors file whose metadata hold `header` and a checksum of the whole file.
+
+    The checksum is the sha256 of the file with zeros in the checksum's own place.
+    """
+    data = safetensors.torch.save(
+        dict(tensors), {"memwrite": header, "checksum": _UNSEALED.decode()}
+    )
+    return data.replace(_UNSEALED, hashlib.sha256(data).hexdigest().encode(), 1)
 
 
 def load_state(path: str | Path) -> StateFile:
@@ -116,15 +127,16 @@ def load_state(path: str | Path) -> StateFile:
     except OSError as error:
         raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
     metadata = _metadata(data, path)
+    checksum = str(metadata.get("checksum")).encode()
+    unsealed = data.replace(checksum, _UNSEALED, 1)
+    if checksum != hashlib.sha256(unsealed).hexdigest().encode():
+        raise StorageError(f"'{path}' is truncated or damaged: its checksum does not match")
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
-    text = metadata["memwrite"]
-    if metadata.get("checksum") != _checksum(text, tensors):
-        raise StorageError(f"'{path}' is damaged: its checksum does not match its content")
+        raise StorageError(f"'{path}' is no safetensors file: {error}") from None
     try:
-        header = _header(text)
+        header = _header(metadata["memwrite"])
         state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         weights = {
             n.removeprefix("reader."): t for n, t in tensors.items() if n.startswith("reader.")
@@ -132,6 +144,18 @@ def load_state(path: str | Path) -> StateFile:
         return StateFile(header, MemoryState(header.spec.restore(), state), weights)
     except (ConfigError, ContractViolation, RecursionError) as error:
         raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it, where they are not there.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"the folder '{path}' cannot be made: {error.strerror}") from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -180,14 +204,6 @@ def _header(text: str) -> Header:
         raise ConfigError("it is not a JSON object")
     if data.get("format") != FORMAT:
         raise ConfigError(f"format {data.get('format')!r}, but this memwrite reads {FORMAT}")
-    if "${" in text:
+    if "${" in json.dumps(data):  # not in `text`, which may spell it with escapes
         raise ConfigError("it holds an interpolation, and a header must be data only")
     return part_config(Header, data, "header")
-
-
-def _checksum(header: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(header.encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
-    return digest.hexdigest()

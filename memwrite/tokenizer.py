@@ -75,8 +75,10 @@ def load_codec(source: str | Path) -> Codec:
 
     try:
         return TransformersCodec(AutoTokenizer.from_pretrained(source))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except ConfigError:
+        raise
+    except Exception as error:  # a damaged folder makes transformers raise errors of every kind
+        reason = str(error) or type(error).__name__
         raise ConfigError(f"no tokenizer could be loaded from '{source}': {reason}") from None
 
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from memwrite import Memory
+from memwrite.config import BackboneConfig, Config
+from memwrite.loading import load_backbone
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {
@@ -34,3 +38,28 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 Build = Callable[..., Memory]
+Lists = list[list[int]]
+
+TIED = {**MODELS["llama"]["params"], "tie_word_embeddings": True}
+FAMILIES: dict[str, dict[str, Any]] = {**MODELS, "llama-tied": {"type": "llama", "params": TIED}}
+each_backbone = pytest.mark.parametrize(
+    ("family", "attention"),
+    [(family, attention) for family in FAMILIES for attention in ("eager", "sdpa")],
+)
+
+
+def bar(family: str) -> dict[str, float]:
+    """Llama's norm computes in float32 whatever the model's dtype."""
+    return {"atol": 1e-9, "rtol": 1e-9} if family == "gpt2" else {"atol": 1e-5, "rtol": 1e-5}
+
+
+def described(family: str, attention: str = "sdpa", **changes: Any) -> BackboneConfig:
+    """A backbone of FAMILIES in float64."""
+    return BackboneConfig(
+        **{**FAMILIES[family], "dtype": "float64", "attention": attention, **changes}
+    )
+
+
+def reader_only(reader: Any, config: BackboneConfig) -> Memory:
+    """A memory without a writer."""
+    return Memory(load_backbone(config), None, reader, Config(config)).eval()

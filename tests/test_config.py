@@ -1,89 +1,235 @@
-"""YAML, overrides and plugin parameters: one sentence for each mistake."""
+"""Whatever stands in a file or an override: a Config, or one sentence that is a ConfigError."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from memwrite.config import load_config, part_config
+from memwrite.config import (
+    BackboneConfig,
+    Config,
+    PartConfig,
+    TrainingConfig,
+    load_config,
+    part_config,
+    to_dict,
+)
 from memwrite.errors import ConfigError
 
-BASE = {"backbone": {"path": "somewhere"}}
+BASE: dict[str, Any] = {"backbone": {"path": "here"}}
+KEYS = ["backbone", "writer", "reader", "task", "training", "seed"]
+INNER = ["path", "type", "params", "name", "steps", "dtype", "a", "save_dtype", "trainable"]
 
 
 @dataclass(frozen=True)
 class Params:
-    slots: int = 4
-    name: str | None = None
+    slots: int
+    rate: float = 0.5
+    mode: str = "plain"
+    deep: bool = False
 
     def __post_init__(self) -> None:
         if self.slots < 1:
             raise ValueError(f"slots must be at least 1, got {self.slots}")
 
 
-def test_overrides_beat_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_text("backbone: {path: here}\nwriter: {name: a, params: {x: 1, y: 2}}\nseed: 3\n")
-    config = load_config(path, ["writer.params.y=5", "training.steps=7"])
-    assert config.backbone.path == "here"
-    assert config.writer.params == {"x": 1, "y": 5}
-    assert (config.seed, config.training.steps, config.reader.name) == (3, 7, "no-memory")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["sed=1"], "unknown key sed (did you mean 'seed'? known: "),
-        (["backbone.pth=1"], "unknown key backbone.pth (did you mean 'path'? known: "),
-        (["seed=x"], "seed: "),
-        (["writer.params.a=1", "writer.name=null"], "writer.name: "),
-        (["task.params.a=1"], "task.name is required"),
-        (["backbone.type=gpt2"], "either backbone.path or backbone.type"),
-        (["backbone.attention=flash"], "backbone.attention = 'flash'"),
-        (["training.steps=-3"], "training.steps must be at least 1, got -3"),
-        (["training.learning_rate=0"], "training.learning_rate must be positive"),
-        (["=3"], "'=3' is not of the form key.path=value"),
-        (["a=[1,"], "an override cannot be read"),
-        (["writer=3"], "writer: should be a mapping"),
-    ],
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text("ab.${}[]?:=, 0#&*!%@`'\"|>-\n", max_size=8)
+    | st.sampled_from(["???", "${seed}", "${nope}", "${", "$", "${a.b}", "${backbone}"])
 )
-def test_mistakes_are_named(overrides: list[str], message: str) -> None:
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from([*KEYS, *INNER]) | st.integers(), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+
+
+def made_or_said(make: Callable[[], Any]) -> Any:
+    """What was made, or what the ConfigError says; any other exception is a failure."""
+    try:
+        return make()
+    except ConfigError as error:
+        return str(error)
+
+
+def config_or_sentence(source: Any, overrides: Sequence[str] = ()) -> None:
+    config = made_or_said(lambda: load_config(source, overrides))
+    if isinstance(config, str):
+        assert config.strip()
+        assert "\n" not in config
+        return
+    assert isinstance(config, Config)
+    assert isinstance(config.backbone, BackboneConfig)
+    assert isinstance(config.writer, PartConfig)
+    assert isinstance(config.training, TrainingConfig)
+    assert type(config.seed) is int
+
+
+@settings(max_examples=200)
+@given(
+    source=st.dictionaries(st.sampled_from([*KEYS, "sed", 7, None, True]), TREES, max_size=3),
+    whole=st.booleans(),
+)
+@example(source={"backbone": "${&}"}, whole=False)
+@example(source={"backbone": {"params": {1: 2}, "path": "x"}}, whole=False)
+@example(source={"writer": {"name": "a\nb", "x\ny": 1}}, whole=True)
+@example(source={"backbone": {"path": "x", "params": {"${nope}": "${nope}"}}}, whole=False)
+@example(source={"writer": None}, whole=True)
+@example(source={None: None}, whole=True)
+def test_any_mapping(source: dict[Any, Any], whole: bool) -> None:
+    config_or_sentence({**BASE, **source} if whole else source)
+
+
+@settings(max_examples=200)
+@given(
+    overrides=st.lists(
+        st.builds(
+            "{}={}".format,
+            st.sampled_from([*KEYS, "backbone.path", "writer.params", "writer.params.a.b"])
+            | st.text("a.[]{}:0$ \n", max_size=5),
+            st.text("a.[]{}:$0,\"'#&*!- \n", max_size=6),
+        ),
+        max_size=2,
+    )
+)
+@example(overrides=["[}:$= 0"])
+@example(overrides=["backbone=${&}", "task.name=a"])
+@example(overrides=["a\nb=1"])
+@example(overrides=["=\n"])
+@example(overrides=["writer=3"])
+@example(overrides=["writer.params=[1]"])
+@example(overrides=["seed=!!python/object/apply:os.getcwd []"])
+def test_any_override(overrides: list[str]) -> None:
+    config_or_sentence(BASE, overrides)
+
+
+@settings(max_examples=200)
+@given(
+    st.binary(max_size=40)
+    | st.text("ab: -[]{}$\n\t&*!\"'|#?,", max_size=40).map(str.encode)
+    | TREES.map(lambda tree: yaml.safe_dump(tree).encode())
+)
+@example(b"")
+@example(b"just text")
+@example(b"- a\n- b")
+@example(b"a: &x [*x]")
+@example(b"backbone: {path: x}\nbackbone: {path: y}")
+@example(b"\xff\xfe\x00")
+@example(b"!!python/object/apply:os.getcwd []")
+def test_any_file(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(content)
+    config_or_sentence(path)
+
+
+@settings(max_examples=200)
+@given(st.dictionaries(st.sampled_from([f.name for f in fields(Params)]), LEAVES))
+@example({"slots": "${slots}"})
+@example({"slots": "${rate}"})
+def test_any_parameters_of_a_plugin(params: dict[str, Any]) -> None:
+    made = made_or_said(lambda: part_config(Params, params, "writer.params"))
+    if isinstance(made, str):
+        assert "writer.params" in made
+        assert "\n" not in made
+    else:
+        assert made.slots >= 1
+
+
+MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
+    (["writter.name=x"], ("writter", "did you mean 'writer'?")),
+    (["writer.nme=x"], ("writer.nme", "did you mean 'name'?")),
+    (["training.step=x"], ("training.step ", "did you mean 'steps'?")),
+    (["backbone.device.x=1"], ("backbone.device",)),
+    (["training.steps=many"], ("training.steps", "many")),
+    (["training.bf16=perhaps"], ("training.bf16", "perhaps")),
+    (["training.save_dtype=float31"], ("training.save_dtype", "did you mean 'float32'?")),
+    (["backbone.dtype=bfloat"], ("backbone.dtype", "did you mean 'bfloat16'?")),
+    (["backbone.attention=eagre"], ("backbone.attention", "did you mean 'eager'?")),
+    (["backbone.path=null"], ("backbone.path", "backbone.type")),
+    (["writer.params=[1]"], ("writer.params",)),
+    (["backbone.params=3"], ("backbone.params",)),
+    (["task=3"], ("task",)),
+    (["task={}"], ("task.name", "required")),
+    (["writer=null"], ("writer",)),
+    (["seed=1.5"], ("seed",)),
+    (["seed=null"], ("seed",)),
+    (["seed"], ("'seed'", "key.path=value")),
+    (["writer.name=${nope}"], ("writer.name", "nope")),
+]
+
+
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES)
+def test_mistakes_name_their_key(overrides: list[str], words: tuple[str, ...]) -> None:
+    """And what was probably meant."""
     with pytest.raises(ConfigError) as caught:
         load_config(BASE, overrides)
-    assert message in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["- a\n- b\n", "a: [", "\t", b"\xff\xfe\x00"])
-def test_files_that_are_no_config(tmp_path: Path, text: str | bytes) -> None:
-    path = tmp_path / "c.yaml"
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ConfigError) as caught:
-        load_config(path)
-    assert str(path) in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("params", "message"),
+    ("params", "words"),
     [
-        ({"slots": 0}, "writer.params.slots must be at least 1, got 0"),
-        ({"slots": "many"}, "writer.params.slots: "),
-        (
-            {"slotz": 3},
-            "unknown key writer.params.slotz (did you mean 'slots'? known: name, slots)",
-        ),
-        ({"slots": None}, "writer.params.slots: "),
-        ({"slots": 1.5}, "writer.params.slots: "),
+        ({}, ("writer.params.slots", "required")),
+        ({"slots": 0}, ("writer.params.slots must be at least 1, got 0",)),
+        ({"slots": 1, "rat": 2}, ("writer.params.rat", "did you mean 'rate'?")),
+        ({"slots": 1, "rate": "fast"}, ("writer.params.rate", "fast")),
+        ({"slots": 1, "mode": {}}, ("writer.params.mode",)),
+        ({"slots": [1]}, ("writer.params.slots",)),
+        ({"slots": 1, 7: 2}, ("writer.params.7",)),
     ],
 )
-def test_mistakes_in_plugin_parameters_are_named(params: dict[str, object], message: str) -> None:
+def test_mistakes_in_parameters_name_their_key(
+    params: dict[Any, Any], words: tuple[str, ...]
+) -> None:
     with pytest.raises(ConfigError) as caught:
         part_config(Params, params, "writer.params")
-    assert message in str(caught.value)
+    for word in words:
+        assert word in str(caught.value)
 
 
-def test_plugin_parameters_become_the_plugins_own_dataclass() -> None:
-    assert part_config(Params, {"slots": "6"}, "writer.params") == Params(slots=6)
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("none.yaml", "none/none.yaml", "."):
+        with pytest.raises(ConfigError, match=str(tmp_path / name)):
+            load_config(tmp_path / name)
+
+
+def test_the_later_wins(tmp_path: Path) -> None:
+    """Defaults, then the file, then overrides in order; lists and mappings as YAML has them."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "backbone: {type: gpt2, params: {n_embd: 8, n_layer: 2}}\n"
+        "writer: {name: a, params: {list: [1, 2], deep: {x: 1, y: 2}}}\n"
+        "seed: 5\n"
+    )
+    config = load_config(
+        path,
+        ["seed=6", "seed=7", "writer.params.list=[3]", "writer.params.deep.y=z", "training.clip=2"],
+    )
+    assert config.seed == 7
+    assert config.writer.params == {"list": [3], "deep": {"x": 1, "y": "z"}}
+    assert config.backbone.params == {"n_embd": 8, "n_layer": 2}
+    assert (config.training.clip, config.training.steps) == (2.0, TrainingConfig().steps)
+    assert load_config(to_dict(config)) == config
+
+
+def test_the_callers_mapping_is_left_alone() -> None:
+    source = {"backbone": {"path": "x", "params": {}}, "writer": {"name": "a", "params": {"b": 1}}}
+    copy = yaml.safe_load(yaml.safe_dump(source))
+    load_config(source, ["writer.params.b=2", "seed=3"])
+    assert source == copy

@@ -11,33 +11,23 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MODELS
+from support import MODELS, bar, described, each_backbone, reader_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
-from memwrite.config import BackboneConfig, Config
 from memwrite.corrections import attention_modules
 from memwrite.loading import load_backbone
 from memwrite.protocols import Additions, Conditioning, Correction
 
-TIED = {**MODELS["llama"]["params"], "tie_word_embeddings": True}
-FAMILIES: dict[str, dict[str, Any]] = {**MODELS, "llama-tied": {"type": "llama", "params": TIED}}
-CASES = [(family, attention) for family in FAMILIES for attention in ("eager", "sdpa")]
 LAYERS, WIDTH, RANK, SLOTS = 2, 32, 2, 2
 END = 257
-
-each_backbone = pytest.mark.parametrize(("family", "attention"), CASES)
 
 
 def outputs(family: str) -> dict[str, int]:
     """Output widths of q, k, v, o; Llama's queries share keys and values in pairs."""
     shared = WIDTH if family == "gpt2" else WIDTH // 2
     return {"q": WIDTH, "k": shared, "v": shared, "o": WIDTH}
-
-
-def bar(family: str) -> dict[str, float]:
-    return {"atol": 1e-9, "rtol": 1e-9} if family == "gpt2" else {"atol": 1e-5, "rtol": 1e-5}
 
 
 class LowRankReader(nn.Module):
@@ -86,19 +76,9 @@ def states(
     return MemoryState(StateSpec("pair", shapes, layers, torch.float64), tensors)
 
 
-def described(family: str, attention: str, **changes: Any) -> BackboneConfig:
-    return BackboneConfig(
-        **{**FAMILIES[family], "dtype": "float64", "attention": attention, **changes}
-    )
-
-
-def reading(config: BackboneConfig) -> Memory:
-    return Memory(load_backbone(config), None, LowRankReader(), Config(config)).eval()
-
-
 @cache
 def corrected(family: str, attention: str) -> Memory:
-    return reading(described(family, attention))
+    return reader_only(LowRankReader(), described(family, attention))
 
 
 @cache
@@ -250,7 +230,7 @@ def test_checkpointing_changes_no_gradient(family: str, attention: str) -> None:
     """To the corrections, the prefix and the weights; two calls in one graph keep theirs apart."""
     found = []
     for checkpointing in (False, True):
-        memory = reading(described(family, attention, trainable=True)).train()
+        memory = reader_only(LowRankReader(), described(family, attention, trainable=True)).train()
         if checkpointing:
             memory.model.gradient_checkpointing_enable()
         query = Tokens.from_rows([[1, 2, 3], [4, 5]])

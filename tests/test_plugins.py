@@ -1,13 +1,14 @@
-"""Discovery: every fault is named with its owner and stops nobody else."""
+"""Discovery of plugins: nothing that one of them does or declares stops another."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,126 +19,256 @@ from memwrite.plugins import Owner, ReaderPlugin, Registry, WriterPlugin, discov
 
 @dataclass(frozen=True)
 class Params:
-    pass
+    """Nothing to set."""
 
 
-WRITER = WriterPlugin(1, "w", "a writer", Params, lambda c, b: None, "prefix")  # type: ignore[arg-type,return-value]
-READER = ReaderPlugin(
-    1, "r", "a reader", Params, lambda c, b, s: None, frozenset({"prefix"})  # type: ignore[arg-type,return-value]
-)  # fmt: skip
+def build(*_: Any) -> Any:
+    raise AssertionError("discovery builds nothing")
 
 
-def module(writers: Any = (), readers: Any = ()) -> SimpleNamespace:
-    def give(value: Any) -> Any:
-        if isinstance(value, BaseException):
-            raise value
-        return value
+WRITER = WriterPlugin(1, "good", "a writer", Params, build, "prefix")
+READER = ReaderPlugin(1, "fine", "a reader", Params, build, frozenset({"prefix"}))
 
-    return SimpleNamespace(
-        memwrite_writers=hookimpl(lambda: give(writers)),
-        memwrite_readers=hookimpl(lambda: give(readers)),
+
+def module(**functions: Any) -> ModuleType:
+    made = ModuleType("plugin")
+    for name, function in functions.items():
+        setattr(made, name, hookimpl(function))
+    return made
+
+
+def raising(error: BaseException) -> Any:
+    def fail() -> Any:
+        raise error
+
+    return fail
+
+
+def half_way() -> Any:
+    yield WRITER
+    raise RuntimeError("half way")
+
+
+class Mute(Exception):
+    """Cannot even be printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def beside_a_sound_one(load: Any) -> Registry:
+    sound = module(memwrite_writers=lambda: [WRITER], memwrite_readers=lambda: [READER])
+    return discover(
+        [
+            (Owner("first", "1.0", "before"), lambda: module()),
+            (Owner("broken", "0.3", "entry"), load),
+            (Owner("sound", "2.0", "after"), lambda: sound),
+        ]
     )
 
 
-def registry(**modules: Any) -> Registry:
-    def loader(value: Any) -> Any:
-        def load() -> Any:
-            if isinstance(value, BaseException):
-                raise value
-            return value
-
-        return load
-
-    return discover((Owner(name, "1.0", name), loader(m)) for name, m in modules.items())
+def hook(value: Any, name: str = "memwrite_writers") -> Any:
+    return lambda: module(**{name: lambda: value})
 
 
-def test_healthy_plugins_are_found_with_the_pairs_that_fit() -> None:
-    other = replace(READER, name="other", accepts=frozenset({"matrix"}))
-    found = registry(a=module([WRITER]), b=module(readers=[READER, other]))
-    assert found.writer("w") is WRITER
+FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
+    "import": (raising(ImportError("no\nsuch thing")), PluginBroken, "no such thing"),
+    "syntax": (raising(SyntaxError("bad")), PluginBroken, "SyntaxError: bad"),
+    "exit": (raising(SystemExit(0)), PluginBroken, "SystemExit"),
+    "mute": (raising(Mute()), PluginBroken, "Mute"),
+    "hook": (
+        lambda: module(memwrite_writers=raising(KeyError("x"))),
+        PluginBroken,
+        "memwrite_writers",
+    ),
+    "reader hook": (
+        lambda: module(memwrite_readers=raising(KeyError("x"))),
+        PluginBroken,
+        "memwrite_readers",
+    ),
+    "half way": (lambda: module(memwrite_writers=half_way), PluginBroken, "half way"),
+    "misspelt": (hook([WRITER], "memwrite_writer"), PluginBroken, "memwrite_writer"),
+    "argument": (
+        lambda: module(memwrite_writers=lambda config: [WRITER]),
+        PluginBroken,
+        "config",
+    ),
+    "none": (hook(None), PluginBroken, "memwrite_writers"),
+    "words": (hook("good"), PluginBroken, "str"),
+    "a reader for a writer": (hook([READER]), PluginBroken, "ReaderPlugin"),
+    "a writer for a reader": (hook([WRITER], "memwrite_readers"), PluginBroken, "WriterPlugin"),
+    "older api": (hook([replace(WRITER, api=0)]), PluginApiMismatch, "API 0"),
+    "newer api": (hook([replace(WRITER, api=2)]), PluginApiMismatch, "API 2"),
+    "api in words": (hook([replace(WRITER, api="1")]), PluginApiMismatch, "API"),
+    "config no type": (hook([replace(WRITER, config=Params())]), PluginBroken, "config"),
+    "config no dataclass": (hook([replace(WRITER, config=dict)]), PluginBroken, "config"),
+    "capabilities": (
+        hook([replace(WRITER, capabilities=frozenset({"psychic"}))]),
+        PluginBroken,
+        "psychic",
+    ),
+    "name None": (hook([replace(WRITER, name=None)]), PluginBroken, "name"),
+    "name a number": (hook([replace(WRITER, name=3)]), PluginBroken, "name"),
+    "name a list": (hook([replace(WRITER, name=["x"])]), PluginBroken, "name"),
+    "name empty": (hook([replace(WRITER, name="")]), PluginBroken, "name"),
+    "emits a list": (hook([replace(WRITER, name="w", emits=["prefix"])]), PluginBroken, "emits"),
+    "accepts a word": (
+        hook([replace(READER, name="r", accepts="prefixes")], "memwrite_readers"),
+        PluginBroken,
+        "accepts",
+    ),
+    "build nothing": (hook([replace(WRITER, build=None)]), PluginBroken, "build"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_named_and_stops_nobody(fault: str) -> None:
+    """One sentence with the owner, a traceback on demand, and all others as if nothing had been."""
+    load, kind, word = FAULTS[fault]
+    found = beside_a_sound_one(load)
+    (broken,) = found.broken
+    assert type(broken.error) is kind
+    assert str(broken.error).startswith("the plugin broken 0.3 ")
+    assert word in str(broken.error)
+    assert "\n" not in str(broken.error)
+    assert "Traceback" in broken.traceback
+    assert found.faults == [broken]
+    assert found.writer("good") is WRITER
+    assert found.reader("fine") is READER
     assert found.pairs() == [(WRITER, READER)]
-    assert found.faults == []
+    for name in ("entry", "broken"):
+        with pytest.raises(kind, match=r"broken 0\.3"):
+            found.writer(name)
+    with pytest.raises(PluginNotFound, match=r"did you mean 'good'\?.*not loaded.*broken 0\.3"):
+        found.writer("goood")
 
 
-@pytest.mark.parametrize(
-    ("broken", "words", "kind"),
-    [
-        (
-            ImportError("no module named x"),
-            "could not be imported: ImportError: no module",
-            PluginBroken,
-        ),
-        (SystemExit(3), "could not be imported: SystemExit", PluginBroken),
-        (
-            module(RuntimeError("bad luck")),
-            "memwrite_writers(): RuntimeError: bad luck",
-            PluginBroken,
-        ),
-        (module(["nonsense"]), "returned a str, not a WriterPlugin", PluginBroken),
-        (module(7), "memwrite_writers()", PluginBroken),
-        (module([READER]), "returned a ReaderPlugin", PluginBroken),
-        (module([replace(WRITER, api=2)]), "built for plugin API 2", PluginApiMismatch),
-        (module([replace(WRITER, config=dict)]), "must be a dataclass", PluginBroken),
-        (module([replace(WRITER, capabilities=frozenset({"magic"}))]), "'magic'", PluginBroken),
-        (
-            SimpleNamespace(memwrite_writer=hookimpl(lambda: [WRITER])),
-            "memwrite_writer",
-            PluginBroken,
-        ),
-    ],
-)
-def test_a_broken_plugin_is_named_and_stops_nobody(broken: Any, words: str, kind: type) -> None:
-    found = registry(bad=broken, good=module([replace(WRITER, name="good")]))
-    (fault,) = found.broken
-    assert isinstance(fault.error, kind)
-    assert str(fault.error).startswith("the plugin bad 1.0 ")
-    assert words in str(fault.error)
-    assert "\n" not in str(fault.error)
-    assert "Traceback" in fault.traceback
-    assert found.writer("good").name == "good"
-    with pytest.raises(kind, match=r"bad 1\.0"):
-        found.writer("bad")
+def test_an_interrupt_is_not_a_fault() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        beside_a_sound_one(raising(KeyboardInterrupt()))
 
 
-def test_a_hook_that_raises_leaves_the_other_hook_alone() -> None:
-    found = registry(half=module(RuntimeError("x"), [READER]))
-    assert found.reader("r") is READER
+def test_one_hook_that_fails_leaves_the_other() -> None:
+    other = replace(READER, name="other")
+    found = beside_a_sound_one(
+        lambda: module(
+            memwrite_writers=raising(RuntimeError("x")), memwrite_readers=lambda: [other]
+        )
+    )
+    assert found.reader("other") is other
     assert len(found.broken) == 1
 
 
-def test_a_name_provided_twice_is_nobodys() -> None:
-    found = registry(
-        one=module([WRITER]), two=module([WRITER]), three=module([replace(WRITER, name="v")])
-    )
-    with pytest.raises(PluginConflict, match=r"'w' is provided by one 1\.0 and two 1\.0"):
-        found.writer("w")
-    assert found.writer("v").name == "v"
-    assert len(found.faults) == 1
+@pytest.mark.parametrize("role", ["writer", "reader"])
+def test_a_name_of_two_owners_is_nobodys(role: str) -> None:
+    """Both are named, and every other name still works; a writer and a reader may share one."""
+    plugin: Any = {"writer": WRITER, "reader": READER}[role]
+    found = beside_a_sound_one(hook([plugin, replace(plugin, name="mine")], f"memwrite_{role}s"))
+    get = getattr(found, role)
+    with pytest.raises(PluginConflict, match=rf"the {role} '{plugin.name}'.*broken 0.3 and sound"):
+        get(plugin.name)
+    assert get("mine").name == "mine"
+    (fault,) = found.faults
+    assert isinstance(fault.error, PluginConflict)
+    shared = beside_a_sound_one(hook([replace(WRITER, name="fine")]))
+    assert shared.faults == []
+    assert shared.reader("fine") is READER
 
 
-def test_an_unknown_name_gets_a_suggestion_and_what_was_not_loaded() -> None:
-    found = registry(a=module([replace(WRITER, name="gradient")]), b=ImportError("gone"))
-    with pytest.raises(PluginNotFound, match=r"did you mean 'gradient'\?.*not loaded.*b 1\.0"):
-        found.writer("gradeint")
+def test_a_class_with_hooks_is_a_plugin_too() -> None:
+    """What an entry point names may be any object that pluggy takes."""
+    made = SimpleNamespace(memwrite_writers=hookimpl(lambda: (replace(WRITER, name="object"),)))
+    assert beside_a_sound_one(lambda: made).writer("object").name == "object"
 
 
-def in_process(site: Path, code: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), **variables}
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-
-
-def test_strict_mode_and_no_plugins(tmp_path: Path) -> None:
-    """Installed for real: strict mode raises at once, MEMWRITE_NO_PLUGINS loads built-ins alone."""
-    (tmp_path / "breaking.py").write_text("raise RuntimeError('on import')")
-    info = tmp_path / "breaking-1.0.dist-info"
+def distribution(site: Path, name: str, version: str, source: str) -> None:
+    """An installed distribution, as importlib.metadata sees it."""
+    module = name.replace("-", "_")
+    (site / f"{module}.py").write_text(source)
+    info = site / f"{module}-{version}.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: breaking\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[memwrite]\nbreaking = breaking\n")
-    code = "from memwrite.plugins import registry; print(*sorted(registry().writers.entries))"
-    assert in_process(tmp_path, code).stdout.split() == ["full-context", "gradient", "no-memory"]
-    bare = in_process(tmp_path, code, MEMWRITE_NO_PLUGINS="1", MEMWRITE_STRICT="1")
-    assert bare.stdout.split() == ["full-context", "no-memory"]
-    strict = in_process(tmp_path, code, MEMWRITE_STRICT="1")
-    assert strict.returncode == 1
-    assert "PluginBroken: the plugin breaking 1.0" in strict.stderr
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "entry_points.txt").write_text(f"[memwrite]\n{module}_entry = {module}\n")
+
+
+HEALTHY = """
+from memwrite.plugins import WriterPlugin, hookimpl
+from memwrite.readers import NoParams
+
+@hookimpl
+def memwrite_writers():
+    return [WriterPlugin(1, "{name}", "nothing", NoParams, lambda c, b: None, "prefix")]
+"""
+REPORT = """
+import json, os, sys
+from memwrite.errors import PluginError
+from memwrite.plugins import registry
+for variables in json.loads(sys.argv[1]):
+    os.environ.update(variables)
+    registry.cache_clear()
+    try:
+        found = registry()
+        print(json.dumps([sorted(found.writers.entries), [str(f.error) for f in found.faults]]))
+    except PluginError as error:
+        print(json.dumps([type(error).__name__, [str(error)]]))
+"""
+
+
+def child(site: Path, code: str, *arguments: str) -> str:
+    """What a fresh interpreter prints that has `site` among its installed distributions."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MEMWRITE_")}
+    environment |= {"PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def registries(site: Path, *variables: dict[str, str]) -> list[Any]:
+    """Names of writers with the faults, or the error raised, under each set of variables in turn."""
+    lines = child(site, REPORT, json.dumps(variables)).split("\n")
+    assert len(lines) == len(variables)
+    return [json.loads(line) for line in lines]
+
+
+BUILT_IN = ["full-context", "no-memory"]
+
+
+def test_installed_distributions(tmp_path: Path) -> None:
+    """A healthy one is found beside broken ones and beside another with the same name in it;
+    strict mode raises at once; without plugins there are only the built-ins, which are in order.
+    """
+    distribution(tmp_path, "acme-one", "1.0", HEALTHY.format(name="shiny"))
+    distribution(tmp_path, "acme-two", "2.5", HEALTHY.format(name="shiny"))
+    distribution(tmp_path, "acme-three", "3.0", HEALTHY.format(name="other"))
+    distribution(tmp_path, "acme-syntax", "0.1", "def (:")
+    distribution(tmp_path, "acme-exit", "0.2", "import sys; sys.exit(0)")
+    lenient, strict, bare, strictly_bare = registries(
+        tmp_path,
+        {"MEMWRITE_STRICT": "0"},
+        {"MEMWRITE_STRICT": "1"},
+        {"MEMWRITE_STRICT": "0", "MEMWRITE_NO_PLUGINS": "1"},
+        {"MEMWRITE_STRICT": "1", "MEMWRITE_NO_PLUGINS": "1"},
+    )
+    names, faults = lenient
+    assert {"shiny", "other", *BUILT_IN} <= set(names)
+    assert len(faults) == 3
+    for words in (
+        ("acme-exit 0.2", "SystemExit"),
+        ("acme-syntax 0.1", "SyntaxError"),
+        ("'shiny'", "acme-one 1.0 and acme-two 2.5"),
+    ):
+        assert any(all(word in fault for word in words) for fault in faults), words
+    assert strict[0] == "PluginBroken"
+    assert strict[1] == [faults[0]]
+    assert bare == strictly_bare == [BUILT_IN, []]
+
+
+def test_strict_mode_minds_a_name_that_is_taken(tmp_path: Path) -> None:
+    """Also one that is built in."""
+    distribution(tmp_path, "acme", "1.0", HEALTHY.format(name="no-memory"))
+    (lenient, strict) = registries(tmp_path, {"MEMWRITE_STRICT": "0"}, {"MEMWRITE_STRICT": "1"})
+    assert len(lenient[1]) == 1
+    assert strict[0] == "PluginConflict"
+    assert "'no-memory'" in strict[1][0]
+    assert "acme 1.0" in strict[1][0]

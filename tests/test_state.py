@@ -1,7 +1,8 @@
-"""Tokens, specs and states: what may be built, and what stays the same when it moves."""
+"""Tokens, specs and states: laws of the values that cross from WRITE to READ."""
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import pytest
@@ -9,123 +10,229 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memwrite import MemoryState, StateSpec, Tokens
 from memwrite.errors import ContractViolation
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.state import KINDS
 
-ROWS = st.lists(st.lists(st.integers(0, 9), max_size=6), min_size=1, max_size=4)
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+SHAPES = st.dictionaries(
+    st.sampled_from("abc"), st.lists(st.integers(0, 3), max_size=3).map(tuple), max_size=3
+)
 
 
-def scattered(rows: list[list[int]], holes: list[list[bool]]) -> Tokens:
-    """The rows with padding strewn in: a hole before each token where `holes` says so."""
-    ids, mask = [], []
-    for row, gaps in zip(rows, holes, strict=True):
-        line: list[tuple[int, bool]] = []
-        for token, gap in zip(row, gaps, strict=False):
-            line += [(77, False)] * gap + [(token, True)]
-        ids.append([token for token, _ in line])
-        mask.append([real for _, real in line])
-    width = max(map(len, ids))
-    return Tokens(
-        torch.tensor([row + [77] * (width - len(row)) for row in ids], dtype=torch.int64),
-        torch.tensor([row + [False] * (width - len(row)) for row in mask], dtype=torch.bool),
+@st.composite
+def batches(draw: Any) -> Tokens:
+    """Any ids, any mask, two or three axes, with segments or without."""
+    shape = draw(st.lists(st.integers(0, 4), min_size=2, max_size=3))
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    ids = torch.randint(0, 99, shape, generator=seed)
+    mask = torch.randint(0, 2, shape, generator=seed).bool()
+    segments = torch.randint(-1, 5, shape, generator=seed) if draw(st.booleans()) else None
+    return Tokens(ids, mask, segments)
+
+
+@st.composite
+def held(draw: Any, rows: int | None = None) -> MemoryState:
+    shapes = draw(SHAPES)
+    count = draw(st.integers(0, 3)) if rows is None else rows
+    spec = StateSpec("own", shapes, (), draw(DTYPES))
+    seed = torch.Generator().manual_seed(draw(st.integers(0, 999)))
+    tensors = {
+        name: torch.randn(count, *shape, generator=seed).to(spec.dtype)
+        for name, shape in shapes.items()
+    }
+    return MemoryState(spec, tensors)
+
+
+def same(one: Tokens, other: Tokens) -> bool:
+    return (
+        torch.equal(one.ids, other.ids)
+        and torch.equal(one.mask, other.mask)
+        and (one.segments is None) == (other.segments is None)
+        and (one.segments is None or torch.equal(one.segments, other.segments))  # type: ignore[arg-type]
     )
 
 
-@given(ROWS, st.data())
-def test_packing_keeps_real_tokens_in_order_and_nothing_else(
-    rows: list[list[int]], data: Any
-) -> None:
-    holes = [data.draw(st.lists(st.booleans(), min_size=len(r), max_size=len(r))) for r in rows]
-    tokens = scattered(rows, holes)
+@given(batches())
+def test_packing_moves_real_tokens_to_the_front_and_keeps_their_order(tokens: Tokens) -> None:
+    """Their segments come along; packing twice is packing once; `pack` knows where each one stood."""
     packed, order = tokens.pack()
-    assert packed.ids.shape[1] == max(map(len, rows))
-    assert [row[mask].tolist() for row, mask in zip(packed.ids, packed.mask, strict=True)] == rows
-    assert torch.equal(tokens.ids.gather(1, order), packed.ids)
-    assert not (~packed.mask[:, :-1] & packed.mask[:, 1:]).any()
-    assert torch.equal(packed.ids, packed.packed().ids)
+    assert same(packed, tokens.packed())
+    assert same(packed.packed(), packed)
+    assert torch.equal(packed.lengths, tokens.lengths)
+    assert packed.ids.shape[-1] == (int(tokens.lengths.max()) if tokens.lengths.numel() else 0)
+    assert torch.equal(packed.ids, tokens.ids.gather(-1, order))
+    assert torch.equal(packed.mask, tokens.mask.gather(-1, order))
+    flat, before = packed.flat(), tokens.flat()
+    for row in range(len(flat.ids)):
+        length = int(flat.lengths[row])
+        assert flat.mask[row].tolist() == [c < length for c in range(flat.ids.shape[1])]
+        assert torch.equal(flat.ids[row, :length], before.ids[row][before.mask[row]])
+        if flat.segments is not None and before.segments is not None:
+            assert torch.equal(flat.segments[row, :length], before.segments[row][before.mask[row]])
 
 
-def test_queries_flatten_in_rows() -> None:
-    ids = torch.arange(24).reshape(2, 3, 4)
-    flat = Tokens(ids, ids > 5).flat()
-    assert flat.ids.shape == (6, 4)
-    assert flat.lengths.tolist() == [0, 2, 4, 4, 4, 4]
-    assert Tokens.from_rows([[], []]).flat().ids.shape == (2, 0)
+@given(batches(), st.integers(0, 4))
+def test_rows_and_columns_take_tokens_apart(tokens: Tokens, cut: int) -> None:
+    """Flat queries are the rows in turn; what is cut can be put together again."""
+    width = tokens.ids.shape[-1]
+    left, right = tokens.columns(0, cut), tokens.columns(cut, width)
+    assert torch.equal(torch.cat([left.ids, right.ids], -1), tokens.ids)
+    assert torch.equal(left.lengths + right.lengths, tokens.lengths)
+    flat = tokens.flat()
+    assert flat.ids.shape == (prod(tokens.ids.shape[:-1]), width)
+    assert torch.equal(flat.ids.reshape(tokens.ids.shape), tokens.ids)
+    upper, lower = tokens.rows(slice(0, cut)), tokens.rows(slice(cut, None))
+    assert torch.equal(torch.cat([upper.mask, lower.mask]), tokens.mask)
+    chosen = torch.arange(len(tokens.ids)).flip(0)
+    assert torch.equal(tokens.rows(chosen).ids, tokens.ids.flip(0))
+
+
+@given(st.lists(st.lists(st.integers(0, 99), max_size=5), max_size=4))
+def test_rows_of_ids_are_padded_right(rows: list[list[int]]) -> None:
+    tokens = Tokens.from_rows(rows)
+    assert tokens.ids.shape == (len(rows), max(map(len, rows), default=0))
+    assert tokens.lengths.tolist() == [len(row) for row in rows]
+    assert [row[:n].tolist() for row, n in zip(tokens.ids, map(len, rows), strict=True)] == rows
+    assert same(tokens.packed(), tokens)
+
+
+@given(batches())
+def test_a_clone_shares_nothing(tokens: Tokens) -> None:
+    copy = tokens.clone()
+    assert same(copy, tokens)
+    for one, other in ((copy.ids, tokens.ids), (copy.mask, tokens.mask)):
+        assert one.numel() == 0 or one.data_ptr() != other.data_ptr()
+    assert tokens.to("cpu").ids is tokens.ids
+
+
+IDS = torch.zeros(2, 3, dtype=torch.int64)
+MASK = torch.ones(2, 3, dtype=torch.bool)
 
 
 @pytest.mark.parametrize(
-    ("ids", "mask"),
+    ("fields", "name"),
     [
-        (torch.zeros(2, 3), torch.ones(2, 3, dtype=torch.bool)),
-        (torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.bool)),
-        (torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 3, dtype=torch.int64)),
-        (torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 4, dtype=torch.bool)),
+        ((IDS.int(), MASK), "ids"),
+        ((IDS.double(), MASK), "ids"),
+        ((IDS[0], MASK[0]), "ids"),
+        ((IDS[None, None], MASK[None, None]), "ids"),
+        ((IDS, MASK.int()), "mask"),
+        ((IDS, MASK[:, :2]), "mask"),
+        ((IDS, MASK[:1]), "mask"),
+        ((IDS, MASK, IDS.int()), "segments"),
+        ((IDS, MASK, IDS[:, :2]), "segments"),
     ],
 )
-def test_tokens_of_other_shapes_or_dtypes_are_refused(
-    ids: torch.Tensor, mask: torch.Tensor
-) -> None:
-    with pytest.raises(ValueError, match="must be"):
-        Tokens(ids, mask)
+def test_tokens_that_disagree_are_refused(fields: tuple[Any, ...], name: str) -> None:
+    with pytest.raises(ValueError, match=rf"Tokens\.{name} must be"):
+        Tokens(*fields)
 
 
-def test_sizes_are_counted_from_shapes_and_from_tensors_alike() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_kinds_have_the_tensors_that_the_table_says(kind: str) -> None:
+    """All required ones, any optional ones, each with its axes, and nothing else."""
+    required, optional = KINDS[kind]
+    whole = {name: (2,) * axes for name, axes in {**required, **optional}.items()}
+    assert StateSpec(kind, whole).kind == kind
+    assert StateSpec(kind, {name: whole[name] for name in required}).kind == kind
+    wrong: list[dict[str, tuple[int, ...]]] = [{**whole, "extra": (2,)}]
+    wrong += [{n: s for n, s in whole.items() if n != name} for name in required]
+    wrong += [{**whole, name: (*shape, 2)} for name, shape in whole.items()]
+    for shapes in wrong:
+        with pytest.raises(ContractViolation, match=f"'{kind}'"):
+            StateSpec(kind, shapes)
+
+
+@given(held())
+def test_sizes_are_measured(state: MemoryState) -> None:
+    """From the tensors, all rows together; the spec's are those of one row."""
+    rows = state.batch_size or 0
+    assert state.floats == sum(tensor.numel() for tensor in state.tensors.values())
+    assert state.floats == rows * state.spec.floats
+    assert state.nbytes == rows * state.spec.nbytes
+    assert state.nbytes == state.floats * state.spec.dtype.itemsize
+
+
+def test_sizes_of_exact_tensors() -> None:
+    """A key-value state's mask is bytes and its position eight, whatever the dtype."""
     shapes = {"keys": (2, 1, 5, 4), "values": (2, 1, 5, 4), "mask": (5,), "next_position": ()}
-    spec = StateSpec("keyvalue", shapes, (0, 1), torch.bfloat16)
-    tensors = {n: torch.zeros(3, *s, dtype=spec.dtype_of(n)) for n, s in shapes.items()}
-    state = MemoryState(spec, tensors)
-    assert spec.nbytes == 2 * 40 * 2 + 5 + 8
-    assert (state.nbytes, state.floats) == (3 * spec.nbytes, 3 * spec.floats)
+    for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4), (torch.float64, 8)):
+        spec = StateSpec("keyvalue", shapes, (0, 1), dtype)
+        assert spec.nbytes == 80 * size + 5 + 8
+        assert spec.floats == 80 + 5 + 1
+    assert StateSpec("own", shapes, (), torch.float32).nbytes == 86 * 4
 
 
-@pytest.mark.parametrize(
-    ("kind", "shapes"),
-    [
-        ("prefix", {}),
-        ("prefix", {"memory": (4,)}),
-        ("prefix", {"memory": (4, 8), "text": (9,)}),
-        ("matrix", {"S": (1, 2, 3)}),
-        ("keyvalue", {"keys": (1, 1, 2, 2), "values": (1, 1, 2, 2)}),
-        ("lowrank", {"A.x": (1, 2, 3)}),
-    ],
-)
-def test_a_shared_kind_has_its_tensors_and_no_others(kind: str, shapes: Any) -> None:
-    with pytest.raises(ContractViolation, match=kind):
-        StateSpec(kind, shapes)
+@given(held(), st.data())
+def test_stacking_is_undone_by_rows(state: MemoryState, data: Any) -> None:
+    """Any cut, any order, copies included."""
+    rows = state.batch_size or 0
+    cut = data.draw(st.integers(0, rows))
+    parts = [state.rows(slice(0, cut)), state.rows(slice(cut, rows))]
+    whole = MemoryState.stack(parts)
+    assert whole.spec == state.spec
+    for name, tensor in state.tensors.items():
+        assert torch.equal(whole[name], tensor)
+    index = torch.tensor(
+        data.draw(st.lists(st.integers(0, rows - 1), max_size=4)) if rows else [],
+        dtype=torch.int64,
+    )
+    chosen = state.rows(index)
+    for name, tensor in state.tensors.items():
+        assert torch.equal(chosen[name], tensor[index])
+    assert chosen.batch_size == (len(index) if state.tensors else None)
 
 
-def test_kinds_of_ones_own_are_free() -> None:
-    assert StateSpec("my-kind", {"x": (2,), "y": (3, 3)}).floats == 11
+def test_only_states_of_one_spec_are_stacked() -> None:
+    one = MemoryState(StateSpec("own", {"a": (2,)}), {"a": torch.zeros(1, 2)})
+    for spec, tensor in (
+        (StateSpec("own", {"a": (3,)}), torch.zeros(1, 3)),
+        (StateSpec("other", {"a": (2,)}), torch.zeros(1, 2)),
+        (StateSpec("own", {"a": (2,)}, (0,)), torch.zeros(1, 2)),
+        (StateSpec("own", {"a": (2,)}, (), torch.float64), torch.zeros(1, 2).double()),
+    ):
+        with pytest.raises(ContractViolation, match="one spec"):
+            MemoryState.stack([one, MemoryState(spec, {"a": tensor})])
 
 
-PREFIX = StateSpec("prefix", {"memory": (2, 3)})
+SPEC = StateSpec("own", {"a": (2, 3), "b": ()})
+A, B = torch.zeros(4, 2, 3), torch.zeros(4)
 
 
 @pytest.mark.parametrize(
     "tensors",
     [
         {},
-        {"memory": torch.zeros(1, 3, 2)},
-        {"memory": torch.zeros(1, 2, 3, dtype=torch.float64)},
-        {"memory": torch.zeros(1, 2, 3), "latent": torch.zeros(1, 2, 3)},
+        {"a": A},
+        {"a": A, "b": B, "c": B},
+        {"a": A[:, :1], "b": B},
+        {"a": A[0], "b": B},
+        {"a": A[..., None], "b": B},
+        {"a": A.double(), "b": B},
+        {"a": A, "b": B.long()},
+        {"a": A, "b": B[:3]},
+        {"a": A, "b": B[:, None]},
+        {"a": A, "b": B[0]},
     ],
 )
-def test_a_state_has_what_its_spec_says(tensors: Any) -> None:
+def test_tensors_other_than_the_specs_are_refused(tensors: dict[str, Any]) -> None:
+    """Missing, unknown, of another shape or dtype, of other rows, or without a batch axis."""
     with pytest.raises(ContractViolation):
-        MemoryState(PREFIX, tensors)
+        MemoryState(SPEC, tensors)
 
 
-def test_states_stack_select_clone_and_detach() -> None:
-    a, b = (
-        MemoryState(PREFIX, {"memory": torch.randn(n, 2, 3, requires_grad=True)}) for n in (1, 2)
-    )
-    both = MemoryState.stack([a, b])
-    assert both.batch_size == 3
-    assert torch.equal(both.rows(slice(1, 3))["memory"], b["memory"])
-    assert torch.equal(both.rows(torch.tensor([2]))["memory"], b["memory"][1:])
-    assert not both.detach()["memory"].requires_grad
-    copy = b.detach().clone()
-    copy["memory"].zero_()
-    assert not torch.equal(copy["memory"], b["memory"])
-    with pytest.raises(ContractViolation, match="one spec"):
-        MemoryState.stack([a, MemoryState(StateSpec("mine", {}), {})])
+def test_a_state_moves_without_changing() -> None:
+    values = torch.randn(2, 2, 3, requires_grad=True)
+    state = MemoryState(SPEC, {"a": values * 2, "b": torch.ones(2)})
+    assert state["a"].requires_grad
+    assert not state.detach()["a"].requires_grad
+    assert torch.equal(state.detach()["a"], values * 2)
+    copy = state.detach().clone()
+    copy["a"].zero_()
+    assert torch.equal(state["a"], values * 2)
+    state.clone()["a"].sum().backward()
+    assert torch.equal(values.grad, torch.full((2, 2, 3), 2.0))
+    assert state.to("cpu")["b"] is state["b"]
+    assert state.to("meta")["a"].device.type == "meta"
+    assert MemoryState(StateSpec("empty", {}), {}).batch_size is None

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import math
-import random
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MODELS
-from torch import Tensor, nn
-from torch.nn import functional as F
+from scatter import (
+    LONG,
+    ROOM,
+    ROW,
+    ROWS,
+    SEEDS,
+    SLOTS,
+    WIDTH,
+    Scatter,
+    backbone,
+    scattering,
+    spread,
+)
+from support import MODELS, Lists, described
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
-from memwrite.backbone import TransformersBackbone
-from memwrite.config import BackboneConfig, Config, PartConfig
+from memwrite.config import Config, PartConfig
 from memwrite.errors import (
     ConfigError,
     ContractViolation,
@@ -26,77 +34,8 @@ from memwrite.errors import (
     InputError,
     MemwriteError,
 )
-from memwrite.loading import load_backbone
-from memwrite.memory import Batch
 from memwrite.protocols import Written
 from memwrite.readers import KeyValueReader, PrefixReader
-
-SLOTS, WIDTH, RESERVE, ROOM = 3, 32, 4, 60
-IGNORED = -100
-Lists = list[list[int]]
-
-
-class Scatter(nn.Module):
-    """Adds the squashed sum of a context's embeddings to the slot that each token's id names."""
-
-    def __init__(self, backbone: TransformersBackbone, reserve: int = RESERVE) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self.reserve = reserve
-        self.spec = StateSpec("prefix", {"memory": (SLOTS, WIDTH)}, dtype=torch.float64)
-        self.matrix = nn.Parameter(torch.eye(WIDTH, dtype=torch.float64))
-        self.seen: list[Tokens] = []
-
-    def init(self, batch_size: int, /) -> MemoryState:
-        zeros = torch.zeros(batch_size, SLOTS, WIDTH, dtype=torch.float64)
-        return MemoryState(self.spec, {"memory": zeros})
-
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        self.seen.append(context)
-        share = F.one_hot(context.ids % SLOTS, SLOTS) * context.mask[..., None]
-        embeddings = self._backbone.embed(context.ids) @ self.matrix
-        total = share.to(embeddings.dtype).mT @ embeddings
-        memory = state["memory"] + torch.tanh(total)
-        energy = memory.square().mean((1, 2))
-        trace = {"energy": energy.detach()[None]}
-        return Written(MemoryState(self.spec, {"memory": memory}), {"energy": energy}, trace)
-
-
-@cache
-def backbone(family: str) -> TransformersBackbone:
-    return load_backbone(described(family))
-
-
-def described(family: str) -> BackboneConfig:
-    return BackboneConfig(**{**MODELS[family], "dtype": "float64"})
-
-
-def scattering(family: str = "gpt2", reserve: int = RESERVE) -> Memory:
-    config = Config(described(family), PartConfig("scatter"), PartConfig("prefix"))
-    return Memory(backbone(family), Scatter(backbone(family), reserve), PrefixReader(), config)
-
-
-def spread(lists: Lists, seed: int) -> Tokens:
-    """The rows with padding of some id left, right and between, as `seed` throws it; 0 pads right."""
-    throw = random.Random(seed)
-    width = max(map(len, lists)) + (throw.randrange(3) if seed else 0)
-    ids = torch.full((len(lists), width), throw.randrange(258))
-    mask = torch.zeros(len(lists), width, dtype=torch.bool)
-    for row, real in enumerate(lists):
-        places = sorted(throw.sample(range(width), len(real))) if seed else range(len(real))
-        ids[row, list(places)] = torch.tensor(real, dtype=torch.int64)
-        mask[row, list(places)] = True
-    return Tokens(ids, mask)
-
-
-ROW = st.lists(st.integers(0, 257), max_size=6)
-ROWS = st.lists(ROW, min_size=1, max_size=4)
-SEEDS = st.integers(0, 99)
-LONG = st.lists(
-    st.integers(0, 150).map(lambda length: [7 * index % 258 for index in range(length)]),
-    min_size=1,
-    max_size=3,
-)
 
 
 @settings(max_examples=30)
@@ -326,163 +265,3 @@ def test_a_state_of_another_kind_is_refused() -> None:
     ):
         with pytest.raises(MemwriteError):
             use()
-
-
-def by_hand(
-    memory: Memory, state: MemoryState | None, queries: Lists, labels: Lists
-) -> tuple[Tensor, int]:
-    """Sum and number of the cross-entropies at the labelled tokens, one query at a time, no padding."""
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    for row, (ids, wanted) in enumerate(zip(queries, labels, strict=True)):
-        embeddings = memory.backbone.embed(torch.tensor([ids], dtype=torch.int64))
-        if state is not None:
-            embeddings = torch.cat([state["memory"][row][None], embeddings], 1)
-        skip = 1 if state is None else 0
-        if embeddings.shape[1] < 2:
-            continue
-        logits = memory.model(inputs_embeds=embeddings, use_cache=False).logits[0, :-1]
-        logits = logits[-len(ids) + skip :] if len(ids) > skip else logits[:0]
-        asked = torch.tensor(wanted[skip:], dtype=torch.int64)
-        total = total + F.cross_entropy(logits, asked, ignore_index=IGNORED, reduction="sum")
-        count += int((asked != IGNORED).sum())
-    return total, count
-
-
-def aligned(queries: Tokens, labels: Lists) -> Tensor:
-    """Labels at the places of their tokens."""
-    found = torch.full_like(queries.ids, IGNORED)
-    found[queries.mask] = torch.tensor(
-        [label for row in labels for label in row], dtype=torch.int64
-    )
-    return found
-
-
-def asking(queries: Lists, seed: int) -> Lists:
-    """About two tokens of three, each at its place; 0 asks for all."""
-    throw = random.Random(seed)
-    return [
-        [IGNORED if seed and throw.random() < 0.3 else token for token in row] for row in queries
-    ]
-
-
-def asked_for(labels: Lists) -> bool:
-    return any(label != IGNORED for row in labels for label in row)
-
-
-@pytest.mark.parametrize("family", MODELS)
-@settings(max_examples=30)
-@given(contexts=ROWS, others=st.lists(ROW, min_size=4, max_size=4), seed=SEEDS)
-def test_the_loss_is_that_of_every_labelled_token(
-    family: str, contexts: Lists, others: Lists, seed: int
-) -> None:
-    """By hand: [state; query] one by one. The first token is predicted from the memory; padding and -100
-    count for nothing, wherever they stand; the writer's losses are added.
-    """
-    memory = scattering(family).train()
-    queries = others[: len(contexts)]
-    labels = asking(queries, seed)
-    assume(asked_for(labels))
-    tokens = spread(queries, seed)
-    output = memory(Batch(spread(contexts, seed), tokens, aligned(tokens, labels)))
-    written = memory.write(Tokens.from_rows(contexts))
-    total, count = by_hand(memory, written.state, queries, labels)
-    energy = written.losses["energy"].mean()
-    torch.testing.assert_close(output.losses["target"], total / count, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output.losses["energy"], energy, atol=1e-9, rtol=1e-9)
-    torch.testing.assert_close(output.loss, total / count + energy, atol=1e-5, rtol=1e-5)
-    (found,) = torch.autograd.grad(output.loss, memory.writer.matrix)
-    (expected,) = torch.autograd.grad(total / count + energy, memory.writer.matrix)
-    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-3)
-
-
-@settings(max_examples=15)
-@given(queries=st.lists(ROW.filter(bool), min_size=6, max_size=6), seed=SEEDS)
-def test_many_queries_count_as_so_many_rows(queries: Lists, seed: int) -> None:
-    memory = scattering().train()
-    contexts = Tokens.from_rows([[1, 2, 3], [4]])
-    labels = asking(queries, seed)
-    assume(asked_for(labels))
-    tokens = spread(queries, seed)
-    grouped = Batch(
-        contexts,
-        tokens.map(lambda tensor: tensor.reshape(2, 3, -1)),
-        aligned(tokens, labels).reshape(2, 3, -1),
-    )
-    output = memory(grouped)
-    assert output.logits.shape == (2, 3, tokens.ids.shape[1], 258)
-    state = memory.write(contexts).state
-    repeated = state.rows(torch.tensor([0, 0, 0, 1, 1, 1]))
-    total, count = by_hand(memory, repeated, queries, labels)
-    torch.testing.assert_close(output.losses["target"], total / count, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("pair", [("no-memory", "no-memory"), ("full-context", "key-value")])
-@settings(max_examples=15)
-@given(queries=ROWS, seed=SEEDS)
-def test_without_a_prefix_the_first_token_is_not_asked_for(
-    pair: tuple[str, str], queries: Lists, seed: int
-) -> None:
-    """No memory gives the language model's own loss, wherever the padding stands."""
-    memory, labels = built(*pair), asking(queries, seed)
-    assume(asked_for([row[1:] for row in labels]))
-    tokens = spread(queries, seed)
-    context = Tokens.from_rows([[]] * len(queries))
-    output = memory(Batch(context, tokens, aligned(tokens, labels)))
-    total, count = by_hand(memory, None, queries, labels)
-    torch.testing.assert_close(output.loss, total / count, atol=1e-9, rtol=1e-9)
-
-
-@cache
-def built(writer: str, reader: str) -> Memory:
-    return Memory.from_config(
-        {
-            "backbone": {**MODELS["gpt2"], "dtype": "float64"},
-            "writer": {"name": writer},
-            "reader": {"name": reader},
-        }
-    )
-
-
-def test_no_memory_has_the_plain_models_loss() -> None:
-    memory = built("no-memory", "no-memory")
-    ids = torch.tensor([[1, 2, 3, 4, 5], [9, 8, 7, 6, 5]])
-    tokens = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-    output = memory(Batch(Tokens.from_rows([[3], [4]]), tokens, ids))
-    expected = memory.model(ids, labels=ids).loss
-    torch.testing.assert_close(output.loss, expected, atol=1e-6, rtol=0, check_dtype=False)
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", MODELS)
-def test_training_under_checkpointing_is_training(family: str) -> None:
-    """The same loss and the same gradients to writer and backbone."""
-    found = []
-    for checkpointing in (False, True):
-        held = load_backbone(
-            BackboneConfig(**{**MODELS[family], "dtype": "float64", "trainable": True})
-        )
-        config = Config(described(family), PartConfig("scatter"), PartConfig("prefix"))
-        memory = Memory(held, Scatter(held), PrefixReader(), config).train()
-        if checkpointing:
-            memory.model.gradient_checkpointing_enable()
-        queries = Tokens.from_rows([[1, 2, 3], [4]])
-        labels = queries.ids.where(queries.mask, IGNORED)
-        output = memory(Batch(Tokens.from_rows([[5, 6], [7]]), queries, labels))
-        output.loss.backward()
-        weights = [weight.grad for weight in memory.parameters()]
-        assert all(weight is not None for weight in weights)
-        found.append([output.loss.detach(), *weights])
-    for plain, checked in zip(*found, strict=True):
-        torch.testing.assert_close(plain, checked, atol=1e-3, rtol=1e-3)
-
-
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("grad", [True, False])
-def test_a_graph_is_kept_only_in_training_with_grad_mode_on(training: bool, grad: bool) -> None:
-    memory = scattering().train(training)
-    with torch.set_grad_enabled(grad):
-        written = memory.write(Tokens.from_rows([[1, 2] * 50]))
-        assert torch.is_grad_enabled() == grad
-    assert written.state["memory"].requires_grad == (training and grad)
-    assert written.losses["energy"].requires_grad == (training and grad)
-    assert not written.trace["energy"].requires_grad

@@ -21,10 +21,11 @@ def demo(config: str, context: str | None, out: str) -> None:
     from memwrite.evaluation.recall import differences
     from memwrite.evaluation.report import save_report
     from memwrite.progress import show_progress
+    from memwrite.storage import make_folder
 
     text = read_text(context) if context else PARAGRAPH.read_text(encoding="utf-8").strip()
     folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with show_progress():
         results = measure(config, text, folder)
     click.echo(f"original ({results.text_bytes} bytes):\n  {text}\n")

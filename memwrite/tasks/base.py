@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from memwrite.memory import Batch
+from memwrite.loss import Batch
 from memwrite.state import Tokens
 
 IGNORED = -100

@@ -14,7 +14,7 @@ from memwrite.config import Config, load_config, part_config, to_dict
 from memwrite.errors import ConfigError, did_you_mean
 from memwrite.memory import Memory
 from memwrite.runs import CONFIG_FILE
-from memwrite.storage import write_bytes
+from memwrite.storage import make_folder, write_bytes
 from memwrite.tasks.text import TextConfig, TextTask, read_texts
 from memwrite.tokenizer import train_bpe
 from memwrite.training.trainer import CHECKPOINTS, fit
@@ -60,7 +60,7 @@ def _claim(config: Config) -> Path:
         raise ConfigError(
             f"'{out}' already holds a finished run: set training.out to another folder"
         )
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     mark = out / REQUESTED
     if mark.exists() and mark.read_text() != text:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from memwrite.config import Config
-from memwrite.memory import Batch, Memory, MemoryOutput
+from memwrite.loss import Batch, MemoryOutput
+from memwrite.memory import Memory
 from memwrite.tasks.base import Examples, Task, collate
 
 CHECKPOINTS, LOG, WEIGHTS = "checkpoints", "log.jsonl", "model.safetensors"

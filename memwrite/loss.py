@@ -1,0 +1,62 @@
+"""What training feeds and what it gets back: the loss of queries' labelled tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from memwrite.protocols import ReadOutput
+from memwrite.state import Tokens
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What training feeds.
+
+    Attributes:
+        context: (B, T), written once per row.
+        queries: (B, T) or (B, Q, T): the rows' queries with their answers behind them.
+        labels: like queries.ids: the token id to be predicted AT that place from all before it; -100 where
+            nothing is asked.
+    """
+
+    context: Tokens
+    queries: Tokens
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class MemoryOutput:
+    """`loss` with its graph; `logits` as in `ReadOutput`; `losses`: name -> mean, detached."""
+
+    loss: Tensor
+    logits: Tensor
+    losses: Mapping[str, Tensor]
+
+
+def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the labelled tokens, each predicted from the real token before it.
+
+    Args:
+        output: of reading `queries`.
+        queries: (B, T) or (B, Q, T).
+        labels: as in `Batch`.
+    """
+    packed, order = queries.pack()
+    labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
+    logits = output.logits.gather(
+        -2, order[..., None].expand(*order.shape, output.logits.shape[-1])
+    )
+    first = output.first
+    if first is None:
+        # Nothing stands before the first token, so nothing predicts it.
+        labels, predicted = labels[..., 1:], logits[..., :-1, :]
+    else:
+        first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
+        first = first.expand(*logits.shape[:-2], 1, -1)
+        predicted = torch.cat([first, logits[..., :-1, :]], -2)
+    return F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
