@@ -47,10 +47,11 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
             )
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
         reason = str(error) or type(error).__name__
-        raise ConfigError(
-            f"backbone.path '{config.path}' holds no model that can be loaded, nor is it a reachable hub "
-            f"model: {reason}"
-        ) from None
+        if Path(source).is_dir():
+            what = "holds no model that can be loaded"
+        else:
+            what = f"is no folder in '{Path.cwd()}', and no hub model that can be loaded"
+        raise ConfigError(f"backbone.path '{config.path}' {what}: {reason}") from None
     # transformers would go on with random numbers in their place.
     if lacking := sorted(report["missing_keys"]):
         raise ConfigError(

@@ -6,6 +6,7 @@ import datetime
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,11 +70,14 @@ def load_weights(memory: Memory, path: Path) -> None:
 def header(memory: Memory, state: MemoryState) -> Header:
     """What a state file says of itself."""
     config = memory.config
+    backbone = config.backbone
+    if backbone.path is not None and Path(backbone.path).is_dir():
+        backbone = replace(backbone, path=str(Path(backbone.path).resolve()))
     return Header(
         format=FORMAT,
         spec=StoredSpec.of(state.spec),
         fingerprint=memory.backbone.fingerprint,
-        backbone=to_dict(config.backbone),
+        backbone=to_dict(backbone),
         seed=config.seed,
         reader=config.reader,
         writer=config.writer,

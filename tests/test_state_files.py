@@ -301,6 +301,20 @@ def test_a_backbone_that_is_gone_is_asked_for(tmp_path: Path) -> None:
         Memory.load(tmp_path / "doc.st", backbone="some-org/some-model")
 
 
+def test_a_file_is_read_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the backbone was named relative to the folder it was written from."""
+    Memory.from_config({"backbone": {**MODELS["gpt2"], "trainable": True}}).save_run(
+        tmp_path / "run"
+    )
+    monkeypatch.chdir(tmp_path)
+    memory = Memory.from_config({"backbone": {"path": "run"}})
+    memory.save(memory.write("abc").state, tmp_path / "doc.st")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again, _ = Memory.load(tmp_path / "doc.st")
+    assert again.backbone.fingerprint == memory.backbone.fingerprint
+
+
 def test_opening_a_file_never_asks_the_network(
     saved: Saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
