@@ -26,15 +26,15 @@ lint: install
 	$(BIN)/ruff format --check .
 
 types: install
-	$(BIN)/mypy memwrite specs/memwrite_specs $(wildcard plugins/memwrite-*/memwrite_*)
+	$(BIN)/mypy memwrite specs/memwrite_specs $(filter-out %.egg-info,$(wildcard plugins/memwrite-*/memwrite_*))
 
 tests: export OMP_NUM_THREADS := 1
 tests: install
-	$(BIN)/pytest -n 2 -m "not soak"
+	$(BIN)/pytest -n 2
 
 soak: export OMP_NUM_THREADS := 1
 soak: install
-	$(BIN)/pytest -n 2 -m soak
+	$(BIN)/pytest -n 2 --hypothesis-profile=soak
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

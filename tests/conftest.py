@@ -11,6 +11,8 @@ from support import MODELS, Build
 from memwrite import Memory
 
 settings.register_profile("memwrite", deadline=None, derandomize=True, max_examples=25)
+# `make soak`: other and more examples every time.
+settings.register_profile("soak", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile("memwrite")
 
 

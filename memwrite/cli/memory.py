@@ -59,6 +59,12 @@ def write(config: str, overrides: tuple[str, ...], context: str, out: str, as_js
     )
     if "accuracy" in report:
         click.echo(f"{report['accuracy']:.1%} of the tokens right after {report['steps']} steps")
+        if report["accuracy"] < 1:
+            click.echo(
+                "Note: the state does not hold the whole text: give the writer a larger state or more "
+                "steps.",
+                err=True,
+            )
     room = memory.backbone.info.positions - memory.writer.reserve
     if report["tokens"] > room:
         click.echo(
