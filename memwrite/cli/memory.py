@@ -41,7 +41,7 @@ def write(config: str, overrides: tuple[str, ...], context: str, out: str, as_js
     with show_progress():
         written = memory.write(tokens)
     memory.save(written.state, out)
-    report = {
+    report: dict[str, Any] = {
         "out": out,
         "text_bytes": len(text.encode()),
         "tokens": int(tokens.lengths),
