@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
+from support import MODELS
 
 from memwrite import Memory, Tokens
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64, "initializer_range": 0.1},
-    "llama": {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 64,
-        "initializer_range": 0.1,
-    },
-}
 PAIRS = [("gradient", "prefix"), ("full-context", "key-value"), ("no-memory", "no-memory")]
 
 
 def logits(
     model: str, writer: str, reader: str, dtype: str, device: str
 ) -> tuple[torch.Tensor, torch.dtype]:
-    backbone = {"type": model, "params": MODELS[model], "dtype": dtype, "device": device}
+    sizes = {**MODELS[model]["params"], "initializer_range": 0.1}
+    backbone = {"type": model, "params": sizes, "dtype": dtype, "device": device}
     params = {"slots": 3, "steps": 2, "lr": 0.5} if writer == "gradient" else {}
     memory = Memory.from_config(
         {

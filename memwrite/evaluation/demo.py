@@ -85,7 +85,8 @@ class Results:
             f"bits gained: {gained:.0f} of {self.no_memory.recall.bits:.0f} "
             f"({gained / best.state_floats:.3f} bits per state float)",
             f"baselines, bytes right: no memory {self.no_memory.recall.bytes_right:.1%}, full context "
-            f"{self.full_context.recall.bytes_right:.1%}",
+            f"{self.full_context.recall.bytes_right:.1%} ({self.bits_gained(self.full_context):.0f} bits "
+            f"gained)",
         ]
         for point in self.points:
             lines.append(
