@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from memwrite.corrections import KEYWORD, CorrectedCache, install_hooks
+from memwrite.corrections import KEYWORD, CorrectedCache, attention_modules, install_hooks
 from memwrite.errors import ConfigError, InputError
 from memwrite.protocols import BackboneInfo, Correction, KeyValues, Pass
 from memwrite.tokenizer import Codec
+from memwrite.windows import Windows
 
 
 class TransformersBackbone:
@@ -29,6 +31,12 @@ class TransformersBackbone:
         self.model = model
         self.codec = codec
         config = self._config = model.config
+        if config.get_text_config() is not config:
+            raise ConfigError(
+                f"'{config.model_type}' is a language model within a larger model, which is not supported: "
+                f"save its '{config.get_text_config().model_type}' part as a model of its own"
+            )
+        attention_modules(model)  # a model without attention has none of the sizes below
         head_dim = getattr(config, "head_dim", None) or (
             config.hidden_size // config.num_attention_heads
         )
@@ -48,12 +56,7 @@ class TransformersBackbone:
                 f"the tokenizer has {codec.vocab_size} tokens but the model only "
                 f"{config.vocab_size}: set backbone.params.vocab_size"
             )
-        if any("sliding" in kind for kind in getattr(config, "layer_types", None) or ()) or (
-            getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-        ):
-            raise ConfigError(
-                f"'{config.model_type}' attends within a sliding window, which is not supported yet"
-            )
+        self.windows = Windows(config)
         query_width = config.num_attention_heads * self._head_dim
         kv_width = self._kv_heads * self._head_dim
         install_hooks(
@@ -124,7 +127,7 @@ class TransformersBackbone:
         extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
         output = self.model.base_model(
             inputs_embeds=embeddings.to(self.info.dtype),
-            attention_mask=None if past is None else _attention_mask(past, length),
+            attention_mask=self.windows.mask(past, length, self.info.dtype),
             position_ids=positions,
             past_key_values=self._cache(past) if cached else None,
             use_cache=cached,
@@ -142,9 +145,21 @@ class TransformersBackbone:
             )
         return Pass(output.last_hidden_state, kept)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V), float32 at least."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
+    @property
+    def head(self) -> Tensor:
+        """(V, D), the weight of the output embedding."""
+        weight: Tensor = self.model.get_output_embeddings().weight
+        return weight
+
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., V), float32 at least; `head` (V, D) in place of the model's own."""
+        logits: Tensor
+        if head is None:
+            logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
+        else:
+            logits = F.linear(hidden.to(head.dtype), head)
+        if cap := getattr(self._config, "final_logit_softcapping", None):
+            logits = (logits / cap).tanh() * cap
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def generate(
@@ -233,18 +248,13 @@ class TransformersBackbone:
         self.codec.save(folder)
 
     def _cache(self, past: KeyValues | None) -> CorrectedCache:
-        cache = CorrectedCache(config=self._config)
-        if past is not None:
+        # Not of the model's config: layers with a window would drop the keys that are beyond it.
+        cache = CorrectedCache()
+        # A layer without slots would not be repeated for beams.
+        if past is not None and past.mask.shape[1]:
             for layer in range(past.keys.shape[1]):
                 cache.update(past.keys[:, layer], past.values[:, layer], layer)
         return cache
-
-
-def _attention_mask(past: KeyValues, length: int) -> Tensor | None:
-    if bool(past.mask.all()):
-        return None
-    new = torch.ones(past.mask.shape[0], length, dtype=torch.bool, device=past.mask.device)
-    return torch.cat([past.mask, new], 1).long()
 
 
 @contextmanager

@@ -21,7 +21,8 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     """Load or build the backbone that `config` describes; built weights depend on `seed` alone.
 
     Raises:
-        ConfigError: device, folder, hub id, model type or its parameters cannot be used.
+        ConfigError: device, folder, hub id, model type or its parameters cannot be used, or such models are
+            not supported.
     """
     device = _device(config.device)
     if config.path is not None:
@@ -32,7 +33,22 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         model = _built(config, codec, seed)
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
-    return TransformersBackbone(model, codec)
+    backbone = TransformersBackbone(model, codec)
+    _check_logits(backbone)
+    return backbone
+
+
+@torch.no_grad()
+def _check_logits(backbone: TransformersBackbone) -> None:
+    """Some families scale their embeddings or logits in ways we do not know: better an error than other logits."""
+    ids = torch.tensor([[backbone.info.start]], device=backbone.info.device)
+    expected = backbone.model(ids, use_cache=False).logits.float()
+    found = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
+    bar = 0.01 * float(expected.abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=bar, equal_nan=True):
+        raise ConfigError(
+            f"'{backbone.info.architecture}' computes its logits in a way that is not supported"
+        )
 
 
 def _pretrained(config: BackboneConfig, source: str) -> Any:
@@ -40,7 +56,7 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
                 source,
-                attn_implementation=config.attention,
+                attn_implementation=_attention(config),
                 dtype=getattr(torch, config.dtype),
                 output_loading_info=True,
                 use_safetensors=True,  # never pickles
@@ -67,7 +83,7 @@ def _built(config: BackboneConfig, codec: Codec, seed: int) -> Any:
             torch.manual_seed(seed)
             # Drawn in float32 whatever the dtype, so that one seed means one model.
             model = AutoModelForCausalLM.from_config(
-                described, attn_implementation=config.attention, dtype=torch.float32
+                described, attn_implementation=_attention(config), dtype=torch.float32
             )
     except Exception as error:  # impossible sizes make transformers raise errors of every kind
         raise _undescribed(config, error) from None
@@ -77,6 +93,11 @@ def _built(config: BackboneConfig, codec: Codec, seed: int) -> Any:
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
     return model
+
+
+def _attention(config: BackboneConfig) -> str | None:
+    # None is "sdpa" where the family has it, else "eager": Gemma 2 caps attention scores, which "sdpa" cannot.
+    return None if config.attention == "sdpa" else config.attention
 
 
 def _device(name: str) -> torch.device:

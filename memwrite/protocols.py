@@ -181,8 +181,13 @@ class Backbone(Protocol):
         """
         ...
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V) in float32 (float64 for a float64 model)."""
+    @property
+    def head(self) -> Tensor:
+        """(V, D), the weight of the output embedding."""
+        ...
+
+    def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., V) in float32 (float64 for a float64 model); `head` (V, D) in place of the model's."""
         ...
 
 

@@ -14,12 +14,14 @@ from memwrite.backbone import TransformersBackbone
 from memwrite.errors import InputError
 from memwrite.protocols import Conditioning, Correction, KeyValues, ReadOutput
 from memwrite.state import Tokens
+from memwrite.windows import without_holes
 
 
 def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Tokens) -> ReadOutput:
     """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
     packed, order = query.flat().pack()
     copies = _copies(query)
+    _warn_beyond_window(backbone, conditioning, packed.ids.shape[1])
     corrections = _rows(conditioning, copies)
     embeddings = backbone.embed(packed.ids)
     if backbone.caches:
@@ -70,16 +72,14 @@ def _generate(
     packed, copies = query.flat().packed(), _copies(query)
     past, _ = _prefill(backbone, conditioning)
     corrections = conditioning.corrections or {}
-    lengths, end = packed.lengths.tolist(), backbone.info.end
+    end = backbone.info.end
     found: dict[int, Tensor] = {}
-    # Rows of one length at a time: no padding comes between a memory and its continuation.
-    for length in sorted(set(lengths)):
-        group = [row for row, other in enumerate(lengths) if other == length]
+    for length, group in _groups(backbone, past, packed, copies):
         rows = copies[group]
         new = _continue(
             backbone,
             packed.ids[group, :length],
-            None if past is None else past.rows(rows),
+            _past(backbone, past, rows),
             None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
             {layer: c.rows(rows) for layer, c in corrections.items()},
             options,
@@ -89,6 +89,31 @@ def _generate(
     return torch.cat(
         [F.pad(found[row], (0, width - found[row].shape[1]), value=end) for row in sorted(found)]
     )
+
+
+def _groups(
+    backbone: TransformersBackbone, past: KeyValues | None, packed: Tokens, copies: Tensor
+) -> list[tuple[int, list[int]]]:
+    """The length of each group of rows, and its rows.
+
+    Rows of one length at a time, so that no padding comes between a memory and its continuation; under a sliding
+    window, rows of one past besides, so that no padding is in it.
+    """
+    lengths = packed.lengths.tolist()
+    pasts = [0] * len(lengths)
+    if past is not None and backbone.windows.size is not None:
+        pasts = past.mask.sum(1)[copies].tolist()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, key in enumerate(zip(lengths, pasts, strict=True)):
+        groups.setdefault(key, []).append(row)
+    return [(length, rows) for (length, _), rows in sorted(groups.items())]
+
+
+def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) -> KeyValues | None:
+    if past is None:
+        return None
+    past = past.rows(rows)
+    return past if backbone.windows.size is None else without_holes(past)
 
 
 def _continue(
@@ -116,13 +141,29 @@ def _continue(
     wanted = room if wanted is None else int(wanted)
     if wanted < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {wanted}")
-    return backbone.generate(
+    new = backbone.generate(
         ids,
         past=past,
         last=last,
         corrections=corrections or None,
         options={"do_sample": False, **options, "max_new_tokens": min(wanted, room)},
     )
+    if past is not None:
+        backbone.windows.warn_beyond(used + new.shape[1] - 1)
+    return new
+
+
+def _warn_beyond_window(
+    backbone: TransformersBackbone, conditioning: Conditioning, length: int
+) -> None:
+    if backbone.windows.size is None:
+        return
+    past, prefix = conditioning.key_values, conditioning.prefix
+    memory = 0 if prefix is None else prefix.shape[1]
+    if past is not None and past.mask.any():
+        memory += int(past.mask.sum(1).max())
+    if memory:
+        backbone.windows.warn_beyond(memory + length)
 
 
 def _copies(query: Tokens) -> Tensor:

@@ -36,7 +36,7 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     "t5": {"type": "t5"},
     "vit": {"type": "vit"},
     "Bert": {"type": "bert"},
-    "mamba": {"type": "mamba"},
+    "Mamba": {"type": "mamba"},
     "did you mean 'n_embd'": {"type": "gpt2", "params": {"n_embed": 32}},
     "n_embd|embed_dim": {"type": "gpt2", "params": {"n_embd": 30, "n_head": 4}},
     "n_head|modulo|heads": {"type": "gpt2", "params": {"n_embd": 32, "n_head": 0}},
@@ -49,9 +49,25 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     },
     "layers": {"type": "llama", "params": {**MODELS["llama"]["params"], "num_hidden_layers": 0}},
     "258 tokens": {"type": "gpt2", "params": {**MODELS["gpt2"]["params"], "vocab_size": 9}},
-    "sliding": {
-        "type": "mistral",
-        "params": {**MODELS["llama"]["params"], "sliding_window": 16},
+    "chunked_attention": {
+        "type": "qwen3",
+        "params": {**MODELS["llama"]["params"], "layer_types": ["chunked_attention"] * 2},
+    },
+    "'granite' computes its logits": {
+        "type": "granite",
+        "params": {**MODELS["llama"]["params"], "logits_scaling": 8.0},
+    },
+    "'gemma3_text' part": {
+        "type": "gemma3",
+        "params": {
+            "text_config": {**MODELS["llama"]["params"], "vocab_size": 258},
+            "vision_config": {
+                "hidden_size": 16,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "intermediate_size": 16,
+            },
+        },
     },
     "no tokenizer": {"type": "gpt2", "tokenizer": "/no/such/folder"},
     "backbone.path": {"path": "/no/such/folder"},
