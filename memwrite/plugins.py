@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, cast, get_args
 
 import pluggy
@@ -23,6 +24,7 @@ from memwrite.errors import (
     PluginNotFound,
     did_you_mean,
 )
+from memwrite.importing import Imported
 from memwrite.protocols import Backbone, Reader, Writer
 from memwrite.state import StateSpec
 
@@ -72,6 +74,21 @@ class ReaderPlugin:
     accepts: frozenset[str]
 
 
+@dataclass(frozen=True)
+class ImporterPlugin:
+    """Declares an importer of weights that others have released; attributes as in `WriterPlugin`.
+
+    Attributes:
+        load: makes a memory's config and weights of a folder and, where that is needed, of a second folder with
+            the language model's configuration and tokenizer.
+    """
+
+    api: Literal[1]
+    name: str
+    summary: str
+    load: Callable[[Path, Path | None], Imported]
+
+
 class Hooks:
     """The hooks that a plugin module may implement, each marked with `hookimpl`."""
 
@@ -83,6 +100,11 @@ class Hooks:
     @hookspec
     def memwrite_readers(self) -> Sequence[ReaderPlugin]:
         """The readers this distribution provides."""
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_importers(self) -> Sequence[ImporterPlugin]:
+        """The importers this distribution provides."""
         raise AssertionError("hook specifications are never called")
 
 
@@ -107,7 +129,7 @@ class Fault:
     traceback: str = ""
 
 
-P = TypeVar("P", WriterPlugin, ReaderPlugin)
+P = TypeVar("P", WriterPlugin, ReaderPlugin, ImporterPlugin)
 
 
 @dataclass
@@ -160,12 +182,14 @@ class Registry:
 
     writers: Shelf[WriterPlugin] = field(default_factory=lambda: Shelf("writer"))
     readers: Shelf[ReaderPlugin] = field(default_factory=lambda: Shelf("reader"))
+    importers: Shelf[ImporterPlugin] = field(default_factory=lambda: Shelf("importer"))
     broken: list[Fault] = field(default_factory=list)
 
     @property
     def faults(self) -> list[Fault]:
         """Plugins that could not be loaded, and names provided twice."""
-        return [*self.broken, *self.writers.conflicts(), *self.readers.conflicts()]
+        shelves = (self.writers, self.readers, self.importers)
+        return [*self.broken, *(fault for shelf in shelves for fault in shelf.conflicts())]
 
     def writer(self, name: str) -> WriterPlugin:
         """The writer of that name; raises as `Shelf.get`."""
@@ -174,6 +198,10 @@ class Registry:
     def reader(self, name: str) -> ReaderPlugin:
         """The reader of that name; raises as `Shelf.get`."""
         return self.readers.get(name, self.broken)
+
+    def importer(self, name: str) -> ImporterPlugin:
+        """The importer of that name; raises as `Shelf.get`."""
+        return self.importers.get(name, self.broken)
 
     def pairs(self) -> list[tuple[WriterPlugin, ReaderPlugin]]:
         """Every writer with every reader that accepts its kind of state."""
@@ -228,6 +256,7 @@ def discover(sources: Iterable[tuple[Owner, Callable[[], object]]]) -> Registry:
         for hook, role, shelf in (
             (manager.hook.memwrite_writers, WriterPlugin, found.writers),
             (manager.hook.memwrite_readers, ReaderPlugin, found.readers),
+            (manager.hook.memwrite_importers, ImporterPlugin, found.importers),
         ):
             for implementation in hook.get_hookimpls():
                 try:
@@ -254,7 +283,9 @@ def _fault(owner: Owner, what: str, error: BaseException) -> Fault:
     return Fault(owner, kind(sentence), "".join(traceback.format_exception(error)))
 
 
-def _check(plugin: object, role: type[WriterPlugin] | type[ReaderPlugin]) -> None:
+def _check(
+    plugin: object, role: type[WriterPlugin] | type[ReaderPlugin] | type[ImporterPlugin]
+) -> None:
     if not isinstance(plugin, role):
         raise PluginBroken(f"the hook returned a {type(plugin).__name__}, not a {role.__name__}")
     if not (isinstance(plugin.name, str) and plugin.name):
@@ -263,6 +294,10 @@ def _check(plugin: object, role: type[WriterPlugin] | type[ReaderPlugin]) -> Non
         raise PluginApiMismatch(
             f"'{plugin.name}' was built for plugin API {plugin.api}, this memwrite has {API}"
         )
+    if isinstance(plugin, ImporterPlugin):
+        if not callable(plugin.load):
+            raise PluginBroken(f"the load of '{plugin.name}' must be a function")
+        return
     if not (isinstance(plugin.config, type) and dataclasses.is_dataclass(plugin.config)):
         raise PluginBroken(f"the config of '{plugin.name}' must be a dataclass type")
     if not callable(plugin.build):

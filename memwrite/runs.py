@@ -24,6 +24,7 @@ from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.plugins import ReaderPlugin
 from memwrite.state import MemoryState
 from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, write_bytes
+from memwrite.tokenizer import BUILT_IN
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -114,7 +115,8 @@ def load_backbone_of(
         StorageError: it is not there, or another one is and `force` is not set.
     """
     source = config.tokenizer if config.path is None else config.path
-    if source != "bytes" and not Path(source).is_dir():
+    built_in = config.path is None and source in BUILT_IN
+    if not built_in and not Path(source).is_dir():
         raise StorageError(
             f"'{path}' needs the backbone {header.fingerprint}, looked for in '{source}', which is "
             f"no folder here: name its folder with --backbone"

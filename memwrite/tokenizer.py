@@ -1,14 +1,19 @@
-"""Text <-> token ids: a folder's own tokenizer, or plain UTF-8 bytes."""
+"""Text <-> token ids: a folder's own tokenizer, plain UTF-8 bytes, or single characters."""
 
 from __future__ import annotations
 
+import string
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, InputError
 
 START, END = "<|start|>", "<|end|>"
+#: Tokenizers that need no folder.
+BUILT_IN = ("bytes", "characters")
+ALPHABET = string.ascii_letters + string.digits
+STRUCTURE = "!?:|"
 
 
 class Codec(Protocol):
@@ -41,10 +46,14 @@ class ByteCodec:
 
 
 class TransformersCodec:
-    """A transformers tokenizer. Special tokens spelled out in a text stay text."""
+    """A transformers tokenizer. Special tokens spelled out in a text stay text.
+
+    `encode` raises InputError for a text with characters that the tokenizer does not know.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
+        self._unknown: int | None = tokenizer.unk_token_id
         self.vocab_size: int = len(tokenizer)
         end = tokenizer.eos_token_id
         if end is None:
@@ -53,6 +62,16 @@ class TransformersCodec:
         self.start: int = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
     def encode(self, text: str) -> list[int]:
+        ids = self._ids(text)
+        # The unknown token would stand for any text at all, and nobody would be told.
+        if self._unknown in ids:
+            unknown = (c for c in dict.fromkeys(text) if self._unknown in self._ids(c))
+            raise InputError(
+                f"the tokenizer does not know the character {next(unknown, text)!r} of the text"
+            )
+        return ids
+
+    def _ids(self, text: str) -> list[int]:
         return list(
             self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
         )
@@ -65,7 +84,9 @@ class TransformersCodec:
 
 
 def load_codec(source: str | Path) -> Codec:
-    """The tokenizer of a folder or hub id; bytes for "bytes" and for a folder that has none."""
+    """The tokenizer of a folder, a hub id or a name of `BUILT_IN`; bytes for a folder that has none."""
+    if source == "characters":
+        return character_codec()
     folder = Path(source)
     if source == "bytes" or (
         folder.is_dir() and not any(folder.glob("tokenizer*")) and not any(folder.glob("vocab*"))
@@ -80,6 +101,29 @@ def load_codec(source: str | Path) -> Codec:
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
         reason = str(error) or type(error).__name__
         raise ConfigError(f"no tokenizer could be loaded from '{source}': {reason}") from None
+
+
+def character_codec() -> TransformersCodec:
+    """One token a character of `ALPHABET` and `STRUCTURE`, 70 in all.
+
+    The ids are those of GradMem (github.com/yurakuratov/gradmem): [PAD] 0, [BOS] 1, [EOS] 2, [UNK] 3, then
+    a-z, A-Z, 0-9 and "!?:|".
+    """
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    special = {
+        "pad_token": "[PAD]",
+        "bos_token": "[BOS]",
+        "eos_token": "[EOS]",
+        "unk_token": "[UNK]",
+    }
+    tokens = [*special.values(), *ALPHABET, *STRUCTURE]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return TransformersCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special))
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersCodec:

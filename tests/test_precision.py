@@ -29,7 +29,7 @@ def logits(
     # The start of the slots is drawn in the state's own dtype: give every dtype the same one.
     if writer == "gradient":
         start = torch.linspace(-0.3, 0.3, 96, dtype=torch.float64).sin().reshape(3, 32)
-        memory.writer.slots.data.copy_(start)
+        memory.writer.fast.slots.data.copy_(start)
     state = memory.write(Tokens.from_rows([[5, 6, 7, 8], [9, 10]])).state
     query = Tokens.from_rows([[1, 2], [3]])
     return memory.read(state, query).logits.double().cpu(), state.spec.dtype

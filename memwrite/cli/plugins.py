@@ -23,13 +23,15 @@ def plugins(as_json: bool, traceback: bool) -> None:
         {
             "role": shelf.role,
             "name": name,
-            "kinds": sorted([plugin.emits] if hasattr(plugin, "emits") else plugin.accepts),
+            "kinds": sorted(
+                [plugin.emits] if hasattr(plugin, "emits") else getattr(plugin, "accepts", ())
+            ),
             "origin": owner.distribution,
             "version": owner.version,
             "health": "ok" if len(owners) == 1 else "conflict",
             "summary": plugin.summary,
         }
-        for shelf in (found.writers, found.readers)
+        for shelf in (found.writers, found.readers, found.importers)
         for name, owners in shelf.entries.items()
         for plugin, owner in owners
     ]

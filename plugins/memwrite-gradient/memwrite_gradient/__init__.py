@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import WriterPlugin, hookimpl
+from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
+from memwrite_gradient import official
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.writer import GradientWriter
 
-__all__ = ["GRADIENT", "GradientConfig", "GradientWriter", "memwrite_writers"]
+__all__ = ["GRADIENT", "GradientConfig", "GradientWriter", "memwrite_importers", "memwrite_writers"]
 
 
 def _build(config: GradientConfig, backbone: Backbone) -> GradientWriter:
@@ -31,3 +32,16 @@ GRADIENT = WriterPlugin(
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """The gradient writer."""
     return [GRADIENT]
+
+
+@hookimpl
+def memwrite_importers() -> Sequence[ImporterPlugin]:
+    """The authors' own checkpoints."""
+    return [
+        ImporterPlugin(
+            api=1,
+            name="gradmem",
+            summary="checkpoints of GradMem's own scripts",
+            load=official.load,
+        )
+    ]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OPTIMIZERS = ("sgd", "adam")
 ORDERS = ("none", "first", "second")
+PROJECTIONS = ("none", "shared", "per-example")
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,7 @@ class GradientConfig:
     Attributes:
         slots: M, memory vectors.
         steps: K, gradient steps per write.
+        most_steps: in training, draw K anew for every write, from `steps` to this.
         optimizer: "sgd" as in GradMem, or "adam" for many steps into a model that was never meta-trained.
         lr: inner step size.
         learned_lr: learn the step size with the other parameters, starting at `lr`.
@@ -27,7 +29,14 @@ class GradientConfig:
         settled_weight: weight in the descended loss, from 0 to 1, of tokens that are safely the model's first
             choice already. 1 is GradMem; less spends a small memory on what is still wrong.
         stop_when_exact: stop an example once every token of its context is the model's first choice.
-        init_std: standard deviation of the learned start of the slots.
+        init_std: standard deviation of the learned start of slots and control tokens.
+        control_tokens: learned embeddings on either side of the slots, others in writing than in reading.
+        projection: a linear map between slots and model: "none", "shared" (learned), or "per-example" (each
+            example's own weights, descended along with its slots).
+        write_head: a vocabulary head of its own for the reconstruction, starting as the model's.
+        reconstruction_weight: of the last step's reconstruction loss in the training loss; 0 for none.
+        lora_rank: rank of low-rank corrections of q, k, v, o that act while writing only; 0 for none.
+        lora_alpha: they are scaled by alpha / rank.
 
     Raises:
         ValueError: a value is out of range.
@@ -35,6 +44,7 @@ class GradientConfig:
 
     slots: int = 8
     steps: int = 1
+    most_steps: int | None = None
     optimizer: str = "sgd"
     lr: float = 0.04
     learned_lr: bool = False
@@ -46,6 +56,12 @@ class GradientConfig:
     settled_weight: float = 1.0
     stop_when_exact: bool = False
     init_std: float = 0.02
+    control_tokens: int = 0
+    projection: str = "none"
+    write_head: bool = False
+    reconstruction_weight: float = 0.0
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
         for name in ("slots", "steps", "second_steps"):
@@ -56,14 +72,21 @@ class GradientConfig:
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
-        if not 0 <= self.init_std < float("inf"):
-            raise ValueError(f"init_std must not be negative, got {self.init_std}")
+        for name in ("init_std", "control_tokens", "reconstruction_weight", "lora_rank"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.settled_weight <= 1:
             raise ValueError(f"settled_weight must be from 0 to 1, got {self.settled_weight}")
-        for name, known in (("optimizer", OPTIMIZERS), ("order", ORDERS)):
+        for name, known in (
+            ("optimizer", OPTIMIZERS),
+            ("order", ORDERS),
+            ("projection", PROJECTIONS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be {' or '.join(known)}, got '{getattr(self, name)}'"
                 )
+        if self.most_steps is not None and self.most_steps < self.steps:
+            raise ValueError(f"most_steps must be at least steps, got {self.most_steps}")
         if self.second_steps is not None and self.order != "second":
             raise ValueError(f"second_steps goes with order second, not '{self.order}'")

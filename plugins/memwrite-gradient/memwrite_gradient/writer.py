@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite.errors import ConfigError, DivergenceError
+from memwrite.prefix import ControlTokens
 from memwrite.progress import track
-from memwrite.protocols import Backbone, Written
+from memwrite.protocols import Backbone, Correction, Written
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite_gradient.config import GradientConfig
+from memwrite_gradient.fast import FastWeights
+from memwrite_gradient.lora import WriteLora
 from memwrite_gradient.steps import Adam, clip
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
@@ -31,19 +36,32 @@ class GradientWriter(nn.Module):
     def __init__(self, config: GradientConfig, backbone: Backbone) -> None:
         super().__init__()
         info = backbone.info
-        dtype = torch.promote_types(torch.float32, info.dtype)
+        width, dtype = info.hidden_size, torch.promote_types(torch.float32, info.dtype)
         self.config = config
-        self.reserve = config.slots
-        self.spec = StateSpec("prefix", {"memory": (config.slots, info.hidden_size)}, dtype=dtype)
+        self.reserve = config.slots + 2 * config.control_tokens
         self._backbone = backbone
-        slots = torch.randn(config.slots, info.hidden_size, dtype=dtype) * config.init_std
-        self.slots = nn.Parameter(slots)
+        self.fast = FastWeights(config, width, dtype)
+        self.controls = ControlTokens(config.control_tokens, width, config.init_std, dtype)
         log_lr = torch.tensor(math.log(config.lr), dtype=dtype)
         self.log_lr = nn.Parameter(log_lr) if config.learned_lr else None
+        head = backbone.head.detach().to(dtype, copy=True)
+        self.head = nn.Parameter(head) if config.write_head else None
+        rank, alpha = config.lora_rank, config.lora_alpha
+        self.lora = WriteLora(info, rank, alpha, dtype) if rank else None
+        shapes = {"memory": (self.reserve, width)}
+        if config.control_tokens or config.projection != "none":
+            shapes["latent"] = self.fast.size
+        self.spec = StateSpec("prefix", shapes, dtype=dtype)
 
     def init(self, batch_size: int, /) -> MemoryState:
         """The learned start M₀, once per row."""
-        return MemoryState(self.spec, {"memory": self.slots.expand(batch_size, -1, -1).clone()})
+        return self._state(self.fast.start(batch_size))
+
+    def _state(self, fast: list[Tensor]) -> MemoryState:
+        tensors = {"memory": self.controls.around_read(self.fast.project(fast))}
+        if "latent" in self.spec.shapes:
+            tensors["latent"] = self.fast.pack(fast)
+        return MemoryState(self.spec, tensors)
 
     def write(self, state: MemoryState, context: Tokens, /) -> Written:
         """K steps M ← M − η·clip(∂L/∂M), L being each row's mean cross-entropy over its own tokens.
@@ -51,8 +69,9 @@ class GradientWriter(nn.Module):
         With `settled_weight` below 1, tokens that are safely right count for less in L.
 
         Returns:
-            The new state. Trace: "loss" (steps, B), before each step, in nats per token; "accuracy" (steps, B),
-            the share of tokens that are the model's first choice, likewise.
+            The new state. Losses: "reconstruction" (B,), L before the last step times its weight, if that is not
+            0. Trace: "loss" (steps, B), before each step, in nats per token; "accuracy" (steps, B), the share of
+            tokens that are the model's first choice, likewise.
 
         Raises:
             ConfigError: second order is wanted through attention that has no second derivative.
@@ -64,65 +83,96 @@ class GradientWriter(nn.Module):
                 "second-order gradients need attention that can be differentiated twice: set "
                 "backbone.attention=eager, or writer.params.order to first or none"
             )
+        latent = state["latent"] if "latent" in self.spec.shapes else state["memory"]
         # Tensors made in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
-            context, memory = context.packed().clone(), state["memory"].clone()
-            memory, trace = self._descend(memory if keep else memory.detach(), context, keep)
-        return Written(MemoryState(self.spec, {"memory": memory}), trace=trace)
+            context, fast = context.packed().clone(), self.fast.unpack(latent.clone())
+            if not keep or self.config.order == "none":
+                fast = [tensor.detach() for tensor in fast]
+            fast, written, trace = self._descend(fast, context, keep)
+        with torch.inference_mode(False), torch.set_grad_enabled(keep):
+            new = _keeping_empty_rows(state, self._state(fast), context)
+            return Written(new, {"reconstruction": written} if written is not None else {}, trace)
 
     def _descend(
-        self, memory: Tensor, context: Tokens, keep: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, fast: list[Tensor], context: Tokens, keep: bool
+    ) -> tuple[list[Tensor], Tensor | None, dict[str, Tensor]]:
+        """The variables after all steps, the weighted reconstruction loss if it is wanted, and the trace."""
         embeddings = self._backbone.embed(context.ids)
         if not keep:
             embeddings = embeddings.detach()
+        corrections = None if self.lora is None else self.lora.corrections()
+        count = context.lengths.clamp(min=1)
         active = context.mask.any(1)
-        losses, accuracies = [], []
-        adam = Adam() if self.config.optimizer == "adam" else None
-        for step in track(range(self.config.steps), "write"):
+        wanted = self.config.reconstruction_weight if keep else 0.0
+        losses, accuracies, written = [], [], None
+        adams = [Adam() for _ in fast] if self.config.optimizer == "adam" else None
+        steps = self._steps()
+        for step in track(range(steps), "write"):
             if not active.any():
                 break
-            second = keep and self._second(step)
-            point = memory if second and memory.requires_grad else memory.detach().requires_grad_()
-            nll, lead = self._reconstruct(point, embeddings, context)
-            count = context.lengths.clamp(min=1)
-            losses.append((nll.detach() * context.mask).sum(1) / count)
+            second = keep and self._second(step, steps)
+            point = [t if keep and t.requires_grad else t.detach().requires_grad_() for t in fast]
+            nll, lead = self._reconstruct(
+                self.fast.project(point), embeddings, context, corrections
+            )
+            loss = (nll * context.mask).sum(1) / count
+            losses.append(loss.detach())
             accuracies.append(((lead > 0) & context.mask).sum(1) / count)
             if self.config.stop_when_exact:
                 active = active & ((lead <= EXACT) & context.mask).any(1)
             weight = torch.where(lead > SETTLED, self.config.settled_weight, 1.0) * context.mask
             objective = ((nll * weight).sum(1) / count).sum()
-            gradient = torch.autograd.grad(objective, point, create_graph=second)[0]
-            gradient = clip(gradient, self.config.clip_value, self.config.clip_norm)
-            if adam is not None:
-                gradient = adam(gradient)
-            start = point if second else memory
-            moved = start - self._step_size(step) * gradient
-            memory = torch.where(active[:, None, None], moved, start)
+            last = bool(wanted) and step == steps - 1
+            gradients = torch.autograd.grad(
+                objective, point, create_graph=second, retain_graph=second or last
+            )
+            if last:
+                written = wanted * loss
+            size = self._step_size(step, steps)
+            moved = []
+            for index, (start, gradient) in enumerate(zip(point, gradients, strict=True)):
+                move = clip(gradient, self.config.clip_value, self.config.clip_norm)
+                if adams is not None:
+                    move = adams[index](move)
+                rows = active.view(-1, *[1] * (start.ndim - 1))
+                moved.append(torch.where(rows, start - size * move, start))
+            fast = moved
             if not keep or self.config.order == "none":
-                memory = memory.detach()
-        return memory, self._trace(losses, accuracies, context)
+                fast = [tensor.detach() for tensor in fast]
+        return fast, written, self._trace(losses, accuracies, context)
 
-    def _second(self, step: int) -> bool:
-        last = self.config.second_steps or self.config.steps
-        return self.config.order == "second" and step >= self.config.steps - last
+    def _steps(self) -> int:
+        most = self.config.most_steps
+        if most is None or not self.training:
+            return self.config.steps
+        return int(torch.randint(self.config.steps, most + 1, ()))
 
-    def _step_size(self, step: int) -> Tensor | float:
+    def _second(self, step: int, steps: int) -> bool:
+        last = self.config.second_steps or steps
+        return self.config.order == "second" and step >= steps - last
+
+    def _step_size(self, step: int, steps: int) -> Tensor | float:
         size = self.config.lr if self.log_lr is None else self.log_lr.exp()
         if self.config.decay:
-            size = size * (0.525 + 0.475 * math.cos(math.pi * step / self.config.steps))
+            size = size * (0.525 + 0.475 * math.cos(math.pi * step / steps))
         return size
 
     def _reconstruct(
-        self, memory: Tensor, embeddings: Tensor, context: Tokens
+        self,
+        memory: Tensor,
+        embeddings: Tensor,
+        context: Tokens,
+        corrections: Mapping[int, Correction] | None,
     ) -> tuple[Tensor, Tensor]:
         """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
         other token, in nats, (B, T) each.
         """
-        slots, length = memory.shape[1], context.ids.shape[1]
-        inputs = torch.cat([memory.to(embeddings.dtype), embeddings[:, : length - 1]], 1)
-        hidden = self._backbone.forward(inputs).hidden[:, slots - 1 :]
-        logits = self._backbone.logits(hidden)
+        prefix = self.controls.around_write(memory)
+        inputs = torch.cat([prefix.to(embeddings.dtype), embeddings], 1)
+        hidden = self._backbone.forward(inputs, corrections=corrections).hidden
+        hidden = hidden[:, prefix.shape[1] - 1 : -1]
+        logits = self._backbone.logits(hidden, self.head)
         nll = F.cross_entropy(logits.transpose(1, 2), context.ids, reduction="none")
         with torch.no_grad():
             top = logits.topk(2, dim=-1)
@@ -140,7 +190,17 @@ class GradientWriter(nn.Module):
             step, row = (~loss.isfinite()).nonzero()[0].tolist()
             before = loss[step - 1, row].item() if step else float("nan")
             raise DivergenceError(
-                f"the write diverged at step {step} of {self.config.steps} in row {row} (loss before it "
+                f"the write diverged at step {step} of {len(losses)} in row {row} (loss before it "
                 f"{before:.3g}): use a smaller writer.params.lr or set clip_norm"
             )
         return {"loss": loss, "accuracy": torch.stack(accuracies) if accuracies else empty}
+
+
+def _keeping_empty_rows(old: MemoryState, new: MemoryState, context: Tokens) -> MemoryState:
+    """`new`, but for rows without tokens, whose projection may have been rounded another way."""
+    touched = context.mask.any(1)[:, None, None]
+    if touched.all():
+        return new
+    return replace(
+        new, tensors={name: torch.where(touched, t, old[name]) for name, t in new.tensors.items()}
+    )

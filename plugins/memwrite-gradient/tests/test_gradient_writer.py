@@ -52,7 +52,9 @@ def test_equals_the_oracle(family: str, bar: float, steps: int, clip_norm: float
     memory = build(family, steps=steps, clip_norm=clip_norm)
     found = written(memory)
     for row, ids in enumerate(ROWS):
-        expected = naive.write(memory.backbone, memory.writer.slots, ids, steps, 0.5, clip_norm)
+        expected = naive.write(
+            memory.backbone, memory.writer.fast.slots, ids, steps, 0.5, clip_norm
+        )
         torch.testing.assert_close(found[row], expected, atol=bar, rtol=0)
 
 
@@ -72,7 +74,7 @@ def test_neither_padding_nor_neighbours_matter(data: Any) -> None:
         if row:
             torch.testing.assert_close(found[b], written(memory, [row])[0], atol=1e-9, rtol=0)
         else:
-            assert torch.equal(found[b], memory.writer.slots)
+            assert torch.equal(found[b], memory.writer.fast.slots)
 
 
 def test_nothing_is_changed_in_place_and_the_same_comes_out_twice() -> None:
@@ -133,7 +135,7 @@ def test_second_order_passes_gradcheck_through_write_and_read(optimizer: str) ->
         del writer.__dict__["log_lr"]
         return (output.logits.sin().sum() + output.first.cos().sum()) / 10
 
-    start = writer.slots.detach()[None, :, :].clone().requires_grad_()
+    start = writer.fast.slots.detach()[None, :, :].clone().requires_grad_()
     log_lr = writer.log_lr.detach().clone().requires_grad_()
     assert backbone.info.double_backward
     assert torch.autograd.gradcheck(outer, (start, log_lr), atol=1e-5, rtol=1e-3, fast_mode=True)
@@ -171,7 +173,7 @@ def test_training_reaches_start_step_size_and_backbone() -> None:
     memory = build(order="second", learned_lr=True, backbone={"trainable": True})
     memory.train()
     memory.write(Tokens.from_rows(ROWS)).state["memory"].square().sum().backward()
-    assert memory.writer.slots.grad.abs().sum() > 0
+    assert memory.writer.fast.slots.grad.abs().sum() > 0
     assert memory.writer.log_lr.grad.abs() > 0
     assert memory.model.lm_head.weight.grad.abs().sum() > 0
 

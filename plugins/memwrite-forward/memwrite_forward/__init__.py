@@ -1,0 +1,47 @@
+"""memwrite-forward: RMT's forward writer (arXiv 2207.06881)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.protocols import Backbone
+from memwrite_forward import official
+from memwrite_forward.config import ForwardConfig
+from memwrite_forward.writer import ForwardWriter
+
+__all__ = ["FORWARD", "ForwardConfig", "ForwardWriter", "memwrite_importers", "memwrite_writers"]
+
+
+def _build(config: ForwardConfig, backbone: Backbone) -> ForwardWriter:
+    return ForwardWriter(config, backbone)
+
+
+FORWARD = WriterPlugin(
+    api=1,
+    name="forward",
+    summary="K forward passes over [M; context; M], into M prefix vectors",
+    config=ForwardConfig,
+    build=_build,
+    emits="prefix",
+    capabilities=frozenset({"differentiable"}),
+)
+
+
+@hookimpl
+def memwrite_writers() -> Sequence[WriterPlugin]:
+    """The forward writer."""
+    return [FORWARD]
+
+
+@hookimpl
+def memwrite_importers() -> Sequence[ImporterPlugin]:
+    """The authors' own checkpoints."""
+    return [
+        ImporterPlugin(
+            api=1,
+            name="rmt",
+            summary="checkpoints of GradMem's RMT's own scripts",
+            load=official.load,
+        )
+    ]
