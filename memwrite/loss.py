@@ -31,20 +31,31 @@ class Batch:
 
 @dataclass(frozen=True)
 class MemoryOutput:
-    """`loss` with its graph; `logits` as in `ReadOutput`; `losses`: name -> mean, detached."""
+    """What training gets back.
+
+    Attributes:
+        loss: with its graph.
+        logits: as in `ReadOutput`.
+        losses: name -> mean, detached.
+        exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice.
+    """
 
     loss: Tensor
     logits: Tensor
     losses: Mapping[str, Tensor]
+    exact: Tensor
 
 
-def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
+def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the labelled tokens, each predicted from the real token before it.
 
     Args:
         output: of reading `queries`.
         queries: (B, T) or (B, Q, T).
         labels: as in `Batch`.
+
+    Returns:
+        The loss, and `exact` of `MemoryOutput`.
     """
     packed, order = queries.pack()
     labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
@@ -59,4 +70,6 @@ def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
         first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
         first = first.expand(*logits.shape[:-2], 1, -1)
         predicted = torch.cat([first, logits[..., :-1, :]], -2)
-    return F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
+    loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
+    exact = ((predicted.argmax(-1) == labels) | (labels == -100)).all(-1)
+    return loss, exact

@@ -297,10 +297,12 @@ class Memory(nn.Module):
         """
         written = self.write(batch.context)
         output = self.read(written.state, batch.queries)
-        target = target_loss(output, batch.queries.to(output.logits.device), batch.labels)
+        queries = batch.queries.to(output.logits.device)
+        target, exact = target_loss(output, queries, batch.labels)
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
-        return MemoryOutput(total, output.logits, {n: loss.detach() for n, loss in losses.items()})
+        means = {name: loss.detach() for name, loss in losses.items()}
+        return MemoryOutput(total, output.logits, means, exact)
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import yaml
 from memwrite import Memory
 from memwrite.config import part_config
 from memwrite.errors import ConfigError, InputError
+from memwrite.loss import Batch, MemoryOutput
 from memwrite.tasks.base import IGNORED, collate
 from memwrite.tasks.text import TextConfig, TextTask
 from memwrite.tokenizer import ByteCodec, load_codec
@@ -94,23 +96,78 @@ def test_an_interrupted_run_resumes_exactly(
     """Interrupted after step 3 and resumed from the checkpoint of step 2: the same bytes as undisturbed."""
     whole = runs.train(config, [f"training.out={tmp_path / 'whole'}"])
 
-    class Stop(trainer._Log):
+    class Stop(trainer.Log):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step == 3:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_Log", Stop)
+        patch.setattr(trainer, "Log", Stop)
         with pytest.raises(KeyboardInterrupt):
             runs.train(config)
     assert (tmp_path / "run" / "checkpoints" / "checkpoint-2").is_dir()
     with pytest.raises(ConfigError, match="unfinished run of another"):
         runs.train(config, ["training.learning_rate=0.5"])
+    killed = tmp_path / "run" / "checkpoints" / "checkpoint-3"
+    killed.mkdir()  # as a kill leaves it that comes while a checkpoint is saved
+    (killed / "trainer_state.json").write_text('{"global_step":')
     resumed = runs.train(config)
     weights = [(out / "backbone" / "model.safetensors").read_bytes() for out in (whole, resumed)]
     assert weights[0] == weights[1]
     with pytest.raises(ConfigError, match="finished run"):
         runs.train(config)
+
+
+def learnt_at_once(self: Memory, batch: Batch) -> MemoryOutput:
+    """A step whose answers all count as exact."""
+    output = forward(self, batch)
+    return replace(output, exact=torch.ones_like(output.exact))
+
+
+forward = Memory.forward
+
+
+def test_a_curriculum_is_resumed_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stage begins where the exact match has been reached; interrupted right then, the run ends the same."""
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    writer = {"slots": 2, "order": "none", "write_head": True, "reconstruction_weight": 0.3}
+    data = {
+        "backbone": {"type": "gpt2", "params": sizes, "tokenizer": "characters", "trainable": True},
+        "writer": {"name": "gradient", "params": writer},
+        "reader": {"name": "prefix"},
+        "task": {
+            "name": "kv-retrieval",
+            "params": {"pairs": 3, "curriculum": [1, 2], "advance": 0.09, "examples": 4},
+        },
+        "training": {"steps": 9, "batch_size": 2, "warmup": 1, "every": 1},
+    }
+    (tmp_path / "kv.yaml").write_text(yaml.safe_dump(data))
+    monkeypatch.setattr(Memory, "forward", learnt_at_once)
+    path, outs = tmp_path / "kv.yaml", [tmp_path / "whole", tmp_path / "parts"]
+    whole, parts = ([f"training.out={out}"] for out in outs)
+    runs.train(path, whole)
+    for stop in (2, 3, 4):
+
+        class Stop(trainer.Log):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if state.global_step == stop:  # noqa: B023
+                    raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "Log", Stop)
+            with pytest.raises(KeyboardInterrupt):
+                runs.train(path, parts)
+    runs.train(path, parts)
+    for name in ("weights.safetensors", "backbone/model.safetensors"):
+        assert (outs[0] / name).read_bytes() == (outs[1] / name).read_bytes()
+    entries, again = (
+        [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()] for out in outs
+    )
+    assert [entry["step"] for entry in again] == [entry["step"] for entry in entries]
+    seconds = [entry["seconds"] for entry in again]
+    assert seconds == sorted(seconds)
+    assert {entry["stage"] for entry in entries if "stage" in entry} == {1, 2, 3}
+    assert {"eval_exact_match", "exact_match"} <= {key for entry in entries for key in entry}
 
 
 def test_half_precision_halves_the_file_and_keeps_the_model(config: Path, tmp_path: Path) -> None:

@@ -23,6 +23,10 @@ class _Group(click.Group):
             sys.exit(2)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
+        except BrokenPipeError:
+            # Whoever reads our output has seen enough, as `head` does; nothing is left to flush.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
         except Exception as error:
             if os.environ.get("MEMWRITE_DEBUG") == "1":
                 raise
@@ -45,11 +49,12 @@ def main() -> None:
 
 def _register() -> None:
     from memwrite.cli.demo import demo
+    from memwrite.cli.eval import evaluate
     from memwrite.cli.memory import ask, recall, write
     from memwrite.cli.plugins import plugins
     from memwrite.cli.train import train
 
-    for command in (write, recall, ask, plugins, train, demo):
+    for command in (write, recall, ask, plugins, train, evaluate, demo):
         main.add_command(command)
 
 

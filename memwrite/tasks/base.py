@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -47,6 +47,24 @@ class Task(Protocol):
     def evaluation(self) -> Examples:
         """Held-out examples, always the same."""
         ...
+
+
+@runtime_checkable
+class Curriculum(Task, Protocol):
+    """A task that is learnt in stages.
+
+    An example's stage follows from its index alone, so that a resumed training sees what an uninterrupted one
+    would have seen.
+    """
+
+    #: Exact match from which on a stage is left.
+    advance: float
+
+    #: What tells one stage from the next, to be shown to people; the last one is the goal.
+    stages: list[int]
+
+    #: For each stage that training has reached, the index of its first example.
+    starts: list[int]
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Batch]:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import yaml
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from memwrite.config import Config, load_config, part_config, to_dict
-from memwrite.errors import ConfigError, did_you_mean
+from memwrite.errors import ConfigError
 from memwrite.memory import Memory
 from memwrite.runs import CONFIG_FILE
 from memwrite.storage import make_folder, write_bytes
-from memwrite.tasks.text import TextConfig, TextTask, read_texts
+from memwrite.tasks.registry import task_kind
+from memwrite.tasks.text import TextConfig, read_texts
 from memwrite.tokenizer import train_bpe
 from memwrite.training.trainer import CHECKPOINTS, fit
 
@@ -31,20 +35,18 @@ def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
     requested = load_config(source, overrides)
     if requested.task is None:
         raise ConfigError(f"'{source}' has no task to train on: add task: {{name: text, ...}}")
-    if requested.task.name != "text":
-        hint = did_you_mean(requested.task.name, ["text"])
-        raise ConfigError(f"no task is called '{requested.task.name}' ({hint})")
-    text = part_config(TextConfig, requested.task.params, "task.params")
+    kind = task_kind(requested.task.name)
+    params = part_config(kind.config, requested.task.params, "task.params")
     out = _claim(requested)
-    config = _with_tokenizer(requested, text, out)
+    config = _with_tokenizer(requested, params, out)
     memory = Memory.from_config(config)
     if not any(p.requires_grad for p in memory.parameters()):
         raise ConfigError(
             "nothing to train: set backbone.trainable=true, or take a writer that learns"
         )
-    task = TextTask(text, memory.backbone.codec)
+    task = kind.build(params, memory.backbone.codec)
     folder = out / CHECKPOINTS
-    fit(memory, task, config, out, get_last_checkpoint(folder) if folder.is_dir() else None)
+    fit(memory, task, config, out, _last_checkpoint(folder))
     memory.config = requested
     memory.save_run(out)
     for leftover in (folder, out / TOKENIZER):
@@ -72,10 +74,27 @@ def _claim(config: Config) -> Path:
     return out
 
 
-def _with_tokenizer(config: Config, text: TextConfig, out: Path) -> Config:
+def _last_checkpoint(folder: Path) -> str | None:
+    """The newest one that was saved to its end; the Trainer writes its state last."""
+    folder.mkdir(exist_ok=True)
+    while (found := get_last_checkpoint(folder)) is not None:
+        try:
+            json.loads((Path(found) / TRAINER_STATE_NAME).read_bytes())
+        except (OSError, ValueError):
+            shutil.rmtree(found)
+        else:
+            break
+    return cast("str | None", found)
+
+
+def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
     """With `tokenizer: bpe` replaced by a tokenizer learnt from the training text."""
     if config.backbone.tokenizer != "bpe":
         return config
+    if not isinstance(task, TextConfig):
+        raise ConfigError(
+            "backbone.tokenizer=bpe is learnt from the text of task 'text': give another task another one"
+        )
     folder = out / TOKENIZER
     if not folder.is_dir():
         size = config.backbone.params.get("vocab_size")
@@ -83,5 +102,5 @@ def _with_tokenizer(config: Config, text: TextConfig, out: Path) -> Config:
             raise ConfigError(
                 f"backbone.params.vocab_size must be at least 258 for bpe, got {size}"
             )
-        train_bpe(read_texts(text), size).save(folder)
+        train_bpe(read_texts(task), size).save(folder)
     return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,35 +10,25 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from torch.utils.data import SequentialSampler
+from transformers import ProgressCallback, Trainer, TrainingArguments
 
 from memwrite.config import Config
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.memory import Memory
-from memwrite.tasks.base import Examples, Task, collate
+from memwrite.tasks.base import Curriculum, Examples, Task, collate
+from memwrite.training.progress import Advance, Bar, Log
 
 CHECKPOINTS, LOG, WEIGHTS = "checkpoints", "log.jsonl", "model.safetensors"
 
 
-class _Log(TrainerCallback):  # type: ignore[misc]
-    """Appends what the Trainer reports to a file of JSON lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._begun = time.monotonic()
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._begun, 1)}
-        with self._path.open("a") as file:
-            file.write(json.dumps({**entry, **(logs or {})}) + "\n")
-
-
 class _Trainee(nn.Module):
-    """A Memory without the `config` that the Trainer would take for a transformers one."""
+    """A Memory without the `config` that the Trainer would take for a transformers one, and its curriculum."""
 
-    def __init__(self, memory: Memory) -> None:
+    def __init__(self, memory: Memory, advance: Advance | None) -> None:
         super().__init__()
         self.memory = memory
+        self.advance = advance
 
     def forward(self, batch: Batch) -> MemoryOutput:
         output: MemoryOutput = self.memory(batch)
@@ -52,13 +40,26 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **_: Any
     ) -> Any:
         output = model(**inputs)
+        if model.training and self.model.advance is not None:
+            self.model.advance.step(output.exact, self.state.global_step)
         return (output.loss, output) if return_outputs else output.loss
 
     def prediction_step(
         self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any
-    ) -> tuple[Tensor, None, None]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs).detach(), None, None
+            loss, output = self.compute_loss(model, inputs, return_outputs=True)
+        exact = output.exact.double().flatten(1).mean(1)
+        return loss.detach(), exact, torch.zeros_like(exact)
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if self.model.advance is not None and "loss" in logs:
+            logs = {**logs, **self.model.advance.report()}
+        super().log(logs, *args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
+        # Examples are random by their index; in order, an index says how far training is.
+        return SequentialSampler(train_dataset or self.train_dataset)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The inherited way refuses tensors that share memory, as tied embeddings do.
@@ -68,6 +69,8 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         safetensors.torch.load_model(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        if self.model.advance is not None:
+            self.model.advance.restore()
 
 
 def fit(memory: Memory, task: Task, config: Config, out: Path, checkpoint: str | None) -> None:
@@ -108,12 +111,21 @@ def fit(memory: Memory, task: Task, config: Config, out: Path, checkpoint: str |
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
+    advance = Advance(task, wanted.batch_size) if isinstance(task, Curriculum) else None
     trainer = _MemoryTrainer(
-        model=_Trainee(memory),
+        model=_Trainee(memory, advance),
         args=arguments,
         train_dataset=task.training(wanted.steps * wanted.batch_size, config.seed),
         eval_dataset=held,
         data_collator=collate,
-        callbacks=[_Log(out / LOG)],
+        callbacks=[Log(out / LOG)],
+        compute_metrics=_exact_match if advance is not None else None,
     )
+    if advance is not None and not arguments.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar(advance))
     trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _exact_match(prediction: Any) -> dict[str, float]:
+    return {"exact_match": float(prediction.predictions.mean())}

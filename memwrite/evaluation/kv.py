@@ -1,0 +1,256 @@
+"""What a memory recalls of key-value pairs: exact match, what it is made of, and controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memwrite.baselines import FullContextWriter
+from memwrite.config import PartConfig, load_config, part_config, to_dict
+from memwrite.errors import ConfigError
+from memwrite.evaluation.scores import Scores, bits_recalled, score
+from memwrite.loss import Batch
+from memwrite.memory import Memory
+from memwrite.progress import track
+from memwrite.readers import KeyValueReader
+from memwrite.runs import CONFIG_FILE
+from memwrite.state import MemoryState, Tokens
+from memwrite.tasks.base import IGNORED, Example, Examples, collate
+from memwrite.tasks.kv import CLOSING, KvConfig, KvTask
+from memwrite.tokenizer import ALPHABET
+
+TASK = "kv-retrieval"
+_QUERIES_PER_BATCH = 1024
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a memory recalled, beside the same reader under controls.
+
+    Attributes:
+        contexts: evaluated, each of them with
+        pairs: so many keys, all asked for.
+        value_length: characters per value.
+        state_floats: numbers per state, measured from its tensors.
+        state_bytes: likewise.
+        memory: read from the states written.
+        zero_state: from zeros in their place.
+        shuffled_state: from the state of another context.
+        full_context: from the context itself before the query, by the same backbone without a memory; None
+            where both are longer than its positions.
+    """
+
+    contexts: int
+    pairs: int
+    value_length: int
+    state_floats: int
+    state_bytes: int
+    memory: Scores
+    zero_state: Scores
+    shuffled_state: Scores
+    full_context: Scores | None
+
+    @property
+    def bits(self) -> float:
+        """Bits recalled per context, see `bits_recalled`."""
+        return self.pairs * bits_recalled(self.memory.exact_match, self.value_length)
+
+    @property
+    def bits_per_float(self) -> float | None:
+        """Bits recalled per number of the state; None for a state without numbers."""
+        return self.bits / self.state_floats if self.state_floats else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "task": TASK,
+            **to_dict(self),
+            "bits": self.bits,
+            "bits_per_float": self.bits_per_float,
+        }
+
+    def lines(self) -> list[str]:
+        """A table of the memory and its controls, and the figures as sentences."""
+        rows = {
+            "memory": self.memory,
+            "zero state": self.zero_state,
+            "another's state": self.shuffled_state,
+            "context visible": self.full_context,
+        }
+        columns = ("exact match", "95% interval", "characters", "set recall", "binding")
+        most = self.pairs * self.value_length * math.log2(len(ALPHABET))
+        per_float = self.bits_per_float
+        rate = "" if per_float is None else f", {per_float:.3f} per number of the state"
+        return [
+            f"{self.contexts} contexts of {self.pairs} pairs, all asked for; state of "
+            f"{self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            _row("", *columns),
+            *(_row(name, *_cells(scores)) for name, scores in rows.items()),
+            f"bits recalled: {self.bits:.1f} of {most:.1f} per context{rate}",
+            f"set recall: the answer is some value of the context; binding: and that of its key (by chance "
+            f"{1 / self.pairs:.1%})",
+        ]
+
+
+def _cells(scores: Scores | None) -> list[str]:
+    if scores is None:
+        return ["too long", *[""] * 4]
+    low, high = scores.interval
+    return [
+        f"{scores.exact_match:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{scores.token_accuracy:.1%}",
+        f"{scores.set_recall:.1%}",
+        "-" if scores.binding is None else f"{scores.binding:.1%}",
+    ]
+
+
+def _row(name: str, *cells: str) -> str:
+    return (name.ljust(16) + "".join(cell.rjust(17) for cell in cells)).rstrip()
+
+
+def evaluate_run(
+    run: Path,
+    seed: int | None = None,
+    examples: int | None = None,
+    pairs: int | None = None,
+    device: str | None = None,
+) -> Evaluation:
+    """Evaluate the run folder `run` on the task it was trained on.
+
+    Args:
+        run: of a run on task kv-retrieval.
+        seed: of fresh contexts; None for the ones held out in training.
+        examples: contexts, at least 2; None for the task's own number.
+        pairs: per context; None for the task's own number.
+        device: None for the one it was trained on.
+
+    Raises:
+        ConfigError: the folder holds no run of this task, or a number is out of range.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"'{run}' is no run folder: make one with `memwrite train`")
+    task = load_config(run / CONFIG_FILE).task
+    if task is None or task.name != TASK:
+        trained = "no task" if task is None else f"task '{task.name}'"
+        raise ConfigError(f"'{run}' was trained on {trained}, and only {TASK} can be evaluated")
+    wanted = {"examples": examples, "pairs": pairs}
+    params = {**task.params, **{name: n for name, n in wanted.items() if n is not None}}
+    config = part_config(KvConfig, {**params, "curriculum": []}, "task.params")
+    memory = Memory.from_config(run, [f"backbone.device={device}"] if device else [])
+    made = KvTask(config, memory.backbone.codec)
+    return evaluate(
+        memory, made.evaluation() if seed is None else made.fresh(config.examples, seed)
+    )
+
+
+@torch.no_grad()
+def evaluate(memory: Memory, examples: Examples) -> Evaluation:
+    """Write every context once and ask for all of its pairs, in evaluation mode.
+
+    Args:
+        memory: whose mode is as before afterwards.
+        examples: at least 2 of a `KvTask`, all at one number of pairs.
+
+    Raises:
+        ValueError: there are fewer than 2 examples, so that no state is another's.
+    """
+    if len(examples) < 2:
+        raise ValueError(f"at least 2 examples are needed, got {len(examples)}")
+    training = memory.training
+    memory.eval()
+    try:
+        return _evaluate(memory, examples)
+    finally:
+        memory.train(training)
+
+
+def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
+    full = _full_context(memory, examples[0])
+    found: dict[str, list[_Answers]] = {}
+    for batch in track([*_batches(examples)], "evaluate", "batch"):
+        state = memory.write(batch.context).state
+        readings = {
+            "memory": (memory, state),
+            "zero_state": (memory, state.map(torch.zeros_like)),
+            "shuffled_state": (memory, state.map(lambda tensor: tensor.roll(1, 0))),
+        }
+        if full is not None:
+            readings["full_context"] = (full, full.write(batch.context).state)
+        for name, (reading, given) in readings.items():
+            found.setdefault(name, []).append(_answers(reading, given, batch))
+    scores = {name: _scored(answers) for name, answers in found.items()}
+    rows, pairs, length = found["memory"][-1].targets.shape
+    return Evaluation(
+        contexts=len(examples),
+        pairs=pairs,
+        value_length=length,
+        state_floats=state.floats // rows,
+        state_bytes=state.nbytes // rows,
+        memory=scores["memory"],
+        zero_state=scores["zero_state"],
+        shuffled_state=scores["shuffled_state"],
+        full_context=scores.get("full_context"),
+    )
+
+
+def _batches(examples: Examples) -> Iterator[Batch]:
+    """Batches of at least 2 contexts, so that each has another one's state to be given."""
+    total, pairs = len(examples), len(examples[0].queries)
+    count = max(1, total // max(2, _QUERIES_PER_BATCH // pairs))
+    for part in range(count):
+        indices = range(part * total // count, (part + 1) * total // count)
+        yield collate([examples[index] for index in indices])["batch"]
+
+
+def _full_context(memory: Memory, example: Example) -> Memory | None:
+    """The backbone with the context kept as it is, if that and a query fit its positions."""
+    backbone = memory.backbone
+    if len(example.context) + len(example.queries[0]) > backbone.info.positions:
+        return None
+    writer, reader = PartConfig("full-context"), PartConfig("key-value")
+    config = replace(memory.config, writer=writer, reader=reader)
+    return Memory(backbone, FullContextWriter(backbone), KeyValueReader(), config).eval()
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """See `score`."""
+
+    forced: Tensor
+    decoded: Tensor
+    targets: Tensor
+
+
+def _answers(memory: Memory, state: MemoryState, batch: Batch) -> _Answers:
+    logits = memory.read(state, batch.queries).logits
+    forced, targets = _values(logits, batch.labels)
+    start = int((batch.labels[0, 0] != IGNORED).nonzero()[0])
+    decoded, question = forced[..., :1], batch.queries.columns(0, start)
+    for _ in range(1, targets.shape[-1]):
+        ids = torch.cat([question.ids, decoded], -1)
+        asked = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        following = memory.read(state, asked).logits[..., -1:, :].argmax(-1)
+        decoded = torch.cat([decoded, following.cpu()], -1)
+    return _Answers(forced, decoded, targets)
+
+
+def _values(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted and wanted characters (B, Q, L) of the values, each given the right ones before it."""
+    labels = labels.cpu()
+    columns = (labels[0, 0] != IGNORED).nonzero().flatten()[: -len(CLOSING)]
+    return logits[..., columns.to(logits.device) - 1, :].argmax(-1).cpu(), labels[..., columns]
+
+
+def _scored(answers: Sequence[_Answers]) -> Scores:
+    return score(
+        torch.cat([part.forced for part in answers]),
+        torch.cat([part.decoded for part in answers]),
+        torch.cat([part.targets for part in answers]),
+    )

@@ -1,0 +1,100 @@
+"""How answers to key-value queries are scored: shares, their confidence, and bits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from memwrite.tokenizer import ALPHABET
+
+_NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How the answers to all queries compare with the values; shares from 0 to 1.
+
+    Attributes:
+        exact_match: answers with every character of the value right; the closing `!|` does not count.
+        interval: 95% confidence interval of exact_match.
+        token_accuracy: characters of values right, each predicted given the right ones before it.
+        set_recall: decoded answers that are a value of their context, whatever its key.
+        binding: of these, the share that is the value of the key asked for; None if there are none. A
+            memory that holds the values without their keys comes to about 1/pairs.
+    """
+
+    exact_match: float
+    interval: tuple[float, float]
+    token_accuracy: float
+    set_recall: float
+    binding: float | None
+
+
+def score(forced: Tensor, decoded: Tensor, targets: Tensor) -> Scores:
+    """Compare answers with values, all (contexts, pairs, value length) ids.
+
+    Exact match is the same in both ways of predicting. The set is asked of decoded answers, because an
+    answer put together from a wrong first character and what follows the right one is nobody's value.
+
+    Args:
+        forced: each character predicted given the right ones before it.
+        decoded: each character predicted given those predicted before it.
+        targets: the values.
+    """
+    right = (forced == targets).all(-1)
+    in_set = (decoded[:, :, None] == targets[:, None]).all(-1).any(-1)
+    bound = (decoded == targets).all(-1)
+    share, recalled = float(right.double().mean()), int(in_set.sum())
+    count = effective_count(right.double().mean(1).tolist(), right.shape[1])
+    return Scores(
+        exact_match=share,
+        interval=wilson(share, count),
+        token_accuracy=float((forced == targets).double().mean()),
+        set_recall=float(in_set.double().mean()),
+        binding=int(bound.sum()) / recalled if recalled else None,
+    )
+
+
+def effective_count(rates: Sequence[float], answers: int) -> float:
+    """How many independent answers these are worth, as those of one context share a state (Kish 1965).
+
+    Where all rates are 0 or 1 they say nothing of their dependence, and a context counts as one answer.
+
+    Args:
+        rates: each context's share of right answers.
+        answers: per context.
+    """
+    contexts = len(rates)
+    mean = sum(rates) / contexts
+    independent = mean * (1 - mean) / answers
+    if contexts == 1 or independent == 0:
+        return contexts
+    variance = sum((rate - mean) ** 2 for rate in rates) / (contexts - 1)
+    return contexts * answers / min(max(variance / independent, 1.0), answers)
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """95% confidence interval of a share of `count` independent answers (Wilson 1927)."""
+    square = _NORMAL_95**2 / count
+    centre = share + square / 2
+    half = math.sqrt(square * (share * (1 - share) + square / 4))
+    low, high = ((centre + sign * half) / (1 + square) for sign in (-1, 1))
+    return max(low, 0.0), min(high, 1.0)
+
+
+def bits_recalled(exact: float, value_length: int) -> float:
+    """Bits that answers right with probability `exact` hold about one value, errors spread evenly (Fano).
+
+    Args:
+        exact: from 0 to 1; up to chance it is worth nothing.
+        value_length: characters, each of `ALPHABET`.
+    """
+    values = len(ALPHABET) ** value_length
+    if exact <= 1 / values:
+        return 0.0
+    wrong = 1 - exact
+    lost = wrong * math.log2(wrong / (values - 1)) if wrong > 0 else 0.0
+    return math.log2(values) + exact * math.log2(exact) + lost
