@@ -87,6 +87,7 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     text = "A tiny text <&>."
     (tmp_path / "text").write_text(text)
     words = ["demo", "--config", tmp_path / "cram.yaml", "--context", tmp_path / "text"]
+    words += ["--pair", "Xy:07", "--pair", "ab:cd"]
     result = CliRunner().invoke(main, [str(w) for w in (*words, "--out", tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
@@ -101,5 +102,23 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     assert "A tiny text &lt;&amp;&gt;." in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
-    for part in (text, "state 2,048 bytes", "bits gained", "no memory", "full context"):
+    assert report["pairs"]["right"] == len(report["pairs"]["answers"]) == 2
+    assert "Xy</td><td>07</td><td>07" in page.replace("\n", "")
+    parts = (text, "state 2,048 bytes", "bits gained", "no memory", "full context", "Xy -> 07")
+    for part in parts:
         assert part in result.output
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("abcd", "should be KEY:VALUE"),
+        (":cd", "should be KEY:VALUE"),
+        ("ab:cde", "value of 2"),
+        ("ab:c€", "€"),
+    ],
+)
+def test_pairs_that_the_model_cannot_hold(pair: str, message: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["demo", "--pair", pair, "--out", str(tmp_path / "demo")])
+    assert result.exit_code == 2
+    assert message in result.output

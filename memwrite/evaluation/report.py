@@ -16,7 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from memwrite.config import to_dict
 from memwrite.evaluation.demo import Results
+from memwrite.evaluation.pairs import PairResults
 from memwrite.evaluation.recall import differences
 from memwrite.storage import write_bytes
 
@@ -24,10 +26,11 @@ _TEMPLATE = Path(__file__).with_name("report.html")
 _INK, _ACCENT, _MUTED = "#1f2933", "#0b7285", "#adb5bd"
 
 
-def save_report(results: Results, folder: Path) -> None:
+def save_report(results: Results, pairs: PairResults, folder: Path) -> None:
     """Write report.html and report.json into `folder`."""
     page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
         results=results,
+        pairs=pairs,
         pieces=differences(results.text, results.main.text),
         steps_plot=_png(_steps_plot(results)),
         vectors_plot=_png(_vectors_plot(results)),
@@ -35,7 +38,8 @@ def save_report(results: Results, folder: Path) -> None:
         machine=results.as_dict()["machine"],
     )
     write_bytes(folder / "report.html", page.encode())
-    write_bytes(folder / "report.json", json.dumps(results.as_dict(), indent=1).encode())
+    data = {**results.as_dict(), "pairs": {**to_dict(pairs), "right": pairs.right}}
+    write_bytes(folder / "report.json", json.dumps(data, indent=1).encode())
 
 
 def _steps_plot(results: Results) -> Figure:
