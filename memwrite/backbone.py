@@ -14,9 +14,16 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from memwrite.corrections import KEYWORD, CorrectedCache, attention_modules, install_hooks
+from memwrite.corrections import (
+    KEYWORD,
+    CorrectedCache,
+    CorrectedStaticCache,
+    attention_modules,
+    install_hooks,
+    projection_weight,
+)
 from memwrite.errors import ConfigError, InputError
-from memwrite.protocols import BackboneInfo, Correction, KeyValues, Pass
+from memwrite.protocols import BackboneInfo, Corrects, KeyValues, Pass
 from memwrite.tokenizer import Codec
 from memwrite.windows import Windows
 
@@ -59,9 +66,8 @@ class TransformersBackbone:
         self.windows = Windows(config)
         query_width = config.num_attention_heads * self._head_dim
         kv_width = self._kv_heads * self._head_dim
-        install_hooks(
-            model, {"q": query_width, "k": kv_width, "v": kv_width, "o": config.hidden_size}
-        )
+        self._widths = {"q": query_width, "k": kv_width, "v": kv_width, "o": config.hidden_size}
+        install_hooks(model, self._widths)
 
     @property
     def info(self) -> BackboneInfo:
@@ -101,7 +107,7 @@ class TransformersBackbone:
         embeddings: Tensor,
         *,
         past: KeyValues | None = None,
-        corrections: Mapping[int, Correction] | None = None,
+        corrections: Mapping[int, Corrects] | None = None,
         keep: bool = False,
     ) -> Pass:
         """See `Backbone.forward`.
@@ -125,11 +131,13 @@ class TransformersBackbone:
                 "needs them: turn one of them off"
             )
         extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
+        cache = CorrectedCache() if cached else None
+        self._fill(cache, past)
         output = self.model.base_model(
             inputs_embeds=embeddings.to(self.info.dtype),
             attention_mask=self.windows.mask(past, length, self.info.dtype),
             position_ids=positions,
-            past_key_values=self._cache(past) if cached else None,
+            past_key_values=cache,
             use_cache=cached,
             **extra,
         )
@@ -151,6 +159,10 @@ class TransformersBackbone:
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
 
+    def projection(self, layer: int, name: str) -> Tensor:
+        """See `Backbone.projection`."""
+        return projection_weight(attention_modules(self.model)[layer], name, self._widths)
+
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """(..., D) -> (..., V), float32 at least; `head` (V, D) in place of the model's own."""
         logits: Tensor
@@ -168,7 +180,7 @@ class TransformersBackbone:
         *,
         past: KeyValues | None,
         last: Tensor | None,
-        corrections: Mapping[int, Correction] | None,
+        corrections: Mapping[int, Corrects] | None,
         options: Mapping[str, Any],
     ) -> Tensor:
         """Continue every row with transformers' own `generate`.
@@ -178,7 +190,8 @@ class TransformersBackbone:
             past: what the rows have read before; for T = 0 without its last slot.
             last: for T = 0: (B, 1, D) embeddings of that last slot.
             corrections: as in `forward`.
-            options: of `generate`: max_new_tokens, num_beams, do_sample, ...
+            options: of `generate`: max_new_tokens (needed), num_beams, do_sample, ...; of the values of
+                `cache_implementation`, "dynamic" and "static".
 
         Returns:
             (B · num_return_sequences, new tokens) ids, filled up with the end token.
@@ -187,10 +200,15 @@ class TransformersBackbone:
         if copies == 1 or options.get("do_sample"):
             copies = max(copies, int(options.get("num_return_sequences") or 1))
         batch, length = ids.shape
-        cache = self._cache(past)
-        cache.corrections, cache.rows = corrections, batch
+        options = dict(options)
+        room = (0 if past is None else past.mask.shape[1]) + (length or 1)
+        cache = self._new_cache(
+            options.pop("cache_implementation", None), room + options["max_new_tokens"]
+        )
         # generate() repeats its inputs for beams and samples, but not a cache that it is handed.
-        cache.batch_repeat_interleave(copies)
+        index = torch.arange(batch, device=ids.device).repeat_interleave(copies)
+        self._fill(cache, None if past is None else past.rows(index))
+        cache.corrections = {layer: c.rows(index) for layer, c in (corrections or {}).items()}
         mask = torch.ones(batch, length or 1, dtype=torch.bool, device=ids.device)
         positions = torch.arange(length or 1, device=ids.device).expand(batch, -1)
         if past is not None:
@@ -247,14 +265,20 @@ class TransformersBackbone:
             self._config.dtype = was
         self.codec.save(folder)
 
-    def _cache(self, past: KeyValues | None) -> CorrectedCache:
+    def _new_cache(self, kind: str | None, size: int) -> CorrectedCache | CorrectedStaticCache:
+        if kind == "static":
+            return CorrectedStaticCache(self._config, max_cache_len=size)
+        if kind not in (None, "dynamic"):
+            raise InputError(f"cache_implementation must be 'dynamic' or 'static', got '{kind}'")
         # Not of the model's config: layers with a window would drop the keys that are beyond it.
-        cache = CorrectedCache()
+        return CorrectedCache()
+
+    @staticmethod
+    def _fill(cache: Any, past: KeyValues | None) -> None:
         # A layer without slots would not be repeated for beams.
         if past is not None and past.mask.shape[1]:
             for layer in range(past.keys.shape[1]):
                 cache.update(past.keys[:, layer], past.values[:, layer], layer)
-        return cache
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.pytorch_utils import Conv1D
 
 from memwrite.errors import ConfigError
-from memwrite.protocols import Additions, Correction
+from memwrite.protocols import Additions, Corrects
 
 KEYWORD = "memwrite_corrections"
 
@@ -25,11 +26,10 @@ KEYWORD = "memwrite_corrections"
 _additions: ContextVar[Additions | None] = ContextVar("memwrite_additions", default=None)
 
 
-class CorrectedCache(DynamicCache):  # type: ignore[misc]
+class _Carries(Cache):  # type: ignore[misc]
     """A key-value cache that carries corrections along, reordering their rows with its own."""
 
-    corrections: Mapping[int, Correction] | None = None
-    rows: int
+    corrections: Mapping[int, Corrects] | None = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -39,14 +39,17 @@ class CorrectedCache(DynamicCache):  # type: ignore[misc]
         super().batch_select_indices(indices)
         self._reorder(indices)
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        if self.corrections:
-            self._reorder(torch.arange(self.rows).repeat_interleave(repeats))
-
     def _reorder(self, index: Tensor) -> None:
         if self.corrections:
             self.corrections = {layer: c.rows(index) for layer, c in self.corrections.items()}
+
+
+class CorrectedCache(_Carries, DynamicCache):  # type: ignore[misc]
+    """It grows with the text."""
+
+
+class CorrectedStaticCache(_Carries, StaticCache):  # type: ignore[misc]
+    """Its size is fixed when it is made."""
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
@@ -76,6 +79,16 @@ def _projections(attention: nn.Module) -> list[tuple[nn.Module, Sequence[str]]]:
     raise ConfigError(f"the projections of {type(attention).__name__} were not found")
 
 
+def projection_weight(attention: nn.Module, name: str, widths: Mapping[str, int]) -> Tensor:
+    """The weight (output width, input width) of one of `attention`'s projections, packed or not."""
+    module, names = next(pair for pair in _projections(attention) if name in pair[1])
+    weight: Any = module.weight
+    if isinstance(module, Conv1D):
+        weight = weight.T
+    found: Tensor = torch.split(weight, [widths[n] for n in names])[names.index(name)]
+    return found
+
+
 def install_hooks(model: nn.Module, widths: Mapping[str, int]) -> None:
     """Make every attention layer of `model` take corrections; `widths`: output width of q, k, v, o."""
     for layer, attention in enumerate(attention_modules(model)):
@@ -85,6 +98,11 @@ def install_hooks(model: nn.Module, widths: Mapping[str, int]) -> None:
             module.register_forward_hook(partial(_add, names, widths))
 
 
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Memories compute in the dtype of their parameters, whatever autocast makes of the model."""
+    return torch.autocast(like.device.type, enabled=False)
+
+
 def _enter(
     layer: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -92,7 +110,8 @@ def _enter(
     corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None) or {}
     correction = corrections.get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
-    _additions.set(correction(hidden) if correction else None)
+    with _full_precision(hidden):
+        _additions.set(correction(hidden) if correction else None)
     return args, kwargs
 
 
@@ -116,6 +135,7 @@ def _add(
         if addition is None:
             parts.append(output.new_zeros(*output.shape[:-1], widths[name]))
         else:
-            value = addition if isinstance(addition, Tensor) else addition(args[0])
+            with _full_precision(output):
+                value = addition if isinstance(addition, Tensor) else addition(args[0])
             parts.append(value.to(output.dtype))
     return output + (parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1))

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memwrite import reading, runs
+from memwrite import online, reading, runs
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import Config, load_config, part_config
+from memwrite.encoding import batched, pieces
 from memwrite.errors import (
     ConfigError,
     ContractViolation,
@@ -23,8 +24,17 @@ from memwrite.errors import (
 from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.loss import Batch, MemoryOutput, target_loss
 from memwrite.plugins import registry
-from memwrite.protocols import Reader, ReadOutput, Writer, Written
+from memwrite.protocols import (
+    Granularity,
+    LayerReader,
+    OnlineWriter,
+    Reader,
+    ReadOutput,
+    Writer,
+    Written,
+)
 from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
+from memwrite.session import Session
 from memwrite.state import MemoryState, Tokens
 from memwrite.storage import StateFile, load_state, save_state
 
@@ -156,10 +166,20 @@ class Memory(nn.Module):
         for text in texts:
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
-            rows.append([*self._ids(text), self.backbone.info.end])
+            *first, last = pieces(self.backbone.codec, text, self.granularity)
+            rows.append([*first, [*last, self.backbone.info.end]])
         if not rows:
             raise InputError("there is no context: give at least one text to write")
-        return Tokens.from_rows(rows, self.backbone.info.device)
+        return batched(rows, self.granularity, self.backbone.info.device)
+
+    @property
+    def granularity(self) -> Granularity:
+        """What the writer writes at a time; "token" where it does not care."""
+        return self.writer.granularity if isinstance(self.writer, OnlineWriter) else "token"
+
+    def session(self, state: MemoryState | None = None, read_only: bool = False) -> Session:
+        """Online use from `state` on, by default from nothing; see `Session`."""
+        return Session(self, state, read_only)
 
     def write(
         self, context: str | Sequence[str] | Tokens, state: MemoryState | None = None
@@ -199,11 +219,17 @@ class Memory(nn.Module):
             parts = []
             for start in range(0, max(packed.ids.shape[1], 1), room):
                 chunk = packed.columns(start, start + room)
-                written = self.writer.write(state, chunk)
+                written = self._written(state, chunk)
                 self._check(written, chunk.ids.shape[0])
                 state = written.state
                 parts.append((written, chunk.lengths))
         return _joined(parts)
+
+    def _written(self, state: MemoryState, chunk: Tokens) -> Written:
+        if isinstance(self.writer, OnlineWriter) and isinstance(self.reader, LayerReader):
+            return online.run(self.backbone, self.writer, self.reader, chunk, state).written
+        written: Written = self.writer.write(state, chunk)
+        return written
 
     def _check(self, written: Written, rows: int) -> None:
         spec, state = self.writer.spec, written.state
@@ -277,16 +303,10 @@ class Memory(nn.Module):
             prompt: text.
             options: as in `generate`.
         """
-        ids = self._ids(prompt)
+        ids = pieces(self.backbone.codec, prompt, "token")[0] if prompt else []
         row = self.generate(state, Tokens.from_rows([ids]), **options)[0].tolist()
         end = self.backbone.info.end
         return self.backbone.codec.decode(row[: row.index(end)] if end in row else row)
-
-    def _ids(self, text: str) -> list[int]:
-        try:
-            return self.backbone.codec.encode(text)
-        except UnicodeEncodeError as error:
-            raise InputError(f"the text is not valid Unicode: character {error.start}") from None
 
     # ---- train ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, get_args
 
 import pluggy
 
@@ -27,6 +27,9 @@ from memwrite.errors import (
 from memwrite.importing import Imported
 from memwrite.protocols import Backbone, Reader, Writer
 from memwrite.state import StateSpec
+
+if TYPE_CHECKING:
+    from memwrite.memory import Memory
 
 GROUP = "memwrite"
 API = 1
@@ -81,12 +84,14 @@ class ImporterPlugin:
     Attributes:
         load: makes a memory's config and weights of a folder and, where that is needed, of a second folder with
             the language model's configuration and tokenizer.
+        save: writes a memory as such a folder; None where that cannot be done.
     """
 
     api: Literal[1]
     name: str
     summary: str
     load: Callable[[Path, Path | None], Imported]
+    save: Callable[[Memory, Path], None] | None = None
 
 
 class Hooks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -49,9 +49,19 @@ class KeyValues:
 Additions = Mapping[str, Tensor | Callable[[Tensor], Tensor]]
 
 
+class Corrects(Protocol):
+    """A memory's effect on one attention layer: hidden states (B, T, D) -> additions to q, k, v, o."""
+
+    def __call__(self, hidden: Tensor) -> Additions: ...
+
+    def rows(self, index: Tensor) -> Self:
+        """For the rows that `index` (N,) names; a row may be named many times."""
+        ...
+
+
 @dataclass(frozen=True)
 class Correction:
-    """A memory's effect on one attention layer: hidden states -> additions to q, k, v, o.
+    """The effect of a memory at rest on one attention layer; a `Corrects`.
 
     Attributes:
         tensors: name -> (B, ...): all that differs from row to row, so that rows can be reordered.
@@ -171,7 +181,7 @@ class Backbone(Protocol):
         embeddings: Tensor,
         *,
         past: KeyValues | None = None,
-        corrections: Mapping[int, Correction] | None = None,
+        corrections: Mapping[int, Corrects] | None = None,
         keep: bool = False,
     ) -> Pass:
         """Run (B, T, D) embeddings, real ones first in their rows, behind `past`.
@@ -184,6 +194,10 @@ class Backbone(Protocol):
     @property
     def head(self) -> Tensor:
         """(V, D), the weight of the output embedding."""
+        ...
+
+    def projection(self, layer: int, name: str) -> Tensor:
+        """The weight (output width, input width) of "q", "k", "v" or "o" of an attention layer, not a copy."""
         ...
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
@@ -217,9 +231,35 @@ class Writer(Protocol):
         ...
 
 
+#: What an online writer writes at a time.
+Granularity = Literal["token", "message", "sentence"]
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What one layer of an online writer gives back for T tokens.
+
+    Attributes:
+        reads: (B, T, H, Dv); None where there were no queries.
+        state: the layer's new tensors, as the scan was given them.
+        losses: name -> (B,) with its graph; the mean over the layers becomes one of the write's losses.
+        trace: gives name -> (B,), detached; likewise. Called when a write is over, not for every generated token.
+    """
+
+    reads: Tensor | None
+    state: Mapping[str, Tensor]
+    losses: Mapping[str, Tensor] = field(default_factory=dict)
+    trace: Callable[[], Mapping[str, Tensor]] = dict
+
+
 @runtime_checkable
 class OnlineWriter(Writer, Protocol):
-    """A writer that reads while it writes, layer by layer (delta rule)."""
+    """A writer that can be read while it writes, layer by layer (delta rule)."""
+
+    @property
+    def granularity(self) -> Granularity:
+        """What is one write: with "token" a text may come in pieces of any length; else `segments` tell."""
+        ...
 
     def scan(
         self,
@@ -227,11 +267,21 @@ class OnlineWriter(Writer, Protocol):
         hidden: Tensor,
         mask: Tensor,
         segments: Tensor | None,
-        queries: Tensor,
-        state: MemoryState,
+        queries: Tensor | None,
+        state: Mapping[str, Tensor],
         write: bool,
-    ) -> tuple[Tensor, MemoryState]:
-        """hidden (B, T, D), mask (B, T), queries (B, T, H, Dk) -> reads (B, T, H, Dv) and the new state."""
+    ) -> Scanned:
+        """Read and write T tokens at one layer, in order.
+
+        Args:
+            layer: one of `spec.layers`.
+            hidden: (B, T, D), what the layer's attention receives.
+            mask: (B, T) bool, True where a token is real; real ones come first.
+            segments: (B, T) as in `Tokens`.
+            queries: (B, T, H, Dk), or None where nobody reads.
+            state: this layer's part of the state's tensors, (B, *shape without the L axis); not changed in place.
+            write: False leaves the state as it is.
+        """
         ...
 
 
@@ -248,7 +298,11 @@ class Reader(Protocol):
 
 @runtime_checkable
 class LayerReader(Reader, Protocol):
-    """A reader whose corrections come from per-layer queries to a matrix state."""
+    """A reader whose corrections come from per-layer queries to a matrix state.
+
+    Of a state at rest it is the reader with reads = S q; while an online writer writes, the core gives it the
+    reads of the writer's scan.
+    """
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
         """hidden (B, T, D) -> queries (B, T, H, Dk)."""

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from memwrite.backbone import TransformersBackbone
 from memwrite.errors import InputError
-from memwrite.protocols import Conditioning, Correction, KeyValues, ReadOutput
+from memwrite.protocols import Conditioning, Corrects, KeyValues, ReadOutput
 from memwrite.state import Tokens
 from memwrite.windows import without_holes
 
@@ -46,12 +46,12 @@ def generate(
     options: Mapping[str, Any],
 ) -> Tensor:
     """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
-    with _evaluating(backbone.model):
+    with evaluating(backbone.model):
         return _generate(backbone, conditioning, query, options)
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Without dropout and gradient checkpointing, which drops the cache that generation lives on."""
     training = model.training
     if training:
@@ -76,7 +76,7 @@ def _generate(
     found: dict[int, Tensor] = {}
     for length, group in _groups(backbone, past, packed, copies):
         rows = copies[group]
-        new = _continue(
+        new = continue_rows(
             backbone,
             packed.ids[group, :length],
             _past(backbone, past, rows),
@@ -116,15 +116,19 @@ def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) 
     return past if backbone.windows.size is None else without_holes(past)
 
 
-def _continue(
+def continue_rows(
     backbone: TransformersBackbone,
     ids: Tensor,
     past: KeyValues | None,
     last: Tensor | None,
-    corrections: Mapping[int, Correction],
+    corrections: Mapping[int, Corrects],
     options: Mapping[str, Any],
 ) -> Tensor:
-    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix."""
+    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix.
+
+    Raises:
+        InputError: the model has no position left, or fewer than one token is wanted.
+    """
     info = backbone.info
     if ids.shape[1]:
         last = None
@@ -172,7 +176,7 @@ def _copies(query: Tokens) -> Tensor:
     return rows if query.ids.ndim == 2 else rows.repeat_interleave(query.ids.shape[1])
 
 
-def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, Correction] | None:
+def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, Corrects] | None:
     if not conditioning.corrections:
         return None
     return {layer: c.rows(copies) for layer, c in conditioning.corrections.items()}

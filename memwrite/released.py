@@ -53,8 +53,31 @@ def assemble(imported: Imported, source: str) -> Memory:
     return memory
 
 
+def export_run(format: str, run: str | Path, out: str | Path) -> None:
+    """Write the memory of the run folder `run` as the folder `out`, in a format of others.
+
+    Args:
+        format: name of an installed importer that can save, too.
+        run: what it saves.
+        out: must not be there yet.
+
+    Raises:
+        PluginError: no such importer.
+        ConfigError: it cannot save, or cannot save such a memory.
+        StorageError: `out` is there, or cannot be written.
+    """
+    plugin = registry().importer(format)
+    if plugin.save is None:
+        raise ConfigError(f"'{format}' folders can be imported, but not be made")
+    if Path(out).exists():
+        raise StorageError(f"'{out}' is there already: name another folder with --out")
+    plugin.save(Memory.from_config(run), Path(out))
+
+
 def _load(memory: Memory, weights: Mapping[str, Tensor], source: str) -> None:
-    own = memory.state_dict()
+    # A language model of its own folder has its weights already.
+    theirs = "model." if memory.config.backbone.path is not None else "."
+    own = {n: t for n, t in memory.state_dict().items() if not n.startswith(theirs)}
     for name, tensor in weights.items():
         if name not in own:
             raise StorageError(f"'{source}' holds the weight '{name}', which this memory has not")

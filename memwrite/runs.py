@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 import torch
 import yaml
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import memwrite
@@ -36,10 +36,13 @@ def save_run(memory: Memory, folder: Path) -> None:
     """See `Memory.save_run`; the config goes last, so that a folder with one is complete."""
     make_folder(folder)
     config = memory.config
+    said = {}
     if config.backbone.trainable or config.backbone.type is not None:
         _save_model(memory, folder / MODEL_FOLDER)
+    else:
+        said = {"backbone": memory.backbone.fingerprint, "dtype": config.backbone.dtype}
     if weights := _part_weights(memory):
-        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights))
+        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, said))
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     write_bytes(folder / CONFIG_FILE, text.encode())
 
@@ -57,12 +60,21 @@ def load_weights(memory: Memory, path: Path) -> None:
     """Put the weights of a run folder into writer and reader.
 
     Raises:
-        StorageError: the file is damaged or holds other weights.
+        StorageError: the file is damaged, holds other weights, or was trained with another backbone.
     """
     try:
         weights = safetensors.torch.load(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            said = file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
+    # Rounded to another dtype the same weights have another fingerprint.
+    same_dtype = said.get("dtype") == memory.config.backbone.dtype
+    if same_dtype and said.get("backbone") != memory.backbone.fingerprint:
+        raise StorageError(
+            f"'{path}' was trained with the backbone {said.get('backbone')}, but "
+            f"'{memory.config.backbone.path}' is {memory.backbone.fingerprint}: set backbone.path to the right one"
+        )
     if _shapes(weights) != _shapes(_part_weights(memory)):
         raise StorageError(f"'{path}' holds other weights than this writer and reader have")
     memory.load_state_dict(weights, strict=False)
@@ -147,6 +159,28 @@ def load_reader_of(
         raise StorageError(f"'{path}' holds other weights than its reader '{plugin.name}' has")
     reader.load_state_dict(file.weights)
     return reader
+
+
+def state_for(memory: Memory, file: StateFile, path: str | Path) -> MemoryState:
+    """The state in the state file `path`, for a memory that is there already.
+
+    Raises:
+        StorageError: it is for another backbone, reader or size of state.
+    """
+    if file.header.fingerprint != memory.backbone.fingerprint:
+        raise StorageError(
+            f"'{path}' was written for the backbone {file.header.fingerprint}, but this one is "
+            f"{memory.backbone.fingerprint}"
+        )
+    own = memory.reader.state_dict()
+    same = own.keys() == file.weights.keys() and all(
+        torch.equal(own[name].cpu(), file.weights[name]) for name in own
+    )
+    if file.header.reader.name != memory.config.reader.name or not same:
+        raise StorageError(f"'{path}' was written for another reader than this memory has")
+    if memory.writer is not None and file.state.spec != memory.writer.spec:
+        raise StorageError(f"'{path}' holds a state of another size than this memory writes")
+    return file.state
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

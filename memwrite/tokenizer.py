@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,16 @@ ALPHABET = string.ascii_letters + string.digits
 STRUCTURE = "!?:|"
 
 
+Message = Mapping[str, str]
+Cut = Callable[[str], list[str]]
+
+
+def plain_chat(messages: Sequence[Message], answer: bool) -> list[str]:
+    """Messages as lines, for models without a template of their own."""
+    lines = [f"{message['role']}: {message['content']}\n" for message in messages]
+    return [*lines, "assistant:"] if answer else lines
+
+
 class Codec(Protocol):
     """Encodes text without special tokens; `start` and `end` are the ids that frame a text."""
 
@@ -26,6 +36,19 @@ class Codec(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def chat(self, messages: Sequence[Message], answer: bool, cut: Cut) -> list[list[int]]:
+        """The ids of every piece that `cut` makes of every message.
+
+        Args:
+            messages: at least one.
+            answer: whether to open the assistant's turn behind them.
+            cut: of a text into pieces that are encoded by themselves.
+
+        Raises:
+            InputError: the tokenizer's template does not take such messages.
+        """
+        ...
 
     def save(self, folder: Path) -> None: ...
 
@@ -40,6 +63,9 @@ class ByteCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def chat(self, messages: Sequence[Message], answer: bool, cut: Cut) -> list[list[int]]:
+        return [self.encode(piece) for line in plain_chat(messages, answer) for piece in cut(line)]
 
     def save(self, folder: Path) -> None:
         """Nothing to save: a folder without a tokenizer means bytes."""
@@ -78,6 +104,41 @@ class TransformersCodec:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def chat(self, messages: Sequence[Message], answer: bool, cut: Cut) -> list[list[int]]:
+        if self._tokenizer.chat_template is None:
+            lines = plain_chat(messages, answer)
+            return [self.encode(piece) for line in lines for piece in cut(line)]
+        # The template's special tokens are meant as such.
+        return [
+            list(self._tokenizer.encode(piece, add_special_tokens=False))
+            for text in self._turns(messages, answer)
+            for piece in cut(text)
+        ]
+
+    def _turns(self, messages: Sequence[Message], answer: bool) -> list[str]:
+        texts = [self._rendered(messages[: i + 1], False) for i in range(len(messages))]
+        if answer:
+            texts.append(self._rendered(messages, True))
+        before = ["", *texts[:-1]]
+        if not all(text.startswith(shorter) for text, shorter in zip(texts, before, strict=True)):
+            # The template writes a message otherwise when others follow it.
+            return texts[-1:]
+        return [text[len(shorter) :] for text, shorter in zip(texts, before, strict=True)]
+
+    def _rendered(self, messages: Sequence[Message], answer: bool) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    [dict(message) for message in messages],
+                    tokenize=False,
+                    add_generation_prompt=answer,
+                )
+            )
+        except Exception as error:  # templates raise whatever they like
+            raise InputError(
+                f"the tokenizer's chat template refused the messages: {error}"
+            ) from None
 
     def save(self, folder: Path) -> None:
         self._tokenizer.save_pretrained(folder)

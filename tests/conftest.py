@@ -1,19 +1,13 @@
-"""Shared by all tests: tiny random models, and a deterministic hypothesis."""
+"""Shared by all tests: tiny random models."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
-from hypothesis import settings
 from support import MODELS, Build
 
 from memwrite import Memory
-
-settings.register_profile("memwrite", deadline=None, derandomize=True, max_examples=25)
-# `make soak`: other and more examples every time.
-settings.register_profile("soak", deadline=None, max_examples=1000, print_blob=True)
-settings.load_profile("memwrite")
 
 
 @pytest.fixture(params=sorted(MODELS))

@@ -219,6 +219,9 @@ def test_corrections_are_those_of_the_edited_model(family: str, attention: str) 
     unchanged = naive(memory, state["memory"][0], lists[0])[SLOTS:]
     assert (output.logits[0] - unchanged).abs().max() > 0.1
     new = [memory.generate(state, query, max_new_tokens=5, **options) for options in OPTIONS]
+    for options, rows in zip(OPTIONS, new, strict=True):
+        static = {"cache_implementation": "static", "max_new_tokens": 5, **options}
+        assert torch.equal(memory.generate(state, query, **static), rows)
     for row, ids in enumerate(lists):
         embeddings = torch.cat(
             [state["memory"][row][None], memory.backbone.embed(torch.tensor([ids]))], 1

@@ -1,4 +1,4 @@
-"""`memwrite import`: released weights into a run folder."""
+"""`memwrite import` and `memwrite export`: run folders from and into the formats of others."""
 
 from __future__ import annotations
 
@@ -15,4 +15,16 @@ def import_(importer: str, folder: str, out: str, base: str | None) -> None:
     from memwrite.released import import_run
 
     import_run(importer, folder, out, base)
+    click.echo(f"Saved to {out}")
+
+
+@click.command("export")
+@click.argument("format")
+@click.argument("run")
+@click.option("--out", required=True, help="Folder to make.")
+def export(format: str, run: str, out: str) -> None:
+    """Write the memory of the run folder RUN in the format FORMAT (see the importers in `memwrite plugins`)."""
+    from memwrite.released import export_run
+
+    export_run(format, run, out)
     click.echo(f"Saved to {out}")

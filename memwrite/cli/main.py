@@ -48,14 +48,15 @@ def main() -> None:
 
 
 def _register() -> None:
+    from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
-    from memwrite.cli.imports import import_
+    from memwrite.cli.imports import export, import_
     from memwrite.cli.memory import ask, recall, write
     from memwrite.cli.plugins import plugins
     from memwrite.cli.train import train
 
-    for command in (write, recall, ask, plugins, train, evaluate, import_, demo):
+    for command in (write, recall, ask, chat, plugins, train, evaluate, import_, export, demo):
         main.add_command(command)
 
 

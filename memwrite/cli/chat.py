@@ -1,0 +1,83 @@
+"""`memwrite chat`: a session in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from memwrite.session import Session
+
+_HELP = "/state  /reset  /save FILE  /load FILE  /read (only), /write (again)  /quit"
+
+
+@click.command()
+@click.argument("run")
+@click.option("--state", help="State file to go on from.")
+@click.option("--read-only", is_flag=True, help="Answer without writing.")
+@click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--device", help="cpu, cuda, ...; by default as in RUN's config.")
+def chat(
+    run: str, state: str | None, read_only: bool, max_new_tokens: int, device: str | None
+) -> None:
+    """Talk to the memory of RUN, a run folder or a config. What was said is forgotten; the state remembers."""
+    from memwrite.errors import MemwriteError
+    from memwrite.memory import Memory
+
+    memory = Memory.from_config(run, [f"backbone.device={device}"] if device else [])
+    session = memory.session(read_only=read_only)
+    if state is not None:
+        session.load(state)
+    if sys.stdin.isatty():
+        click.echo(_HELP)
+    while (said := _line()) is not None:
+        try:
+            if said.startswith("/"):
+                if said.split()[0] == "/quit":
+                    break
+                _command(session, said)
+            elif said:
+                messages = [{"role": "user", "content": said}]
+                click.echo(session.ask(messages, max_new_tokens=max_new_tokens).strip())
+                click.echo(click.style(describe(session), dim=True))
+        except MemwriteError as error:
+            click.echo(f"Error: {error}", err=True)
+
+
+def _line() -> str | None:
+    """What the user types, or None at the end of the input."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip() or None
+    try:
+        return str(click.prompt("you", prompt_suffix="> ", default="", show_default=False)).strip()
+    except click.Abort:
+        click.echo()
+        return None
+
+
+def _command(session: Session, said: str) -> None:
+    name, _, file = said.partition(" ")
+    if name == "/reset":
+        session.reset()
+    elif name in ("/read", "/write"):
+        session.read_only = name == "/read"
+    elif name in ("/save", "/load") and file:
+        (session.save if name == "/save" else session.load)(Path(file.strip()))
+    elif name != "/state":
+        click.echo(_HELP)
+        return
+    click.echo(describe(session))
+
+
+def describe(session: Session) -> str:
+    """Size, norm and half-life of a session's state in one line."""
+    state = session.state
+    norm = sum(float(t.double().square().sum()) for t in state.tensors.values()) ** 0.5
+    line = f"state: {state.nbytes:,} bytes, norm {norm:.3g}"
+    if session.last is not None and "half_life" in session.last.trace:
+        half = float(session.last.trace["half_life"][-1].mean())
+        line += f", half of it forgotten after {half:.3g} writes"
+    return line + (", read-only" if session.read_only else "")

@@ -1,0 +1,146 @@
+"""Online use of a memory: text comes in, questions are asked, and all that stays is the state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from memwrite import online, runs
+from memwrite.encoding import Said, batched, pieces
+from memwrite.errors import InputError
+from memwrite.protocols import LayerReader, OnlineWriter, Written
+from memwrite.state import MemoryState, Tokens
+from memwrite.storage import load_state
+
+if TYPE_CHECKING:
+    from memwrite.memory import Memory
+
+
+class Session:
+    """One user's memory at work. Sessions share a model and never each other's state, in whatever threads.
+
+    An online writer of granularity "token" writes every token as it is read or generated; any other one writes an
+    exchange when it is over. Nothing but the state is kept between calls: no text, no keys and values.
+
+    Args:
+        memory: in evaluation mode while the session lasts.
+        state: one row to start from; by default that of a memory that has read nothing.
+        read_only: nothing is written.
+
+    Attributes:
+        state: all that the session knows.
+        read_only: may be changed at any time.
+        last: what the latest write gave back, for people to look at; None before it.
+
+    Raises:
+        InputError: the memory cannot write and is asked to, or the state has several rows.
+    """
+
+    def __init__(
+        self, memory: Memory, state: MemoryState | None = None, read_only: bool = False
+    ) -> None:
+        if memory.writer is None and (state is None or not read_only):
+            raise InputError(
+                "this memory was opened from a state file and can only read: give its state and read_only=True"
+            )
+        if state is not None and state.batch_size not in (None, 1):
+            raise InputError(f"a session holds one memory, but the state has {state.batch_size}")
+        self._memory = memory
+        self.state = self._empty() if state is None else state
+        self.read_only = read_only
+        self.last: Written | None = None
+
+    def append(self, said: Said) -> None:
+        """Read, and write into the state.
+
+        Raises:
+            InputError: nothing is said, or the session is read-only.
+        """
+        if self.read_only:
+            raise InputError("this session is read-only: set its read_only to False to write")
+        self._write(self._pieces(said, answer=False))
+
+    def ask(self, said: Said, **options: Any) -> str:
+        """Continue a text, or answer messages, from the state; both are written unless the session is read-only.
+
+        Args:
+            said: what is asked.
+            options: of transformers' `generate`; one sequence is returned.
+
+        Raises:
+            InputError: nothing is said, or it does not fit the model's positions.
+        """
+        memory = self._memory
+        asked = self._pieces(said, answer=True)
+        ids = batched([asked], "token", memory.backbone.info.device).ids
+        options = {**options, "num_return_sequences": 1}
+        if self.read_only or not self._streams():
+            query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+            answer = self._until_end(memory.generate(self.state, query, **options))
+            if not self.read_only:
+                self._write([*asked, answer])
+        else:
+            with torch.no_grad():
+                new, done = online.continue_text(
+                    memory.backbone, memory.writer, memory.reader, ids, self.state, options
+                )
+            self._keep(done.written)
+            answer = self._until_end(new)
+        end = memory.backbone.info.end
+        return memory.backbone.codec.decode(answer[:-1] if answer[-1] == end else answer)
+
+    def fork(self) -> Session:
+        """Another session that goes on from this one's state."""
+        return Session(self._memory, self.state.clone(), self.read_only)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.state, self.last = self._empty(), None
+
+    def save(self, path: str | Path) -> None:
+        """Write a state file; see `Memory.save`."""
+        self._memory.save(self.state, path)
+
+    def load(self, path: str | Path) -> None:
+        """Go on from a state file.
+
+        Raises:
+            StorageError: it cannot be used, or is for another backbone, reader or size of state.
+        """
+        state = runs.state_for(self._memory, load_state(path), path)
+        self.state, self.last = state.to(self._memory.backbone.info.device), None
+
+    def _empty(self) -> MemoryState:
+        if self._memory.writer is None:
+            raise InputError("this memory has no writer, so there is no empty state to go back to")
+        state: MemoryState = self._memory.writer.init(1)
+        return state.detach()
+
+    def _streams(self) -> bool:
+        writer, reader = self._memory.writer, self._memory.reader
+        return (
+            isinstance(writer, OnlineWriter)
+            and writer.granularity == "token"
+            and isinstance(reader, LayerReader)
+        )
+
+    def _pieces(self, said: Said, answer: bool) -> list[list[int]]:
+        return pieces(self._memory.backbone.codec, said, self._memory.granularity, answer)
+
+    def _write(self, said: Sequence[Sequence[int]]) -> None:
+        memory = self._memory
+        tokens = batched([said], memory.granularity, memory.backbone.info.device)
+        with torch.no_grad():
+            self._keep(memory.write(tokens, self.state))
+
+    def _keep(self, written: Written) -> None:
+        self.state, self.last = written.state, written
+
+    def _until_end(self, new: Tensor) -> list[int]:
+        row: list[int] = new[0].tolist()
+        end = self._memory.backbone.info.end
+        return row[: row.index(end) + 1] if end in row else row
