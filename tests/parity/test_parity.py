@@ -26,8 +26,11 @@ from memwrite.loss import Batch
 from memwrite.released import assemble
 
 FOLDER = Path(os.environ.get("MEMWRITE_PARITY_DIR") or Path(__file__).with_name("data"))
-# Those of the delta rule have another format.
-FILES = sorted(path for path in FOLDER.rglob("*.safetensors") if "delta" not in path.parts)
+FILES = sorted(
+    path
+    for path in FOLDER.rglob("*.safetensors")
+    if not (path.parent / "base_model.safetensors").exists()
+)
 BAR = 1e-9
 
 

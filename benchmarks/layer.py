@@ -1,0 +1,109 @@
+"""What an online memory adds to an attention layer of the shape of Qwen3-4B, as a share of the frozen layer's time.
+
+    python benchmarks/layer.py [--json]
+
+Both run in turn, many times over, in one process; the ratio is of their medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+
+from memwrite.backbone import TransformersBackbone
+from memwrite.corrections import KEYWORD
+from memwrite.online import OnlineCorrection
+from memwrite.plugins import registry
+from memwrite.tokenizer import ByteCodec
+
+SHAPE = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+         "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 300}  # fmt: skip
+RANK, DECODED = 8, 64
+
+
+def model() -> Any:
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **SHAPE)).eval()
+
+
+def medians(*runs: Callable[[], object], times: int) -> list[float]:
+    """Seconds of each, run in turn."""
+    found: list[list[float]] = [[] for _ in runs]
+    for _ in range(times):
+        for own, run in zip(found, runs, strict=True):
+            begun = time.perf_counter()
+            run()
+            own.append(time.perf_counter() - begun)
+    return [statistics.median(own) for own in found]
+
+
+@torch.inference_mode()
+def measure(length: int, times: int) -> dict[str, float]:
+    frozen, hooked = model(), model()
+    backbone = TransformersBackbone(hooked, ByteCodec())
+    found = registry()
+    writer = found.writer("delta").build(found.writer("delta").config(rank=RANK), backbone)
+    reader = found.reader("lora").build(
+        found.reader("lora").config(init="base-slice"), backbone, writer.spec
+    )
+    hidden = torch.randn(1, length, SHAPE["hidden_size"])
+    rotary = hooked.model.rotary_emb
+    whole = rotary(hidden, torch.arange(length)[None])
+    mask = torch.ones(1, length, dtype=torch.bool)
+
+    def correction(follows: bool) -> OnlineCorrection:
+        state = {"S": writer.init(1)["S"][:, 0]}
+        return OnlineCorrection(
+            lambda h, q, s: writer.scan(0, h, mask[:, : h.shape[1]], None, q, s, True),
+            reader, 0, state, follows,
+        )  # fmt: skip
+
+    def prefill(language_model: Any, **extra: Any) -> None:
+        language_model.model.layers[0].self_attn(
+            hidden_states=hidden, position_embeddings=whole, attention_mask=None, **extra
+        )
+
+    def decode(language_model: Any, **extra: Any) -> None:
+        cache = DynamicCache()
+        for t in range(DECODED):
+            language_model.model.layers[0].self_attn(
+                hidden_states=hidden[:, t : t + 1],
+                position_embeddings=tuple(part[:, t : t + 1] for part in whole),
+                attention_mask=None, past_key_values=cache, **extra,
+            )  # fmt: skip
+
+    result = {}
+    for name, run in (("prefill", prefill), ("decode", decode)):
+        plain, ours = medians(
+            lambda run=run: run(frozen),
+            lambda run=run, f=name == "decode": run(hooked, **{KEYWORD: {0: correction(f)}}),
+            times=times,
+        )
+        result[name] = ours / plain - 1
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--times", type=int, default=15)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    found = measure(options.length, options.times)
+    if options.json:
+        print(json.dumps({"rank": RANK, "length": options.length, **found}))
+        return
+    print(f"δ-mem r={RANK} on q and o, added to the frozen layer's time, batch 1:")
+    print(f"  {options.length} tokens at once: {found['prefill']:+.1%}")
+    print(f"  each of {DECODED} decoded tokens: {found['decode']:+.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""memwrite-delta: matrix states written by the gated delta rule and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.protocols import Backbone
+from memwrite_delta import official
+from memwrite_delta.cells import Cell, DeltaCell, GatedDeltaCell, HebbianCell
+from memwrite_delta.config import DeltaConfig, GatedDeltaConfig, HebbianConfig
+from memwrite_delta.writer import MatrixWriter, warn_unbounded
+
+__all__ = [
+    "DELTA",
+    "GATED_DELTA",
+    "HEBBIAN",
+    "DeltaConfig",
+    "GatedDeltaConfig",
+    "HebbianConfig",
+    "MatrixWriter",
+    "memwrite_importers",
+    "memwrite_writers",
+]
+
+
+def _plugin(name: str, summary: str, config: type, cell: Callable[..., Cell]) -> WriterPlugin:
+    def build(params: Any, backbone: Backbone) -> MatrixWriter:
+        if not params.bounded:
+            warn_unbounded(name)
+        return MatrixWriter(params, backbone, partial(cell, params))
+
+    return WriterPlugin(
+        api=1,
+        name=name,
+        summary=summary,
+        config=config,
+        build=build,
+        emits="matrix",
+        capabilities=frozenset({"streaming", "chunk-exact", "differentiable", "online"}),
+    )
+
+
+DELTA = _plugin(
+    "delta", "δ-mem: matrices written by the gated delta rule, online", DeltaConfig, DeltaCell
+)
+HEBBIAN = _plugin(
+    "hebbian", "fast weights: outer products of values and keys, online", HebbianConfig, HebbianCell
+)
+GATED_DELTA = _plugin(
+    "gated-delta",
+    "gated DeltaNet's rule on matrix states, online",
+    GatedDeltaConfig,
+    GatedDeltaCell,
+)
+
+
+@hookimpl
+def memwrite_writers() -> Sequence[WriterPlugin]:
+    """The delta rule and two relatives."""
+    return [DELTA, HEBBIAN, GATED_DELTA]
+
+
+@hookimpl
+def memwrite_importers() -> Sequence[ImporterPlugin]:
+    """δ-mem's own adapters."""
+    return [
+        ImporterPlugin(
+            api=1,
+            name="delta",
+            summary="δ-mem's adapter folders, for a language model in --base",
+            load=official.load,
+            save=official.save,
+        )
+    ]

@@ -1,0 +1,157 @@
+"""Writers of matrix states: one scan, and a cell for each rule."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from memwrite import online
+from memwrite.errors import ConfigError
+from memwrite.protocols import Backbone, Granularity, Scanned, Written
+from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite_delta.cells import Cell, Writes
+from memwrite_delta.config import DeltaConfig, MatrixConfig
+from memwrite_delta.scan import scan
+from memwrite_delta.segments import segment_writes
+
+
+class MatrixWriter(nn.Module):
+    """Writes what the attention layers of a backbone see into matrices, one write after another.
+
+    An `OnlineWriter`. `write` alone runs the backbone with nobody reading; in a Memory with a layer reader the
+    core runs it with the reads of `scan` in force, as δ-mem does (arXiv 2605.12357, section 3).
+
+    Args:
+        config: sizes, layers, and what is one write.
+        backbone: whose layers are written from.
+        cell: makes a layer's keys, values and gates; of (width of the hidden states, dtype).
+
+    Raises:
+        ConfigError: the backbone has no such layer.
+    """
+
+    reserve = 0
+
+    def __init__(
+        self,
+        config: MatrixConfig,
+        backbone: Backbone,
+        cell: Callable[[int, torch.dtype], Cell],
+    ) -> None:
+        super().__init__()
+        info = backbone.info
+        layers = tuple(sorted(config.layers)) or tuple(range(info.layers))
+        if layers[-1] >= info.layers:
+            raise ConfigError(
+                f"writer.params.layers names layer {layers[-1]}, but the backbone has layers 0 to "
+                f"{info.layers - 1}"
+            )
+        dtype = torch.promote_types(info.dtype, torch.float32)
+        shape = (len(layers), config.heads, config.values, config.rank)
+        self.spec = StateSpec("matrix", {"S": shape}, layers, dtype)
+        self._config = config
+        self._backbone = backbone
+        self.cells = nn.ModuleDict({str(layer): cell(info.hidden_size, dtype) for layer in layers})
+
+    @property
+    def granularity(self) -> Granularity:
+        """As configured."""
+        return cast(Granularity, self._config.granularity)
+
+    def init(self, batch_size: int, /) -> MemoryState:
+        """Zeros."""
+        device = next(self.parameters()).device
+        zeros = torch.zeros(
+            batch_size, *self.spec.shapes["S"], dtype=self.spec.dtype, device=device
+        )
+        return MemoryState(self.spec, {"S": zeros})
+
+    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+        """Read `context` without any reads of the state, and write it."""
+        return online.run(self._backbone, self, None, context, state).written
+
+    def scan(
+        self,
+        layer: int,
+        hidden: Tensor,
+        mask: Tensor,
+        segments: Tensor | None,
+        queries: Tensor | None,
+        state: Mapping[str, Tensor],
+        write: bool,
+    ) -> Scanned:
+        """See `OnlineWriter.scan`; the state is S (B, H, Dv, Dk)."""
+        before = state["S"]
+        if not write:
+            return Scanned(_at_rest(before, queries), state)
+        hidden, ends, earlier = hidden.to(self.spec.dtype), mask, True
+        if segments is not None and self.granularity != "token":
+            hidden, ends = segment_writes(hidden, segments, mask)
+            earlier = self._config.reads == "earlier"
+        writes = self.cells[str(layer)](hidden)
+        idle = ~ends[..., None, None]
+        keep, erase, strength = (
+            gate.masked_fill(idle, 0) for gate in (writes.log_keep, writes.erase, writes.write)
+        )
+        scanned = replace(writes, log_keep=keep, erase=erase, write=strength)
+        found, after = self._scanned(scanned, queries if earlier else None, before)
+        reads = found if earlier and queries is not None else _at_rest(before, queries)
+        trace = partial(_trace, keep.detach(), ends, after.detach())
+        return Scanned(reads, {"S": after}, self._losses(strength, ends), trace)
+
+    def _scanned(
+        self, writes: Writes, queries: Tensor | None, state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Every write so many times as configured; a token reads before the first of its own."""
+
+        def repeated(part: Tensor) -> Tensor:
+            return part if times == 1 else part.repeat_interleave(times, 1)
+
+        times = self._config.writes
+        reads, after = scan(
+            None if queries is None else repeated(queries),
+            repeated(writes.keys),
+            repeated(writes.values),
+            repeated(writes.log_keep),
+            repeated(writes.erase),
+            repeated(writes.write),
+            state,
+        )
+        return reads[:, ::times], after
+
+    def _losses(self, strength: Tensor, ends: Tensor) -> dict[str, Tensor]:
+        config = self._config
+        if not isinstance(config, DeltaConfig) or not config.gate_weight:
+            return {}
+        gates = strength.shape[2] * strength.shape[3]
+        mean = strength.sum((1, 2, 3)) / (ends.sum(1) * gates).clamp(min=1)
+        excess = torch.where(ends.any(1), mean - config.gate_target, 0)
+        return {"gates": config.gate_weight * excess**2}
+
+
+def _at_rest(state: Tensor, queries: Tensor | None) -> Tensor | None:
+    return None if queries is None else torch.einsum("bhvk,bthk->bthv", state, queries)
+
+
+def _trace(log_keep: Tensor, ends: Tensor, state: Tensor) -> dict[str, Tensor]:
+    """The state's norm, and the writes after which half of it is left, by the mean of log λ."""
+    gates = log_keep.shape[2] * log_keep.shape[3]
+    rate = log_keep.sum((1, 2, 3)).abs() / (ends.sum(1) * gates).clamp(min=1)
+    return {"norm": state.flatten(1).norm(dim=1), "half_life": math.log(2) / rate}
+
+
+def warn_unbounded(name: str) -> None:
+    """Tell that some context can make the state of writer `name`, so configured, grow without bound."""
+    warnings.warn(
+        f"writer '{name}': these settings do not bound the state, so that some contexts make it grow without "
+        f"end. Bounded: delta with update=lambda_outside and forgetting=coupled, or forgetting=free and "
+        f"most_keep below 1",
+        stacklevel=2,
+    )

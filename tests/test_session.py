@@ -1,0 +1,247 @@
+"""Sessions: what is said is written and forgotten, and no session knows of another."""
+
+from __future__ import annotations
+
+import operator
+import threading
+from functools import cache, reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from transformers import AutoTokenizer
+
+from memwrite import Memory, Tokens, online
+from memwrite.cli.main import main
+from memwrite.encoding import sentences
+from memwrite.errors import InputError, StorageError
+from memwrite.session import Session
+from memwrite.tokenizer import train_bpe
+
+MESSAGES = [
+    {"role": "user", "content": "The boat is red. It is old."},
+    {"role": "assistant", "content": "I see."},
+]
+TEMPLATE = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+PARTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "online": (
+        {"name": "delta", "params": {"rank": 4, "beta_bias": 0.0}},
+        {"name": "lora", "params": {"init": "random", "gain": 2.0}},
+    ),
+    "messages": (
+        {"name": "delta", "params": {"rank": 4, "granularity": "message", "beta_bias": 0.0}},
+        {"name": "lora", "params": {"init": "random", "gain": 2.0}},
+    ),
+    "descent": (
+        {"name": "gradient", "params": {"slots": 2, "lr": 1.0}},
+        {"name": "prefix"},
+    ),
+}
+each_kind = pytest.mark.parametrize("kind", PARTS)
+pytestmark = pytest.mark.filterwarnings("ignore:writer 'delta'")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A small model with a tokenizer that has a chat template."""
+    out = tmp_path_factory.mktemp("model")
+    codec = train_bpe(["The boat is red. It is old. I see. user assistant\n"] * 3, 300)
+    codec.save(out / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(out / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+             "num_attention_heads": 4, "max_position_embeddings": 128, "initializer_range": 0.2}  # fmt: skip
+    memory = Memory.from_config(
+        {
+            "backbone": {"type": "llama", "params": sizes, "tokenizer": str(out / "tokenizer")},
+            "writer": {"name": "no-memory"},
+            "reader": {"name": "no-memory"},
+        }
+    )
+    memory.save_run(out / "run")
+    return str(out / "run")
+
+
+@pytest.fixture
+def built(folder: str) -> Any:
+    @cache
+    def build(kind: str) -> Memory:
+        writer, reader = PARTS[kind]
+        backbone = {"path": f"{folder}/backbone", "attention": "eager"}
+        return Memory.from_config({"backbone": backbone, "writer": writer, "reader": reader})
+
+    return build
+
+
+def matrices(session: Session) -> torch.Tensor:
+    return next(iter(session.state.tensors.values()))
+
+
+@each_kind
+def test_a_session_writes_what_is_said(kind: str, built: Any) -> None:
+    memory = built(kind)
+    session = memory.session()
+    session.append("The boat is red.")
+    ids = memory.backbone.codec.encode("The boat is red.")
+    segments = None if kind != "messages" else torch.zeros(1, len(ids), dtype=torch.int64)
+    tokens = Tokens.from_rows([ids])
+    expected = memory.write(Tokens(tokens.ids, tokens.mask, segments)).state
+    for name, tensor in session.state.tensors.items():
+        assert torch.equal(tensor, expected[name])
+    assert session.last is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 3}])
+def test_an_answer_is_written_as_it_is_generated(options: dict[str, Any], built: Any) -> None:
+    """The state after it is that of one write of question and answer, whatever beams were tried on the way."""
+    memory = built("online")
+    session = memory.session()
+    session.append("It is old.")
+    before = session.state
+    new, done = online.continue_text(
+        memory.backbone, memory.writer, memory.reader,
+        torch.tensor([memory.backbone.codec.encode("The boat")]), before,
+        {"max_new_tokens": 5, **options},
+    )  # fmt: skip
+    answer = session.ask("The boat", max_new_tokens=5, **options)
+    row = memory.backbone.codec.encode("The boat") + new[0].tolist()
+    whole = memory.write(Tokens.from_rows([row]), before).state
+    torch.testing.assert_close(session.state["S"], whole["S"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(done.written.state["S"], session.state["S"])
+    assert answer == memory.backbone.codec.decode(new[0].tolist())
+
+
+@each_kind
+def test_reading_only_changes_nothing(kind: str, built: Any) -> None:
+    session = built(kind).session()
+    session.append("The boat is red.")
+    session.read_only = True
+    before = matrices(session).clone()
+    answers = [session.ask(MESSAGES, max_new_tokens=4) for _ in range(2)]
+    assert answers[0] == answers[1]
+    assert torch.equal(matrices(session), before)
+    with pytest.raises(InputError, match="read-only"):
+        session.append("no")
+
+
+@each_kind
+def test_forks_and_resets(kind: str, built: Any) -> None:
+    session = built(kind).session()
+    session.append("The boat is red.")
+    fork, before = session.fork(), matrices(session).clone()
+    session.append("It is old.")
+    assert torch.equal(matrices(fork), before)
+    assert not torch.equal(matrices(session), before)
+    fork.reset()
+    assert torch.equal(matrices(fork), matrices(built(kind).session()))
+
+
+@each_kind
+def test_two_sessions_in_two_threads_never_meet(kind: str, built: Any) -> None:
+    memory = built(kind)
+    texts = ["The boat is red. " * 3, "I see. It is old. " * 3]
+
+    def talk(text: str) -> tuple[str, torch.Tensor]:
+        session = memory.session()
+        said = ""
+        for _ in range(3):
+            session.append(text)
+            said += session.ask(MESSAGES, max_new_tokens=5)
+        return said, matrices(session)
+
+    alone = [talk(text) for text in texts]
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda i=i, t=t: found.update({i: talk(t)}))
+        for i, t in enumerate(texts)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, (said, state) in enumerate(alone):
+        assert found[index][0] == said
+        assert torch.equal(found[index][1], state)
+
+
+def test_the_chat_template_is_honoured(built: Any) -> None:
+    """The tokens are those of the template, each message a piece of its own; a text's specials stay text."""
+    memory = built("messages")
+    codec = memory.backbone.codec
+    pieces = codec.chat(MESSAGES, True, lambda text: [text])
+    expected = codec._tokenizer.apply_chat_template(
+        MESSAGES, tokenize=True, add_generation_prompt=True, return_dict=False
+    )
+    assert reduce(operator.iadd, pieces, []) == list(expected)
+    assert len(pieces) == 3
+    assert all(piece[0] == codec.start for piece in pieces)
+    assert codec.start not in codec.encode("<|start|>user")
+
+
+def test_sentences_are_cut_at_stops() -> None:
+    text = "Dr. No? Yes.\n\nA new one; 3.5 m\nlong! And"
+    assert "".join(sentences(text)) == text
+    assert sentences("One. Two? Three") == ["One.", " Two?", " Three"]
+
+
+def test_messages_that_are_none(built: Any) -> None:
+    session = built("online").session()
+    for said in ("", [], [{"role": "user"}]):
+        with pytest.raises(InputError):
+            session.ask(said)
+    with pytest.raises(InputError, match="positions"):
+        session.ask("boat " * 200)
+
+
+@each_kind
+def test_files_of_sessions(kind: str, built: Any, tmp_path: Path) -> None:
+    memory = built(kind)
+    session = memory.session()
+    session.append("The boat is red.")
+    session.save(tmp_path / "s.safetensors")
+    again = memory.session()
+    again.load(tmp_path / "s.safetensors")
+    assert torch.equal(matrices(again), matrices(session))
+    reader, state = Memory.load(tmp_path / "s.safetensors")
+    only = reader.session(state, read_only=True)
+    session.read_only = True
+    assert only.ask("It", max_new_tokens=4) == session.ask("It", max_new_tokens=4)
+    with pytest.raises(InputError, match="can only read"):
+        reader.session(state)
+
+
+def test_a_file_of_another_reader_is_refused(built: Any, tmp_path: Path) -> None:
+    """The same spec, but corrections that were learnt otherwise."""
+    memory = built("online")
+    memory.session().save(tmp_path / "s.safetensors")
+    with torch.no_grad():
+        memory.reader.layers["0"].query += 1
+    try:
+        with pytest.raises(StorageError, match="another reader"):
+            memory.session().load(tmp_path / "s.safetensors")
+    finally:
+        with torch.no_grad():
+            memory.reader.layers["0"].query -= 1
+
+
+def test_chat_in_a_terminal(built: Any, tmp_path: Path) -> None:
+    built("online").save_run(tmp_path / "run")
+    lines = ["hello", "/state", f"/save {tmp_path / 's'}", "/reset", f"/load {tmp_path / 's'}"]
+    lines += ["/read", "hello", "/what", f"/load {tmp_path / 'none'}", "/quit", "never"]
+    words = ["chat", str(tmp_path / "run"), "--max-new-tokens", "3"]
+    result = CliRunner().invoke(main, words, input="\n".join(lines))
+    assert result.exit_code == 0, result.output
+    assert "bytes, norm" in result.output
+    assert "forgotten after" in result.output
+    assert "read-only" in result.output
+    assert "Error: " in result.output
+    sizes = [line for line in result.output.splitlines() if line.startswith("state: ")]
+    assert sizes[0].split(",")[:2] == sizes[1].split(",")[:2]
+    assert "norm 0," not in sizes[1]
+    assert "norm 0" in sizes[3]
