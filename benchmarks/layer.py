@@ -56,12 +56,11 @@ def measure(length: int, times: int) -> dict[str, float]:
     hidden = torch.randn(1, length, SHAPE["hidden_size"])
     rotary = hooked.model.rotary_emb
     whole = rotary(hidden, torch.arange(length)[None])
-    mask = torch.ones(1, length, dtype=torch.bool)
 
     def correction(follows: bool) -> OnlineCorrection:
         state = {"S": writer.init(1)["S"][:, 0]}
         return OnlineCorrection(
-            lambda h, q, s: writer.scan(0, h, mask[:, : h.shape[1]], None, q, s, True),
+            lambda h, q, s: writer.scan(0, h, None, None, q, s, True),
             reader, 0, state, follows,
         )  # fmt: skip
 

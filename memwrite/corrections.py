@@ -8,6 +8,7 @@ checkpointing, which replays a layer with its keywords, recomputes right), and o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -98,9 +99,11 @@ def install_hooks(model: nn.Module, widths: Mapping[str, int]) -> None:
             module.register_forward_hook(partial(_add, names, widths))
 
 
-def _full_precision(like: Tensor) -> torch.autocast:
+def _full_precision(like: Tensor) -> AbstractContextManager[object]:
     """Memories compute in the dtype of their parameters, whatever autocast makes of the model."""
-    return torch.autocast(like.device.type, enabled=False)
+    kind = like.device.type
+    # Entering it costs a decoded token more than the whole reading of a small state.
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _enter(

@@ -247,7 +247,7 @@ class Memory(nn.Module):
                 wrong = (~finite).nonzero().flatten().tolist()
                 raise DivergenceError(
                     f"writer '{self.config.writer.name}' diverged: '{name}' is not finite in row(s) "
-                    f"{wrong}: use a smaller step size or clip its gradient"
+                    f"{wrong}: use smaller steps, clipped gradients, or settings that bound the state"
                 )
 
     # ---- read ----------------------------------------------------------------------------------

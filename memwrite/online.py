@@ -103,9 +103,11 @@ def run(
     if not tokens.ids.shape[1]:
         return Online(Pass(embeddings, past), Written(state))
 
+    mask = None if bool(tokens.mask.all()) else tokens.mask
+
     def scan(layer: int) -> Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Scanned]:
         return lambda hidden, queries, tensors: writer.scan(
-            layer, hidden, tokens.mask, tokens.segments, queries, tensors, write
+            layer, hidden, mask, tokens.segments, queries, tensors, write
         )
 
     corrections = _attached(scan, reader, state, follows=False)
@@ -142,9 +144,8 @@ def continue_text(
 
     def scan(layer: int) -> Callable[[Tensor, Tensor | None, Mapping[str, Tensor]], Scanned]:
         return lambda hidden, queries, tensors: writer.scan(
-            layer, hidden, hidden.new_ones(hidden.shape[:2], dtype=torch.bool), None, queries,
-            tensors, True,
-        )  # fmt: skip
+            layer, hidden, None, None, queries, tensors, True
+        )
 
     past, before = None, state
     if ids.shape[1] > 1:

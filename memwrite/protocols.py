@@ -265,7 +265,7 @@ class OnlineWriter(Writer, Protocol):
         self,
         layer: int,
         hidden: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         segments: Tensor | None,
         queries: Tensor | None,
         state: Mapping[str, Tensor],
@@ -276,7 +276,7 @@ class OnlineWriter(Writer, Protocol):
         Args:
             layer: one of `spec.layers`.
             hidden: (B, T, D), what the layer's attention receives.
-            mask: (B, T) bool, True where a token is real; real ones come first.
+            mask: (B, T) bool, True where a token is real; real ones come first. None where all of them are.
             segments: (B, T) as in `Tokens`.
             queries: (B, T, H, Dk), or None where nobody reads.
             state: this layer's part of the state's tensors, (B, *shape without the L axis); not changed in place.

@@ -26,10 +26,19 @@ __all__ = [
 ]
 
 
+#: What bounds the state of each writer.
+_REMEDIES = {
+    "delta": "bounded are update=lambda_outside with forgetting=coupled, or with forgetting=free and most_keep "
+    "below 1",
+    "hebbian": "bounded is a keep below 1",
+    "gated-delta": "bounded is writer delta with update=lambda_outside and forgetting=coupled",
+}
+
+
 def _plugin(name: str, summary: str, config: type, cell: Callable[..., Cell]) -> WriterPlugin:
     def build(params: Any, backbone: Backbone) -> MatrixWriter:
         if not params.bounded:
-            warn_unbounded(name)
+            warn_unbounded(name, _REMEDIES[name])
         return MatrixWriter(params, backbone, partial(cell, params))
 
     return WriterPlugin(

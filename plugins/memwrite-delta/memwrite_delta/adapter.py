@@ -153,6 +153,7 @@ def from_params(writer: DeltaConfig, reader: Any) -> dict[str, Any]:
         ("writer.params.value_width", writer.values == writer.rank),
         ("writer.params.writes", writer.writes == 1),
         ("writer.params.most_keep", writer.most_keep == 1),
+        ("writer.params.keep_bias", writer.keep_bias in (None, -writer.beta_bias)),
         ("writer.params.reads", writer.reads == ("earlier" if by_token else "before")),
         ("reader.params.normalize", reader.normalize == writer.normalize),
         (

@@ -70,7 +70,8 @@ class DeltaCell(Cell):
         gates = config.heads * (config.values if config.gates == "row" else 1)
         self.beta = self._gate(gates, width, config.beta_bias, dtype)
         if config.forgetting == "free":
-            self.keep = self._gate(gates, width, -config.beta_bias, dtype)
+            bias = -config.beta_bias if config.keep_bias is None else config.keep_bias
+            self.keep = self._gate(gates, width, bias, dtype)
 
     @staticmethod
     def _gate(gates: int, width: int, bias: float, dtype: torch.dtype) -> nn.Linear:

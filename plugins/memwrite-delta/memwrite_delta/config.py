@@ -22,7 +22,8 @@ class MatrixConfig:
         heads: H, states per layer; their reads are concatenated.
         layers: of the backbone, from 0; by default all of them.
         granularity: one write per "token", or per "message" or "sentence", of the mean of its hidden states. Tokens
-            that come without segments are written, and read, one by one.
+            that come without segments are written, and read, one by one; a message that is cut because the context is
+            longer than the model's positions is written in parts.
         reads: what a token reads: "earlier", the state after all writes before it; or, where messages or sentences
             are written, "before", the state before the call, as δ-mem's released code has it.
         writes: times that every key and value is written.
@@ -72,7 +73,8 @@ class DeltaConfig(MatrixConfig):
             S' = λ(S − β(Sk)kᵀ) + βvkᵀ.
         most_keep: λ at most, with "free". Below 1, and with "lambda_outside", the state is bounded whatever it reads.
         normalize: keys are tanh'd and scaled to length 1.
-        beta_bias: at the start β = σ(beta_bias), and a free λ = σ(−beta_bias) · most_keep.
+        beta_bias: at the start β = σ(beta_bias).
+        keep_bias: at the start a free λ = σ(keep_bias) · most_keep; by default −beta_bias, as in δ-mem.
         gate_weight: of (mean β − gate_target)² in the training loss; 0 for none.
         gate_target: from 0 to 1.
 
@@ -86,6 +88,7 @@ class DeltaConfig(MatrixConfig):
     most_keep: float = 1.0
     normalize: bool = True
     beta_bias: float = -1.5
+    keep_bias: float | None = None
     gate_weight: float = 0.0
     gate_target: float = 0.05
 
@@ -96,10 +99,14 @@ class DeltaConfig(MatrixConfig):
         self._one_of("update", UPDATES)
         if not 0 < self.most_keep <= 1:
             raise ValueError(f"most_keep must be above 0 and at most 1, got {self.most_keep}")
-        if self.most_keep < 1 and self.forgetting != "free":
-            raise ValueError(f"most_keep goes with forgetting free, not '{self.forgetting}'")
-        if not math.isfinite(self.beta_bias):
-            raise ValueError(f"beta_bias must be finite, got {self.beta_bias}")
+        if self.forgetting != "free" and (self.most_keep < 1 or self.keep_bias is not None):
+            raise ValueError(
+                f"most_keep and keep_bias go with forgetting free, not '{self.forgetting}'"
+            )
+        for name in ("beta_bias", "keep_bias"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"{name} must be finite, got {value}")
         if not 0 <= self.gate_weight < float("inf"):
             raise ValueError(f"gate_weight must not be negative, got {self.gate_weight}")
         if not 0 <= self.gate_target <= 1:

@@ -81,7 +81,7 @@ class MatrixWriter(nn.Module):
         self,
         layer: int,
         hidden: Tensor,
-        mask: Tensor,
+        mask: Tensor | None,
         segments: Tensor | None,
         queries: Tensor | None,
         state: Mapping[str, Tensor],
@@ -93,18 +93,16 @@ class MatrixWriter(nn.Module):
             return Scanned(_at_rest(before, queries), state)
         hidden, ends, earlier = hidden.to(self.spec.dtype), mask, True
         if segments is not None and self.granularity != "token":
-            hidden, ends = segment_writes(hidden, segments, mask)
+            real = torch.ones_like(segments, dtype=torch.bool) if mask is None else mask
+            hidden, ends = segment_writes(hidden, segments, real)
             earlier = self._config.reads == "earlier"
         writes = self.cells[str(layer)](hidden)
-        idle = ~ends[..., None, None]
-        keep, erase, strength = (
-            gate.masked_fill(idle, 0) for gate in (writes.log_keep, writes.erase, writes.write)
-        )
-        scanned = replace(writes, log_keep=keep, erase=erase, write=strength)
-        found, after = self._scanned(scanned, queries if earlier else None, before)
+        if ends is not None:
+            writes = _at(ends, writes)
+        found, after = self._scanned(writes, queries if earlier else None, before)
         reads = found if earlier and queries is not None else _at_rest(before, queries)
-        trace = partial(_trace, keep.detach(), ends, after.detach())
-        return Scanned(reads, {"S": after}, self._losses(strength, ends), trace)
+        trace = partial(_trace, writes.log_keep, ends, after)
+        return Scanned(reads, {"S": after}, self._losses(writes.write, ends), trace)
 
     def _scanned(
         self, writes: Writes, queries: Tensor | None, state: Tensor
@@ -126,32 +124,49 @@ class MatrixWriter(nn.Module):
         )
         return reads[:, ::times], after
 
-    def _losses(self, strength: Tensor, ends: Tensor) -> dict[str, Tensor]:
+    def _losses(self, strength: Tensor, ends: Tensor | None) -> dict[str, Tensor]:
         config = self._config
         if not isinstance(config, DeltaConfig) or not config.gate_weight:
             return {}
-        gates = strength.shape[2] * strength.shape[3]
-        mean = strength.sum((1, 2, 3)) / (ends.sum(1) * gates).clamp(min=1)
-        excess = torch.where(ends.any(1), mean - config.gate_target, 0)
+        excess = _mean(strength, ends) - config.gate_target
+        if ends is not None:
+            excess = torch.where(ends.any(1), excess, 0)
         return {"gates": config.gate_weight * excess**2}
+
+
+def _at(ends: Tensor, writes: Writes) -> Writes:
+    """Only where a token is real, or a segment ends."""
+    idle = ~ends[..., None, None]
+    return replace(
+        writes,
+        log_keep=writes.log_keep.masked_fill(idle, 0),
+        erase=writes.erase.masked_fill(idle, 0),
+        write=writes.write.masked_fill(idle, 0),
+    )
 
 
 def _at_rest(state: Tensor, queries: Tensor | None) -> Tensor | None:
     return None if queries is None else torch.einsum("bhvk,bthk->bthv", state, queries)
 
 
-def _trace(log_keep: Tensor, ends: Tensor, state: Tensor) -> dict[str, Tensor]:
+def _mean(gates: Tensor, ends: Tensor | None) -> Tensor:
+    """(B,), over all writes; 0 where there were none."""
+    if ends is None:
+        return gates.mean((1, 2, 3))
+    each = gates.shape[2] * gates.shape[3]
+    return gates.sum((1, 2, 3)) / (ends.sum(1) * each).clamp(min=1)
+
+
+def _trace(log_keep: Tensor, ends: Tensor | None, state: Tensor) -> dict[str, Tensor]:
     """The state's norm, and the writes after which half of it is left, by the mean of log λ."""
-    gates = log_keep.shape[2] * log_keep.shape[3]
-    rate = log_keep.sum((1, 2, 3)).abs() / (ends.sum(1) * gates).clamp(min=1)
-    return {"norm": state.flatten(1).norm(dim=1), "half_life": math.log(2) / rate}
+    rate = _mean(log_keep.detach(), ends).abs()
+    return {"norm": state.detach().flatten(1).norm(dim=1), "half_life": math.log(2) / rate}
 
 
-def warn_unbounded(name: str) -> None:
+def warn_unbounded(name: str, remedy: str) -> None:
     """Tell that some context can make the state of writer `name`, so configured, grow without bound."""
     warnings.warn(
         f"writer '{name}': these settings do not bound the state, so that some contexts make it grow without "
-        f"end. Bounded: delta with update=lambda_outside and forgetting=coupled, or forgetting=free and "
-        f"most_keep below 1",
+        f"end; {remedy}",
         stacklevel=2,
     )
