@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import subprocess
+import sys
 import threading
 from functools import cache, reduce
 from pathlib import Path
@@ -228,6 +230,15 @@ def test_a_file_of_another_reader_is_refused(built: Any, tmp_path: Path) -> None
     finally:
         with torch.no_grad():
             memory.reader.layers["0"].query -= 1
+
+
+def test_warnings_are_sentences(built: Any, tmp_path: Path) -> None:
+    """On standard error, without the place in the code."""
+    built("online").save_run(tmp_path / "run")
+    words = [str(Path(sys.executable).with_name("memwrite")), "chat", str(tmp_path / "run")]
+    done = subprocess.run(words, input="", capture_output=True, text=True, check=True)
+    assert done.stderr.startswith("Warning: writer 'delta'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_chat_in_a_terminal(built: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ class _Group(click.Group):
     """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        was, warnings.formatwarning = warnings.formatwarning, _sentence
         try:
             return super().invoke(ctx)
         except MemwriteError as error:
@@ -39,6 +41,19 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted.", err=True)
             sys.exit(130)
+        finally:
+            warnings.formatwarning = was
+
+
+def _sentence(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """A warning for people, without the place in the code."""
+    return f"Warning: {message}\n"
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})

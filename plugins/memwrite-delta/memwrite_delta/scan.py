@@ -69,14 +69,23 @@ def scan(
     inputs = (asked, keys, values, log_keep, erase, write, state)
     _check(inputs)
     if keys.shape[1] == 1 and not torch.is_grad_enabled():
-        # A decoded token: the oracle is one step, and nothing has to be prepared for it.
-        reads, after = naive.scan(*(x.to(state.dtype) for x in inputs))
+        reads, after = _step(inputs)
     elif gated.fits(inputs):
         reads, after = gated.scan(inputs)
     else:
         compiled = _compiled() if keys.device.type == "cpu" else None
         reads, after = scan_with(compiled or chunked, inputs)
     return reads if queries is not None else reads[:, :0], after
+
+
+def _step(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """`scan` of one token, as text is generated: for it, no algorithm is worth its preparations."""
+    *tokens, state = inputs
+    query, key, value, log_keep, erase, write = (x[:, 0].to(state.dtype) for x in tokens)
+    known, read = (state @ torch.stack((key, query), -1)).unbind(-1)
+    update = write * value - erase * known
+    after = torch.addcmul(log_keep.exp()[..., None] * state, update[..., None], key[..., None, :])
+    return read[:, None], after
 
 
 def scan_with(algorithm: Algorithm, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

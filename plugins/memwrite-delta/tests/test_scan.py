@@ -128,6 +128,19 @@ def test_equals_the_oracle(algorithm: Algorithm, problem: Problem) -> None:
     assert_same(differentiated(by(algorithm), inputs), differentiated(oracle, inputs))
 
 
+@given(problem=problems())
+def test_a_single_token_equals_the_oracle(problem: Problem) -> None:
+    """By itself, as a decoded one is; a gate of 0 and padding included."""
+    inputs = replace(problem, length=1).inputs()
+    with torch.no_grad():
+        found = scan(*inputs)
+    for own, expected in zip(found, oracle(inputs), strict=True):
+        torch.testing.assert_close(own, expected, atol=1e-12, rtol=1e-12)
+    inputs[3:6] = [torch.zeros_like(gate) for gate in inputs[3:6]]
+    with torch.no_grad():
+        assert torch.equal(scan(*inputs)[1], inputs[-1])
+
+
 @fast
 @pytest.mark.parametrize("own", [(True, False, True), (False,) * 3])
 def test_gradients_are_those_of_differences(algorithm: Algorithm, own: tuple[bool, ...]) -> None:
