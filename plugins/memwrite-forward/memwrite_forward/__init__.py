@@ -41,7 +41,7 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
         ImporterPlugin(
             api=1,
             name="rmt",
-            summary="checkpoints of GradMem's RMT's own scripts",
+            summary="RMT checkpoints of GradMem's own scripts",
             load=official.load,
         )
     ]
