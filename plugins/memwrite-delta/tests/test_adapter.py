@@ -147,8 +147,13 @@ def test_fields_that_cannot_be_done(
 
 
 class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
     def __reduce__(self) -> Any:
-        return (Path.touch, (Path("/tmp/memwrite-bomb"),))
+        return (Path.touch, (self._path,))
 
 
 def test_files_that_are_no_weights(base: Path, tmp_path: Path) -> None:
@@ -166,7 +171,7 @@ def test_files_that_are_no_weights(base: Path, tmp_path: Path) -> None:
         {n: t for n, t in weights.items() if n != name},
         [1, 2],
         {"x": 1},
-        Bomb(),
+        Bomb(tmp_path / "bomb"),
     ]
     for content in damaged:
         if isinstance(content, bytes):
@@ -176,7 +181,7 @@ def test_files_that_are_no_weights(base: Path, tmp_path: Path) -> None:
         result = imported(folder, base, tmp_path / "run")
         assert result.exit_code == 2, content
         assert result.output.startswith("Error: ")
-    assert not Path("/tmp/memwrite-bomb").exists()
+    assert not (tmp_path / "bomb").exists()
     path.unlink()
     assert imported(folder, base, tmp_path / "run").exit_code == 2
     with pytest.raises(ConfigError, match="--base"):
