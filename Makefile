@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 types: install
-	$(BIN)/mypy memwrite specs/memwrite_specs $(filter-out %.egg-info,$(wildcard plugins/memwrite-*/memwrite_*))
+	$(BIN)/mypy memwrite specs/memwrite_specs plugins/_template/memwrite_my_writer $(filter-out %.egg-info,$(wildcard plugins/memwrite-*/memwrite_*))
 
 tests: export OMP_NUM_THREADS := 1
 tests: install

@@ -7,7 +7,7 @@ import importlib
 import importlib.metadata
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -54,6 +54,7 @@ class WriterPlugin:
         build: makes the writer, an nn.Module, from a config and the backbone.
         emits: the kind of its states.
         capabilities: promises beyond those that bind everyone; each is held to by a law.
+        gaps: laws of memwrite-specs that it is known to break, each with the reason.
     """
 
     api: Literal[1]
@@ -63,6 +64,7 @@ class WriterPlugin:
     build: Callable[[Any, Backbone], Writer]
     emits: str
     capabilities: frozenset[Capability] = frozenset()
+    gaps: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class ReaderPlugin:
     config: type[Any]
     build: Callable[[Any, Backbone, StateSpec], Reader]
     accepts: frozenset[str]
+    gaps: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -231,6 +231,15 @@ class Writer(Protocol):
         ...
 
 
+@runtime_checkable
+class MergingWriter(Writer, Protocol):
+    """A writer that can make two states one."""
+
+    def merge(self, first: MemoryState, second: MemoryState, /) -> MemoryState:
+        """The state of a memory that has read what both have read; neither of them is changed."""
+        ...
+
+
 #: What an online writer writes at a time.
 Granularity = Literal["token", "message", "sentence"]
 

@@ -1,66 +1,94 @@
-"""CONTRIBUTING.md keeps its word: the plugin printed there works as printed."""
+"""CONTRIBUTING.md keeps its word: what it prints is the template, and the walk goes as it says."""
 
 from __future__ import annotations
 
-import os
+import ast
+import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
-import yaml
+from memwrite_specs import LAWS, Pair, hold
+from memwrite_specs.scaffold import make, rendered
 
-ROOT = Path(__file__).parents[1]
+from memwrite.plugins import Capability, WriterPlugin, registry
+from memwrite.state import KINDS
 
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    """The printed module and the entry point of the printed pyproject.toml, as pip would install them."""
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    (project,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    (module,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    ((entry, name),) = re.findall(r"\[project.entry-points.memwrite\]\n(\w+) = \"(\w+)\"", project)
-    (tmp_path / f"{name}.py").write_text(module)
-    info = tmp_path / "memwrite_segments-0.1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: memwrite-segments\nVersion: 0.1.0\n"
-    )
-    (info / "entry_points.txt").write_text(f"[memwrite]\n{entry} = {name}\n")
-    return tmp_path
+TEXT = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text()
 
 
-def test_the_printed_plugin_is_found_writes_and_is_read(site: Path) -> None:
-    params = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64}
-    config = {
-        "backbone": {"type": "gpt2", "params": params},
-        "writer": {"name": "segments", "params": {"slots": 3}},
-        "reader": {"name": "prefix"},
-    }
-    (site / "config.yaml").write_text(yaml.safe_dump(config))
-    (site / "doc.txt").write_text("A context that is longer than the positions of the model. " * 3)
-
-    def memwrite(*words: str) -> str:
-        command = [sys.executable, "-m", "memwrite", *words]
-        environment = {**os.environ, "PYTHONPATH": str(site), "MEMWRITE_STRICT": "1"}
-        done = subprocess.run(
-            command, cwd=site, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    assert "segments + prefix" in memwrite("plugins")
-    memwrite("write", "config.yaml", "--context", "doc.txt", "--out", "doc.st")
-    assert memwrite("ask", "doc.st", "The", "--max-new-tokens", "3")
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
 
 
-def test_the_table_of_kinds_is_the_codes(site: Path) -> None:
+def table(heading: str) -> dict[str, str]:
+    """The table below a heading: name in its first column -> the rest of the row."""
+    section = re.split(rf"^##+ {heading}$", TEXT, flags=re.MULTILINE)[1].split("\n#")[0]
+    return dict(re.findall(r"^\| `([\w-]+)` \| (.*) \|$", section, re.MULTILINE))
+
+
+def test_the_printed_modules_are_the_templates() -> None:
+    """Writer, declaration and test are printed as `memwrite new my-writer` makes them; other Python can be read."""
+    files = {path: text for path, text in rendered("my-writer").items() if path.endswith(".py")}
+    printed = [path for path, text in files.items() if text in blocks("python")]
+    assert printed == [
+        "memwrite_my_writer/__init__.py",
+        "memwrite_my_writer/writer.py",
+        "tests/test_my_writer.py",
+    ]
+    for block in blocks("python"):
+        ast.parse(block)
+
+
+def test_the_changes_of_the_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first change breaks the four laws that are named, with the report that is printed; the second leaves two."""
+    changes = blocks("diff")
+    four = {"empty-write", "chunk-exact", "order-free", "mergeable"}
+    assert {name for name in LAWS if f"`{name}`" in TEXT.split("The first of them")[0]} == four
+
+    def changed(name: str, changes: list[str]) -> WriterPlugin:
+        folder, module = tmp_path / name, f"memwrite_{name}"
+        make(name, folder)
+        path = folder / module / "writer.py"
+        text = path.read_text()
+        for change in changes:
+            lines = change.splitlines()
+            old = "\n".join(line[1:] for line in lines if line[0] in " -")
+            assert text.count(old) == 1
+            text = text.replace(old, "\n".join(line[1:] for line in lines if line[0] in " +"))
+        path.write_text(text)
+        monkeypatch.syspath_prepend(folder)
+        plugin: WriterPlugin = importlib.import_module(module).WRITER
+        return plugin
+
+    def broken(plugin: WriterPlugin) -> dict[str, str]:
+        pair = Pair(plugin, registry().reader("prefix"))
+        results = [hold(pair, law) for law in LAWS.values()]
+        return {result.law: result.why for result in results if result.outcome == "broken"}
+
+    first = broken(changed("walked", changes[:1]))
+    assert first.keys() == four
+    told = first["empty-write"].replace("walked", "my-writer").splitlines()
+    assert "\n".join(told[:3]) in TEXT
+    assert broken(changed("strolled", changes)).keys() == {"order-free", "mergeable"}
+
+
+def test_the_printed_summary_is_todays() -> None:
+    """All laws but that of online writers hold for the template."""
+    assert f"memwrite laws: {len(LAWS) - 1} held, 1 n/a, 0 gap, 0 broken; 1 pair" in TEXT
+
+
+def test_the_table_of_kinds_is_the_codes() -> None:
     """Every shared kind is in the table with the tensor names of `KINDS`."""
-    from memwrite.state import KINDS
-
-    text = (ROOT / "CONTRIBUTING.md").read_text()
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", text, re.MULTILINE))
+    rows = table("Kinds of state")
     assert rows.keys() == KINDS.keys() - {"empty"}
     for kind, (required, _) in KINDS.items():
         assert all(re.search(rf"\b{name}\b", rows[kind]) for name in required if kind != "empty")
+
+
+def test_the_table_of_capabilities_is_the_codes() -> None:
+    """Every capability is in the table, with its law where that has another name."""
+    rows = table("Capabilities")
+    assert rows.keys() == set(get_args(Capability))
+    assert all(name in LAWS or f"`{name}-is-offline`" in row for name, row in rows.items())

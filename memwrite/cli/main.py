@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 import click
@@ -14,7 +15,27 @@ from memwrite.errors import MemwriteError
 
 
 class _Group(click.Group):
-    """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1."""
+    """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1.
+
+    Installed packages may bring further commands: entry points of the group "memwrite.commands", which
+    `MEMWRITE_NO_PLUGINS=1` leaves out. They are loaded when they are asked for.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_brought()})
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        own = super().get_command(ctx, name)
+        if own is not None or name not in _brought():
+            return own
+        point = _brought()[name]
+        try:
+            command: click.Command = point.load()
+        except Exception as error:
+            raise click.ClickException(
+                f"the command '{name}' of {point.dist.name if point.dist else 'a package'} could not be loaded: {type(error).__name__}: {error}"
+            ) from None
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         was, warnings.formatwarning = warnings.formatwarning, _sentence
@@ -43,6 +64,12 @@ class _Group(click.Group):
             sys.exit(130)
         finally:
             warnings.formatwarning = was
+
+
+def _brought() -> dict[str, EntryPoint]:
+    if os.environ.get("MEMWRITE_NO_PLUGINS") == "1":
+        return {}
+    return {point.name: point for point in entry_points(group="memwrite.commands")}
 
 
 def _sentence(

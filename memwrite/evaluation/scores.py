@@ -86,15 +86,19 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 
 def bits_recalled(exact: float, value_length: int) -> float:
+    """`fano_bits` about one value of so many characters, each of `ALPHABET`."""
+    return fano_bits(exact, len(ALPHABET) ** value_length)
+
+
+def fano_bits(exact: float, choices: int) -> float:
     """Bits that answers right with probability `exact` hold about one value, errors spread evenly (Fano).
 
     Args:
         exact: from 0 to 1; up to chance it is worth nothing.
-        value_length: characters, each of `ALPHABET`.
+        choices: values, all equally likely; at least 2.
     """
-    values = len(ALPHABET) ** value_length
-    if exact <= 1 / values:
+    if exact <= 1 / choices:
         return 0.0
     wrong = 1 - exact
-    lost = wrong * math.log2(wrong / (values - 1)) if wrong > 0 else 0.0
-    return math.log2(values) + exact * math.log2(exact) + lost
+    lost = wrong * math.log2(wrong / (choices - 1)) if wrong > 0 else 0.0
+    return math.log2(choices) + exact * math.log2(exact) + lost

@@ -1,0 +1,1 @@
+"""Commands that memwrite-specs adds to `memwrite`."""

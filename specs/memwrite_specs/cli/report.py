@@ -1,0 +1,29 @@
+"""Results as tables for documents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memwrite_specs.runner import Result
+
+MARKS = {"held": "✓", "n/a": "·", "gap": "gap", "broken": "✗"}
+
+
+def table(results: Sequence[Result]) -> str:
+    """A row for every law, a column for every pair, in Markdown; below it the reasons of the gaps."""
+    pairs = list(dict.fromkeys(result.pair for result in results))
+    laws = list(dict.fromkeys(result.law for result in results))
+    found = {(result.law, result.pair): result for result in results}
+    lines = [row("law", *pairs), row(*["---"] * (len(pairs) + 1))]
+    for law in laws:
+        marks = [MARKS[found[law, p].outcome] if (law, p) in found else "" for p in pairs]
+        lines.append(row(f"`{law}`", *marks))
+    lines += ["", "✓ held · not declared, so not bound"]
+    gaps = [r for r in results if r.outcome == "gap"]
+    lines += [f"- gap `{gap.law}` of {gap.pair}: {gap.why}" for gap in gaps]
+    return "\n".join(lines)
+
+
+def row(*cells: str) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"

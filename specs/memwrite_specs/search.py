@@ -1,0 +1,100 @@
+"""The search for a failure: how cases are drawn, and how long a smaller one is looked for."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from hypothesis import HealthCheck, Phase, Verbosity, settings
+
+#: Seconds spent on a smaller example after the first failure was found.
+SHRINKING = 15.0
+#: Seconds that one case may take.
+PATIENCE = 40.0
+
+
+class EnoughShrinking(BaseException):
+    """Ends a search; it passes through hypothesis, whose own limit is minutes."""
+
+
+class NoEnd(BaseException):
+    """A case takes too long; it passes through everything that catches exceptions."""
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """Raises NoEnd when what is within takes longer than PATIENCE.
+
+    In the main thread of systems with signals; elsewhere there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        raise NoEnd
+
+    begun = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, stop)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # somebody else's
+            signal.setitimer(
+                signal.ITIMER_REAL, max(left - time.monotonic() + begun, 0.01), interval
+            )
+
+
+@dataclass
+class Search:
+    """The smallest failure so far.
+
+    Attributes:
+        error: None while there is none.
+        drawn: the values it was found with, by name.
+    """
+
+    error: Exception | None = None
+    drawn: dict[str, str] = field(default_factory=dict)
+    _begun: float = 0.0
+
+    def note(self, error: Exception, drawn: Mapping[str, object]) -> None:
+        """A failure was found; raises EnoughShrinking when it is time to stop."""
+        words = {name: repr(value) for name, value in drawn.items()}
+        if self.error is None:
+            self._begun = time.monotonic()
+        if self.error is None or _size(words) <= _size(self.drawn):
+            self.error, self.drawn = error, words
+        self.limit()
+
+    def limit(self) -> None:
+        """Raises EnoughShrinking when it is time to stop."""
+        if self.error is not None and time.monotonic() - self._begun > SHRINKING:
+            raise EnoughShrinking
+
+
+def _size(words: Mapping[str, str]) -> int:
+    return sum(map(len, words.values()))
+
+
+def quiet(examples: int, steps: int = 1) -> settings:
+    """Settings that print nothing and keep nothing; the seed alone decides what is drawn."""
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        database=None,
+        derandomize=False,
+        phases=(Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        verbosity=Verbosity.quiet,
+        report_multiple_bugs=False,
+        print_blob=False,
+    )

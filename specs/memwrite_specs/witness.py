@@ -1,0 +1,140 @@
+"""Processes that share nothing with us but what they are told, and one that watches what it does itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from memwrite_specs.law import LawBroken
+
+_FORK = multiprocessing.get_context("fork")
+
+
+class Witness:
+    """A process forked here and now, which answers one question later: nothing that happens meanwhile reaches it.
+
+    Args:
+        answer: runs in that process; takes the question, gives tensors, and may raise LawBroken.
+        seconds: to wait for the answer.
+
+    Raises:
+        LawBroken: in `ask`, if `answer` raised; or if there was no answer in time.
+    """
+
+    def __init__(
+        self, answer: Callable[[bytes], Mapping[str, Tensor]], seconds: float = 120.0
+    ) -> None:
+        self._seconds = seconds
+        self._ours, theirs = _FORK.Pipe()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+            self._process = _FORK.Process(target=_serve, args=(theirs, answer))
+            self._process.start()
+        theirs.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._process.kill()
+        self._process.join()
+        self._ours.close()
+
+    def ask(self, question: bytes = b"") -> dict[str, Tensor]:
+        """The answer. No object crosses, only bytes."""
+        self._ours.send_bytes(question)
+        if not self._ours.poll(self._seconds):
+            raise LawBroken(f"another process gave no answer within {self._seconds:.0f} seconds")
+        try:
+            status, *rest = self._ours.recv_bytes()
+        except EOFError:
+            raise LawBroken("another process ended without an answer") from None
+        if status:
+            raise LawBroken(bytes(rest).decode())
+        return safetensors.torch.load(bytes(rest))
+
+
+def _serve(pipe: Connection, answer: Callable[[bytes], Mapping[str, Tensor]]) -> None:
+    torch.set_num_threads(1)  # the threads of the process we come from are not ours
+    try:
+        question = pipe.recv_bytes()
+    except EOFError:
+        return
+    try:
+        found = {name: t.detach().contiguous().clone() for name, t in answer(question).items()}
+        reply = b"\0" + safetensors.torch.save(found)
+    except LawBroken as error:
+        reply = b"\1" + str(error).encode()
+    except Exception as error:
+        reply = b"\1" + f"in another process: {type(error).__name__}: {error}".encode()
+    pipe.send_bytes(reply)
+
+
+_WATCHED = (
+    "os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.remove", "os.putenv", "os.unsetenv",
+    "os.utime", "os.setxattr", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn",
+    "os.chdir", "subprocess.Popen", "socket.connect", "socket.bind", "socket.sendto", "sqlite3.connect",
+    "shutil.copyfile", "mmap.__new__", "setopencodehook",
+)  # fmt: skip
+
+
+@contextmanager
+def watched(found: list[str]) -> Iterator[None]:
+    """Add to `found` what this process does to files, environment, network and other processes meanwhile.
+
+    For processes that are about to end: what watches cannot be taken away again.
+    """
+    watching = True
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        if not watching:
+            return
+        if event == "open":
+            path, _, flags = args
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                found.append(f"opened the file '{path}' for writing")
+        elif event in _WATCHED:
+            found.append(f"{event} {' '.join(str(arg)[:80] for arg in args[:2])}".strip())
+
+    before, place, written = dict(os.environ), os.getcwd(), _bytes_written()
+    threads = threading.active_count()
+    sys.addaudithook(hook)
+    try:
+        yield
+    finally:
+        watching = False
+        changed = {name for name, _ in set(before.items()) ^ set(os.environ.items())}
+        found += [f"changed the environment variable '{name}'" for name in sorted(changed)]
+        if os.getcwd() != place:
+            found.append("changed the working directory")
+        if threading.active_count() > threads:
+            found.append("started a thread that goes on")
+        if (more := _bytes_written() - written) and not found:
+            found.append(f"wrote {more} bytes somewhere")
+
+
+def _bytes_written() -> int:
+    """By this process so far, into files and pipes, whoever in it wrote them; 0 where the system does not say."""
+    try:
+        lines = Path("/proc/self/io").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("wchar")), 0)

@@ -1,0 +1,138 @@
+"""`memwrite check`, `memwrite laws` and `memwrite mutants`."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from memwrite_specs.laws import LAWS
+
+from memwrite.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(main, list(words))
+
+
+def test_a_writer_is_held_to_one_law() -> None:
+    done = run("check", "gradient", "--reader", "prefix", "--law", "capacity", "--law", "streaming")
+    assert done.exit_code == 0
+    assert "held    capacity" in done.output
+    assert "n/a     streaming: capability 'streaming' is not declared" in done.output
+    assert "2 laws: 1 held, 1 n/a, 0 gap, 0 broken" in done.output
+
+
+def test_a_reader_gets_a_trivial_writer() -> None:
+    done = run("check", "lora", "--law", "contract", "reader.params.alpha=4")
+    assert done.output.startswith("trivial-matrix + lora on tiny")
+    assert done.exit_code == 0
+
+
+def test_results_as_json() -> None:
+    done = run("check", "forward", "--law", "contract", "--json", "--seeds", "2")
+    (result,) = json.loads(done.stdout)
+    assert result["pair"] == "forward + prefix on tiny"
+    assert (result["law"], result["outcome"]) == ("contract", "held")
+
+
+def test_all_pairs_as_a_table() -> None:
+    done = run("check", "--all", "--law", "contract", "--law", "mergeable", "--markdown")
+    assert done.exit_code == 0
+    head, _, *rows = done.stdout.splitlines()
+    assert {"delta + lora on tiny", "gradient + prefix on tiny"} <= {
+        c.strip() for c in head.split("|")
+    }
+    assert rows[0].startswith("| `contract` | ✓ |")
+    assert rows[1].startswith("| `mergeable` | · |")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["gradiant"],
+            "no installed writer or reader is called 'gradiant' (did you mean 'gradient'?",
+        ),
+        (
+            ["gradient", "--law", "capasity"],
+            "no law is called 'capasity' (did you mean 'capacity'?",
+        ),
+        (["gradient", "--backbone", "lama"], "no backbone 'lama'"),
+        (["gradient", "--reader", "lora"], "reads matrix states, but writer 'gradient' emits"),
+        (["gradient", "writer.params.slots=0"], "slots must be at least 1"),
+        (["gradient", "slots=2"], "no key 'slots'"),
+        (["gradient", "writer.slots=2"], "an override of the writer is writer.params.KEY=VALUE"),
+        ([], "give either the NAME of a writer or reader, or --all"),
+        (["gradient", "--all"], "give either the NAME of a writer or reader, or --all"),
+        (["prefix", "--reader", "prefix"], "--reader goes with a writer"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(words: list[str], sentence: str) -> None:
+    done = run("check", *words)
+    assert done.exit_code == 2
+    assert sentence in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> dict[str, str]:
+    """An environment with an installed plugin that keeps its context in an attribute."""
+    (tmp_path / "stashing.py").write_text(
+        "from memwrite.plugins import hookimpl\n"
+        "from memwrite_specs.mutants import MUTANTS\n"
+        "@hookimpl\n"
+        "def memwrite_writers():\n"
+        "    return [MUTANTS['keeps-an-attribute'].pair.writer]\n"
+    )
+    info = tmp_path / "stashing-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stashing\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[memwrite]\nstashing = stashing\n")
+    return {**os.environ, "PYTHONPATH": str(tmp_path)}
+
+
+def test_a_broken_law_is_shown_and_ends_with_exit_code_1(broken: dict[str, str]) -> None:
+    words = [sys.executable, "-m", "memwrite", "check", "keeps-an-attribute", "--law", "purity"]
+    done = subprocess.run(words, env=broken, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "broken  purity" in done.stdout
+    assert "keeps-an-attribute + prefix on tiny breaks the law 'purity'" in done.stderr
+    assert "changed KeepsAnAttribute.['stash']" in done.stderr
+    repeat = "memwrite check keeps-an-attribute --reader prefix --law purity --seed 0"
+    assert f"repeat: {repeat}" in done.stderr
+
+
+def test_the_laws_are_listed_with_what_they_say() -> None:
+    assert json.loads(run("laws", "--json").stdout) == {n: law.statement for n, law in LAWS.items()}
+    assert run("laws").stdout.startswith("contract\n    A state is what the plugin declares")
+
+
+def test_the_documents_list_every_law_as_it_stands() -> None:
+    table = run("laws", "--markdown").stdout.strip()
+    assert table in (ROOT / "docs" / "laws.md").read_text()
+
+
+def test_mutants_as_a_matrix() -> None:
+    names = ["grows", "keeps-a-file"]
+    done = run("mutants", *names, "--own")
+    assert done.exit_code == 0
+    assert "killed  grows by capacity" in done.output
+    assert "2 of 2 mutants killed by their laws" in done.output
+    table = run("mutants", "keeps-a-file", "--own", "--markdown").stdout
+    assert table.splitlines()[2].count("**✗**") == 1
+    assert "no mutant is called 'grow' (did you mean 'grows'?" in run("mutants", "grow").stderr
+
+
+def test_without_plugins_there_are_no_further_commands() -> None:
+    environment = {**os.environ, "MEMWRITE_NO_PLUGINS": "1"}
+    words = [shutil.which("memwrite", path=str(Path(sys.executable).parent)) or "memwrite", "check"]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    assert "No such command 'check'" in done.stderr
