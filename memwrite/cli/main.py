@@ -28,13 +28,10 @@ class _Group(click.Group):
         own = super().get_command(ctx, name)
         if own is not None or name not in _brought():
             return own
-        point = _brought()[name]
         try:
-            command: click.Command = point.load()
+            command: click.Command = _brought()[name].load()
         except Exception as error:
-            raise click.ClickException(
-                f"the command '{name}' of {point.dist.name if point.dist else 'a package'} could not be loaded: {type(error).__name__}: {error}"
-            ) from None
+            return _broken(name, error)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -64,6 +61,20 @@ class _Group(click.Group):
             sys.exit(130)
         finally:
             warnings.formatwarning = was
+
+
+def _broken(name: str, error: Exception) -> click.Command:
+    """In place of a command that could not be loaded, so that only who calls it is told."""
+    sentence = f"the command '{name}' could not be loaded: {type(error).__name__}: {error}"
+
+    def tell(**_: object) -> None:
+        raise click.ClickException(" ".join(sentence.split()))
+
+    anything = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
+    settings = {"ignore_unknown_options": True}
+    return click.Command(
+        name, settings, tell, [anything], short_help="(broken)", add_help_option=False
+    )
 
 
 def _brought() -> dict[str, EntryPoint]:

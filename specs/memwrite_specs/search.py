@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, Verbosity, settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 #: Seconds spent on a smaller example after the first failure was found.
 SHRINKING = 15.0
@@ -82,6 +85,11 @@ class Search:
 
 def _size(words: Mapping[str, str]) -> int:
     return sum(map(len, words.values()))
+
+
+def keep_notes_elsewhere() -> None:
+    """Hypothesis keeps notes in the working directory; for this process, in the place for temporary files instead."""
+    set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "memwrite-specs")
 
 
 def quiet(examples: int, steps: int = 1) -> settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -129,10 +128,3 @@ def test_mutants_as_a_matrix() -> None:
     table = run("mutants", "keeps-a-file", "--own", "--markdown").stdout
     assert table.splitlines()[2].count("**✗**") == 1
     assert "no mutant is called 'grow' (did you mean 'grows'?" in run("mutants", "grow").stderr
-
-
-def test_without_plugins_there_are_no_further_commands() -> None:
-    environment = {**os.environ, "MEMWRITE_NO_PLUGINS": "1"}
-    words = [shutil.which("memwrite", path=str(Path(sys.executable).parent)) or "memwrite", "check"]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert "No such command 'check'" in done.stderr

@@ -52,7 +52,9 @@ def check(
     who declare a capability), a gap (known to be broken, with a reason), or broken.
     """
     from memwrite_specs.cli.report import table
+    from memwrite_specs.search import keep_notes_elsewhere
 
+    keep_notes_elsewhere()
     pairs = _pairs(name, overrides, everything, reader, backbone)
     quiet = as_json or markdown
     results: list[Result] = []

@@ -28,7 +28,9 @@ def mutants(names: tuple[str, ...], own: bool, as_json: bool, markdown: bool) ->
     from memwrite.progress import show_progress, track
     from memwrite_specs.laws import LAWS
     from memwrite_specs.mutants import MUTANTS
+    from memwrite_specs.search import keep_notes_elsewhere
 
+    keep_notes_elsewhere()
     for name in names:
         if name not in MUTANTS:
             raise ConfigError(f"no mutant is called '{name}' ({did_you_mean(name, MUTANTS)})")
