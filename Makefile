@@ -35,6 +35,7 @@ tests: install
 soak: export OMP_NUM_THREADS := 1
 soak: install
 	$(BIN)/pytest -n 2 --hypothesis-profile=soak
+	$(BIN)/memwrite check --all --seeds 50
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache

@@ -273,12 +273,12 @@ class TransformersBackbone:
         # Not of the model's config: layers with a window would drop the keys that are beyond it.
         return CorrectedCache()
 
-    @staticmethod
-    def _fill(cache: Any, past: KeyValues | None) -> None:
+    def _fill(self, cache: Any, past: KeyValues | None) -> None:
         # A layer without slots would not be repeated for beams.
         if past is not None and past.mask.shape[1]:
-            for layer in range(past.keys.shape[1]):
-                cache.update(past.keys[:, layer], past.values[:, layer], layer)
+            keys, values = (t.to(self.info.dtype) for t in (past.keys, past.values))
+            for layer in range(keys.shape[1]):
+                cache.update(keys[:, layer], values[:, layer], layer)
 
 
 @contextmanager

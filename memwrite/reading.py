@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from memwrite.windows import without_holes
 
 def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Tokens) -> ReadOutput:
     """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
+    conditioning = _without_empty_prefix(conditioning)
     packed, order = query.flat().pack()
     copies = _copies(query)
     _warn_beyond_window(backbone, conditioning, packed.ids.shape[1])
@@ -46,8 +48,15 @@ def generate(
     options: Mapping[str, Any],
 ) -> Tensor:
     """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
+    conditioning = _without_empty_prefix(conditioning)
     with evaluating(backbone.model):
         return _generate(backbone, conditioning, query, options)
+
+
+def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
+    """A prefix of no vectors has no last position to predict from, and is none."""
+    prefix = conditioning.prefix
+    return conditioning if prefix is None or prefix.shape[1] else replace(conditioning, prefix=None)
 
 
 @contextmanager

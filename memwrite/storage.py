@@ -23,7 +23,9 @@ from memwrite.state import MemoryState, StateSpec
 FORMAT = 1
 MAX_HEADER = 1 << 20
 _UNSEALED = b"0" * 64
-_DTYPES = ("float32", "float64", "bfloat16", "float16")
+_DTYPES = (
+    "float32", "float64", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ from torch import Tensor
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError
-from memwrite.protocols import Conditioning
+from memwrite.protocols import Conditioning, KeyValues
 from memwrite.readers import KeyValueReader
-from memwrite.reading import read
+from memwrite.reading import generate, read
 
 
 @each_backbone
@@ -165,3 +166,31 @@ def test_checkpointing_never_drops_keys_and_values_in_silence(family: str) -> No
     assert torch.equal(memory.read(state, Tokens.from_rows([[1, 2]])).logits, expected)
     with pytest.raises(ConfigError, match="checkpointing"):
         memory.train().read(state, Tokens.from_rows([[1, 2]]))
+
+
+@each_backbone
+def test_a_prefix_of_no_vectors_is_none(family: str, attention: str) -> None:
+    memory = reader_only(KeyValueReader(), described(family, attention))
+    query = Tokens.from_rows([[1, 2, 3], [4]])
+    empty = Conditioning(prefix=torch.zeros(2, 0, 32, dtype=torch.float64))
+    found, expected = (read(memory.backbone, c, query) for c in (empty, Conditioning()))
+    assert found.first is None
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0)
+    new = [
+        generate(memory.backbone, c, query, {"max_new_tokens": 3}) for c in (empty, Conditioning())
+    ]
+    assert torch.equal(*new)
+
+
+def test_a_memory_in_float32_is_read_by_a_model_of_half_precision() -> None:
+    """Keys and values of a reader of one's own, too."""
+    memory = reader_only(KeyValueReader(), described("llama", dtype="bfloat16"))
+    info = memory.backbone.info
+    shape = (2, info.layers, info.kv_heads, 3, info.head_dim)
+    keys, values = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    past = KeyValues(keys, values, torch.ones(2, 3, dtype=torch.bool), torch.full((2,), 3))
+    query = Tokens.from_rows([[1, 2], [3]])
+    found = read(memory.backbone, Conditioning(key_values=past), query).logits
+    half = replace(past, keys=keys.bfloat16(), values=values.bfloat16())
+    expected = read(memory.backbone, Conditioning(key_values=half), query).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)

@@ -68,8 +68,8 @@ class Case:
         return value
 
     def lists(self, name: str = "context", rows: int | None = None) -> list[list[int]]:
-        """Token ids of contexts, each of at least one token; `rows` of them, or 2 to 3."""
-        sizes = (2, 3) if rows is None else (rows, rows)
+        """Token ids of contexts, each of at least one token; `rows` of them, or 2 to 5."""
+        sizes = (2, 5) if rows is None else (rows, rows)
         return self.draw(name, st.lists(row, min_size=sizes[0], max_size=sizes[1]))
 
     def context(self, name: str = "context", rows: int | None = None) -> Tokens:

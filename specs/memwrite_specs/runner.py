@@ -16,6 +16,7 @@ from memwrite_specs.case import Case
 from memwrite_specs.law import Law, LawBroken, Outcome
 from memwrite_specs.pair import Pair
 from memwrite_specs.search import EnoughShrinking, NoEnd, Search, patience, quiet
+from memwrite_specs.witness import NoAnswer, Witness
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,11 @@ def hold(
         return Result(str(pair), law.name, outcome, why, example or {}, seconds)
 
     try:
-        reason = law.binds(Case(pair, start))
+        lives(pair)
+        with patience():
+            reason = law.binds(Case(pair, start))
+    except NoEnd:
+        return result("broken", report(pair, law, _too_long(), {}, repeat))
     except Exception as error:
         return result("broken", report(pair, law, error, {}, repeat))
     if reason is not None:
@@ -118,12 +123,48 @@ class _TookTooLong(LawBroken):
     """Nobody waits for a smaller example of this."""
 
 
+def _too_long() -> _TookTooLong:
+    return _TookTooLong(f"no end within {limits.PATIENCE:.0f} seconds")
+
+
 def _tried_once(law: Law, case: Case) -> None:
     try:
         with patience():
             law.body(case)
     except NoEnd:
-        raise _TookTooLong(f"no end within {limits.PATIENCE:.0f} seconds") from None
+        raise _too_long() from None
+    except SystemExit as error:
+        raise LawBroken(f"it ends the program (SystemExit: {error})") from None
+
+
+_fates: dict[str, NoAnswer | None] = {}
+
+
+def lives(pair: Pair) -> None:
+    """Write and read once in another process, before any law is tried in this one; once for each pair.
+
+    Raises:
+        NoAnswer: that process ended, or did not come to an end.
+    """
+    key = repr(pair)
+    if key not in _fates:
+        _fates[key] = None
+        try:
+            with Witness(lambda _: _tried_alone(pair), seconds=limits.PATIENCE) as witness:
+                witness.ask()
+        except NoAnswer as error:
+            _fates[key] = error
+        except LawBroken:
+            pass  # the laws will say so
+    if (fate := _fates[key]) is not None:
+        raise fate
+
+
+def _tried_alone(pair: Pair) -> dict[str, Any]:
+    case = Case(pair, 0)
+    tokens = case.tokens([case.secret(8), case.secret(3)])
+    case.read(case.write(tokens), case.question(2))
+    return {}
 
 
 def report(pair: Pair, law: Law, error: Exception, drawn: Mapping[str, str], repeat: str) -> str:
@@ -137,7 +178,11 @@ def report(pair: Pair, law: Law, error: Exception, drawn: Mapping[str, str], rep
 
 
 def _found(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    try:
+        text = " ".join(str(error).split())
+    except Exception:
+        text = "(its message cannot be shown)"
+    text = text.encode("utf-8", "backslashreplace").decode()
     if isinstance(error, LawBroken):
         return text
     frames = traceback.extract_tb(error.__traceback__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,10 @@ from memwrite_specs.law import LawBroken
 _FORK = multiprocessing.get_context("fork")
 
 
+class NoAnswer(LawBroken):
+    """The other process ended, or took too long."""
+
+
 class Witness:
     """A process forked here and now, which answers one question later: nothing that happens meanwhile reaches it.
 
@@ -31,7 +36,8 @@ class Witness:
         seconds: to wait for the answer.
 
     Raises:
-        LawBroken: in `ask`, if `answer` raised; or if there was no answer in time.
+        LawBroken: in `ask`, if `answer` raised.
+        NoAnswer: in `ask`, if there was none in time.
     """
 
     def __init__(
@@ -62,11 +68,11 @@ class Witness:
         """The answer. No object crosses, only bytes."""
         self._ours.send_bytes(question)
         if not self._ours.poll(self._seconds):
-            raise LawBroken(f"another process gave no answer within {self._seconds:.0f} seconds")
+            raise NoAnswer(f"another process gave no answer within {self._seconds:.0f} seconds")
         try:
             status, *rest = self._ours.recv_bytes()
         except EOFError:
-            raise LawBroken("another process ended without an answer") from None
+            raise NoAnswer("another process ended without an answer") from None
         if status:
             raise LawBroken(bytes(rest).decode())
         return safetensors.torch.load(bytes(rest))
@@ -82,23 +88,25 @@ def _serve(pipe: Connection, answer: Callable[[bytes], Mapping[str, Tensor]]) ->
         found = {name: t.detach().contiguous().clone() for name, t in answer(question).items()}
         reply = b"\0" + safetensors.torch.save(found)
     except LawBroken as error:
-        reply = b"\1" + str(error).encode()
+        reply = b"\1" + str(error).encode(errors="backslashreplace")
     except Exception as error:
-        reply = b"\1" + f"in another process: {type(error).__name__}: {error}".encode()
+        sentence = f"in another process: {type(error).__name__}: {error}"
+        reply = b"\1" + sentence.encode(errors="backslashreplace")
     pipe.send_bytes(reply)
 
 
-_WATCHED = (
-    "os.mkdir", "os.rename", "os.link", "os.symlink", "os.truncate", "os.remove", "os.putenv", "os.unsetenv",
-    "os.utime", "os.setxattr", "os.system", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.spawn",
-    "os.chdir", "subprocess.Popen", "socket.connect", "socket.bind", "socket.sendto", "sqlite3.connect",
-    "shutil.copyfile", "mmap.__new__", "setopencodehook",
+#: Audit events of Python itself, and of reading; any other one is something that a memory has no business with.
+_HARMLESS = (
+    "open", "import", "compile", "exec", "marshal.", "object.__", "sys._getframe", "code.__new__", "function.__new__",
+    "builtins.id", "gc.", "os.listdir", "os.scandir", "cpython.", "sys.unraisablehook", "sys.excepthook", "array.__new__",
+    "pickle.find_class", "os.walk", "os.fwalk", "glob.",
 )  # fmt: skip
 
 
 @contextmanager
-def watched(found: list[str]) -> Iterator[None]:
-    """Add to `found` what this process does to files, environment, network and other processes meanwhile.
+def watched(found: list[str], secrets: list[str]) -> Iterator[None]:
+    """Add to `found` what this process does to files, environment, network and other processes meanwhile, and whether it
+    prints one of `secrets`; anything else it may print.
 
     For processes that are about to end: what watches cannot be taken away again.
     """
@@ -111,24 +119,33 @@ def watched(found: list[str]) -> Iterator[None]:
             path, _, flags = args
             if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
                 found.append(f"opened the file '{path}' for writing")
-        elif event in _WATCHED:
-            found.append(f"{event} {' '.join(str(arg)[:80] for arg in args[:2])}".strip())
+        elif not event.startswith(_HARMLESS):
+            found.append(f"did {event} {' '.join(str(arg)[:80] for arg in args[:2])}".strip())
 
-    before, place, written = dict(os.environ), os.getcwd(), _bytes_written()
-    threads = threading.active_count()
-    sys.addaudithook(hook)
-    try:
-        yield
-    finally:
-        watching = False
-        changed = {name for name, _ in set(before.items()) ^ set(os.environ.items())}
-        found += [f"changed the environment variable '{name}'" for name in sorted(changed)]
-        if os.getcwd() != place:
-            found.append("changed the working directory")
-        if threading.active_count() > threads:
-            found.append("started a thread that goes on")
-        if (more := _bytes_written() - written) and not found:
-            found.append(f"wrote {more} bytes somewhere")
+    with tempfile.TemporaryFile() as printed:
+        for descriptor in (1, 2):
+            os.dup2(printed.fileno(), descriptor)
+        sys.stdout = sys.stderr = open(1, "w", closefd=False)  # noqa: SIM115
+        before, place, written = dict(os.environ), os.getcwd(), _bytes_written()
+        threads = threading.active_count()
+        sys.addaudithook(hook)
+        try:
+            yield
+        finally:
+            watching = False
+        sys.stdout.flush()
+        said = os.pread(printed.fileno(), os.fstat(printed.fileno()).st_size, 0)
+        more = _bytes_written() - written - len(said)
+    changed = {name for name, _ in set(before.items()) ^ set(os.environ.items())}
+    found += [f"changed the environment variable '{name}'" for name in sorted(changed)]
+    if os.getcwd() != place:
+        found.append("changed the working directory")
+    if threading.active_count() > threads:
+        found.append("started a thread that goes on")
+    if any(secret.encode() in said for secret in secrets):
+        found.append("printed the context")
+    if more > 0 and not found:
+        found.append(f"wrote {more} bytes somewhere")
 
 
 def _bytes_written() -> int:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import strategies as st
 from memwrite_specs import LAWS, search
 from memwrite_specs.binding import bind, pair_of
+from memwrite_specs.knowledge import knowledge
 from memwrite_specs.law import Law, LawBroken
 from memwrite_specs.mutants import MUTANTS
 from memwrite_specs.pair import Pair
-from memwrite_specs.remains import knowledge
 from memwrite_specs.runner import hold
 from memwrite_specs.trivial import READERS, WRITERS
 from memwrite_specs.witness import Witness

@@ -11,11 +11,14 @@ from memwrite.state import Tokens
 from memwrite_specs.case import IDS, Case, row
 from memwrite_specs.law import law
 
+longer = st.lists(st.integers(0, IDS - 1), min_size=1, max_size=30)
+
 
 @law()
 def batch_invariance(case: Case) -> None:
     """A row's state and logits are those of its context alone, whatever stands in the other rows."""
-    first = case.lists("first")
+    few, many = st.lists(row, min_size=2, max_size=4), st.lists(longer, min_size=6, max_size=8)
+    first = case.draw("first", st.one_of(few, many))
     second = case.draw("second", st.lists(row, min_size=len(first), max_size=len(first)))
     both = case.write(case.tokens(first))
     states = [both, case.write(case.tokens(second), both)]
@@ -72,6 +75,57 @@ def padding_invariance(case: Case) -> None:
 
 def _filled(items: list[Any], width: int, filler: Any) -> list[Any]:
     return items + [filler] * (width - len(items))
+
+
+@law(examples=6)
+def losses(case: Case) -> None:
+    """A loss is a finite number for each row, which depends on that row alone; traces are detached, and their size does
+    not depend on the context."""
+    lists = case.lists()
+    tokens = case.tokens(lists)
+    memory = case.memory
+    with torch.no_grad():
+        written = memory.write(tokens)
+        longer = memory.write(case.tokens([ids * 2 for ids in lists]))
+        alone = [memory.write(case.tokens([ids])).losses for ids in lists]
+    for name, loss in written.losses.items():
+        case.require(
+            loss.shape == (len(lists),), f"loss '{name}' has the shape {tuple(loss.shape)}"
+        )
+        case.require(bool(loss.isfinite().all()), f"loss '{name}' is not finite")
+        case.same(f"loss '{name}'", loss, torch.cat([found[name] for found in alone]))
+    memory.train()
+    trained = memory.write(tokens).trace
+    memory.eval()
+    for name, trace in trained.items():
+        case.require(not trace.requires_grad, f"trace '{name}' holds a graph")
+        sizes = tuple(written.trace[name].shape), tuple(longer.trace[name].shape)
+        case.require(
+            sizes[0] == sizes[1],
+            f"trace '{name}' has the shape {sizes[0]}, or of more tokens {sizes[1]}",
+        )
+
+
+@law(examples=4)
+def generation(case: Case) -> None:
+    """Text is generated as it is read: greedy continuations are the first choices of READ, token by token."""
+    state = case.write(case.context(rows=2))
+    ids = case.draw("query", row)
+    found = case.memory.generate(state, Tokens.from_rows([ids] * 2), max_new_tokens=4)
+    end = case.memory.backbone.info.end
+    for i in range(2):
+        single = state if state.batch_size is None else state.rows(torch.tensor([i]))
+        text = list(ids)
+        for new in found[i].tolist():
+            if new == end:
+                break
+            scores = case.read(single, Tokens.from_rows([text]))[0, -1]
+            gap = float(scores.max() - scores[new])
+            case.require(
+                gap <= case.tolerance * max(1.0, float(scores.abs().max())),
+                f"token {len(text) - len(ids)} generated from row {i} is {new}, read is {int(scores.argmax())}",
+            )
+            text.append(new)
 
 
 @law()

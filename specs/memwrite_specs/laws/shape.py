@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -47,17 +48,22 @@ def contract(case: Case) -> None:
             f"the state of {what} carries more than tensors: {sorted(vars(state))}",
         )
         case.require(
-            type(state.spec) is StateSpec and (state.spec == spec or not spec.bounded),
-            f"{what} gives {state.spec}, declared is {spec}",
+            state.spec == spec or not spec.bounded, f"{what} gives {state.spec}, declared is {spec}"
         )
-        held = {"the tensors": state.tensors, "the spec's shapes": state.spec.shapes}
-        held |= {f"tensor '{name}'": tensor for name, tensor in state.tensors.items()}
-        for part, thing in held.items():
-            extra = sorted(getattr(thing, "__dict__", {}))
-            case.require(not extra, f"{part} of {what} carry the attributes {extra}")
-        for name, tensor in state.tensors.items():
-            kind = type(tensor)
-            case.require(kind is torch.Tensor, f"'{name}' of {what} is a {kind.__name__}")
+        plain = {
+            "the spec": (state.spec, StateSpec, {field.name for field in fields(StateSpec)}),
+            "the spec's kind": (state.spec.kind, str, set()),
+            "the spec's shapes": (state.spec.shapes, dict, set()),
+            "the mapping of tensors": (state.tensors, dict, set()),
+            **{f"tensor '{n}'": (t, torch.Tensor, set()) for n, t in state.tensors.items()},
+        }
+        for part, (thing, kind, names) in plain.items():
+            extra = sorted(getattr(thing, "__dict__", {}).keys() - names)
+            case.require(not extra, f"{part} of {what} carries the attributes {extra}")
+            found = type(thing).__name__
+            case.require(type(thing) is kind, f"{part} of {what} is a {found}, no {kind.__name__}")
+        grads = [name for name, t in state.tensors.items() if t.is_leaf and t.grad is not None]
+        case.require(not grads, f"tensors {grads} of {what} carry gradients")
     empty = memory.writer.init(3)
     for row in range(1, 3):
         index = torch.tensor([row])

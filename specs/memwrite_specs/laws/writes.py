@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from itertools import pairwise
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from memwrite import reading
 from memwrite.protocols import Pass
 from memwrite.state import MemoryState, Tokens
 from memwrite_specs.case import Case, row
+from memwrite_specs.knowledge import knowledge
 from memwrite_specs.law import law
-from memwrite_specs.remains import knowledge
 
 
 @law()
@@ -69,10 +71,16 @@ def determinism(case: Case) -> None:
         case.write(case.tokens([[seed + 70, 71], [72]]))
     case.same("the state of a second write", found[1][0], found[0][0])
     case.same("the logits of a second read", found[1][1], found[0][1])
+    state, query = found[0][0], case.question(found[0][0].batch_size or 2)
+    conditioning = case.memory.reader.condition(state)
+    with torch.no_grad():
+        first, again = (reading.read(case.memory.backbone, conditioning, query) for _ in range(2))
+    case.same("the logits of one conditioning, read again", again.logits, first.logits)
 
 
 def _remembers_nothing(case: Case) -> str | None:
-    return "the state has no tensors" if not case.memory.writer.spec.shapes else None
+    spec = case.memory.writer.spec
+    return "its state has no room for anything" if spec.bounded and not spec.floats else None
 
 
 @law(examples=1, binds=_remembers_nothing)
@@ -106,10 +114,13 @@ def purity(case: Case) -> None:
     backbone = memory.backbone
     known = []
     # Of the same shape, so that what is kept for a shape is allowed. The first is there to fill it.
-    for shift in (0, 1, 2):
-        tokens = case.tokens([[(i * 7 + 31 * shift) % 256 for i in ids] for ids in lists])
-        state = case.write(tokens)
-        case.read(state, tokens.map(lambda t: t))
+    for turn in range(3):
+        tokens = case.tokens([[(i * 7 + 31 * turn) % 256 for i in ids] for ids in lists])
+        for training in (True, False):
+            memory.train(training)
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                state = memory.write(tokens).state
+                memory.read(state, tokens)
         known.append(
             knowledge(memory.writer, memory.reader, skip=(backbone, backbone.model, memory))
         )
@@ -125,28 +136,34 @@ def backbone_untouched(case: Case) -> None:
     context = case.context(rows=2)
     for training in (False, True):
         memory = case.pair.memory().train(training)
+        memory.model.requires_grad_(training)
         with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(training):
             torch.manual_seed(case.seed + 1)  # not what a write would set it to
-            before = _settings(memory.backbone)
+            before = _settings(memory.backbone, dropout=training)
             state = memory.write(context).state
             memory.read(state, case.question(2))
-            after = _settings(memory.backbone)
+            after = _settings(memory.backbone, dropout=training)
         changed = sorted(
             path for path in {**before, **after} if before.get(path) != after.get(path)
         )
         case.require(not changed, f"a write or read changed {', '.join(changed[:3])}")
 
 
-def _settings(backbone: Any) -> dict[str, str]:
-    """Everything of the language model and of the process that a memory could change."""
+def _settings(backbone: Any, dropout: bool) -> dict[str, str]:
+    """Everything of the language model and of the process that a memory could change; dropout draws numbers."""
+    drawn = "" if dropout else str(hash(torch.get_rng_state().numpy().tobytes()))
     ours = {
-        "torch's random state": str(hash(torch.get_rng_state().numpy().tobytes())),
+        "torch's random state": drawn,
         "Python's random state": str(hash(random.getstate())),
         "numpy's random state": str(np.random.get_state()),
         "grad mode": str(torch.is_grad_enabled()),
         "default dtype": str(torch.get_default_dtype()),
         "threads": str(torch.get_num_threads()),
         "deterministic algorithms": str(torch.are_deterministic_algorithms_enabled()),
+        "matmul precision": torch.get_float32_matmul_precision(),
+        "anomaly mode": str(torch.is_anomaly_enabled()),
+        "numpy's handling of errors": str(np.geterr()),
+        "the garbage collector": str(gc.isenabled()),
         "the model's config": str(sorted(map(str, vars(backbone.model.config).items()))),
         "the backbone's attributes": str(sorted(vars(backbone))),
         "the tokenizer's attributes": str(sorted(vars(backbone.codec))),

@@ -112,6 +112,24 @@ class NeedsGradMode(Bag):
         return self.added(state, self.sums(context) * (1 + torch.is_inference_mode_enabled()))
 
 
+@breaks("losses")
+class AveragesItsLoss(Bag):
+    """Gives every row the mean loss of the batch."""
+
+    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+        written = super().write(state, context)
+        size = written.state["memory"].square().mean()
+        return Written(written.state, {"size": size.expand(context.ids.shape[0])})
+
+
+@breaks("losses")
+class TracesTheContext(Bag):
+    """Hands the context out as its trace."""
+
+    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+        return Written(super().write(state, context).state, {}, {"ids": context.ids.T})
+
+
 class IdsReader(nn.Module):
     """Prepends the embeddings of ids, as floats that a healthy memory would have made of them."""
 

@@ -70,6 +70,17 @@ class MixesQueries(LinearReader):
         return {"o": found + found.mean(0, keepdim=True)}
 
 
+@reads_wrongly("generation", kind="matrix")
+class CountsPositions(LinearReader):
+    """Corrects by the place in what it is given, which is another one in every step of generation."""
+
+    def _additions(self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+        found = super()._additions(layer, tensors, hidden)["o"]
+        assert isinstance(found, Tensor)
+        place = torch.arange(1, hidden.shape[1] + 1, dtype=found.dtype)
+        return {"o": found * place[:, None] ** 2}
+
+
 @reads_wrongly("purity")
 class CachesTheState(_Prefix):
     """Keeps the last state on itself."""

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,30 @@ class KeepsABuffer(Stash):
     def keep(self, context: Tokens) -> None:
         new = self.backbone.embed(context.ids).float().mean((0, 1)).detach()
         self.mean = self.mean.lerp(new, 0.1)
+
+
+@breaks("purity")
+class KeepsStatistics(Stash):
+    """Has a batch norm, which follows what it sees in training."""
+
+    def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.norm = torch.nn.BatchNorm1d(backbone.info.hidden_size, dtype=self.dtype)
+
+    def keep(self, context: Tokens) -> None:
+        self.norm(self.backbone.embed(context.ids).to(self.dtype).flatten(0, 1))
+
+
+@breaks("purity")
+class KeepsItsOwnGenerator(Stash):
+    """Seeds a random generator of its own with the context."""
+
+    def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.random = torch.Generator()
+
+    def keep(self, context: Tokens) -> None:
+        self.random.manual_seed(int(context.ids.sum()))
 
 
 @breaks("purity")
@@ -152,6 +177,14 @@ class KeepsABufferOfTheModel(Stash):
     def keep(self, context: Tokens) -> None:
         model: Any = self.backbone.model  # type: ignore[attr-defined]
         model.register_buffer("stash", context.ids.clone(), persistent=False)
+
+
+@breaks("nothing-left-behind")
+class KeepsItPacked(Stash):
+    """Keeps the context compressed, in an object of another package."""
+
+    def keep(self, context: Tokens) -> None:
+        vars(torch.nn)["mutant_packed"] = zlib.compress(str(context.ids.tolist()).encode())
 
 
 @breaks("backbone-untouched")
