@@ -7,6 +7,7 @@ import gc
 import hashlib
 import mmap
 import types
+import weakref
 from collections.abc import Iterable
 from contextvars import Context
 from itertools import count
@@ -18,6 +19,12 @@ from torch import Tensor
 
 _BUFFERS = (bytearray, array.array, mmap.mmap)
 _RUNNING = (types.FrameType, types.GeneratorType, types.CoroutineType)
+#: What holds the same for ever, or in another object: looking at all of them would double the time.
+_FIXED = {
+    tuple, frozenset, type, property, staticmethod, classmethod, weakref.ref, types.FunctionType,
+    types.BuiltinFunctionType, types.MethodType, types.ModuleType, types.CodeType, types.MethodDescriptorType,
+    types.WrapperDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType, types.ClassMethodDescriptorType,
+}  # fmt: skip
 
 
 class Heap:
@@ -30,7 +37,8 @@ class Heap:
         gc.callbacks.clear()  # those who count collections would be counted among what has changed
         gc.collect()
         # Not frames, which come and go, nor what this class is made of.
-        self._old = [thing for thing in gc.get_objects() if type(thing) not in _RUNNING]
+        passed = _FIXED.union(_RUNNING)
+        self._old = [thing for thing in gc.get_objects() if type(thing) not in passed]
         self._held = {id(thing): _held(thing) for thing in self._old}
         self._contexts = _values(_contexts(self._old))
         gc.freeze()

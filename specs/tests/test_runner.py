@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +18,7 @@ from memwrite_specs.law import Law, LawBroken
 from memwrite_specs.mutants import MUTANTS
 from memwrite_specs.pair import Pair
 from memwrite_specs.runner import hold
-from memwrite_specs.trivial import READERS, WRITERS
+from memwrite_specs.trivial import READERS, WRITERS, BagWriter
 from memwrite_specs.witness import Witness
 
 from memwrite.errors import IncompatiblePair, PluginNotFound
@@ -78,6 +82,59 @@ def test_a_law_that_never_ends_is_broken(monkeypatch: pytest.MonkeyPatch) -> Non
     assert result.outcome == "broken"
     assert "no end within" in result.why
     assert result.seconds < 3
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (lambda: os._exit(0), "another process ended without an answer"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), "another process ended without an answer"),
+        (lambda: sys.exit(0), "another process ended without an answer"),
+        (lambda: time.sleep(60), "no answer within"),
+    ],
+    ids=["exit", "crash", "sys-exit", "hang"],
+)
+def test_a_writer_that_ends_or_holds_up_the_process_is_broken(
+    monkeypatch: pytest.MonkeyPatch, end, words: str
+) -> None:
+    """By the first law already, and this process goes on."""
+    monkeypatch.setattr(search, "PATIENCE", 1.0)
+
+    class Ends(BagWriter):
+        def write(self, state, context, /):
+            end()
+            return super().write(state, context)
+
+    pair = Pair(replace(WRITERS["prefix"], name=f"ends-{id(end)}", build=Ends), READERS["prefix"])
+    result = hold(pair, LAWS["contract"])
+    assert result.outcome == "broken"
+    assert words in result.why
+
+
+def test_a_law_in_which_the_program_is_ended_is_broken() -> None:
+    def law(case) -> None:
+        """It goes on."""
+        sys.exit(0)
+
+    assert "it ends the program" in hold(HEALTHY, made(law, examples=1)).why
+    assert "it ends the program" in hold(HEALTHY, made(law)).why
+
+
+def test_errors_that_cannot_be_shown_are_reported() -> None:
+    class Unspeakable(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def law(case) -> None:
+        """It says what is wrong."""
+        raise Unspeakable
+
+    def surrogate(case) -> None:
+        """It says what is wrong."""
+        raise ValueError("\udc80")
+
+    assert "its message cannot be shown" in hold(HEALTHY, made(law)).why
+    assert hold(HEALTHY, made(surrogate)).why.encode()
 
 
 def test_a_failure_that_does_not_come_back_is_one_all_the_same() -> None:
