@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import sys
@@ -79,6 +80,7 @@ class Witness:
 
 
 def _serve(pipe: Connection, answer: Callable[[bytes], Mapping[str, Tensor]]) -> None:
+    faulthandler.disable()  # whoever waits for us is told of a crash
     torch.set_num_threads(1)  # the threads of the process we come from are not ours
     try:
         question = pipe.recv_bytes()
