@@ -99,56 +99,53 @@ class GivesWrongGradients(Bag):
         return self.added(state, _Scaled.apply(self.sums(context)))  # type: ignore[no-untyped-call]
 
 
+class Outer(OuterWriter):
+    """The healthy online writer, with places to break it at."""
+
+    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
+        """What a scan starts from."""
+        return state, write
+
+    def found(self, done: Scanned, queries: Tensor | None) -> Scanned:
+        """What a scan gives back."""
+        return done
+
+    def scan(
+        self,
+        layer: int,
+        hidden: Tensor,
+        mask: Tensor | None,
+        segments: Tensor | None,
+        queries: Tensor | None,
+        state: Mapping[str, Tensor],
+        write: bool,
+    ) -> Scanned:
+        state, write = self.given(state, write)
+        done = super().scan(layer, hidden, mask, segments, queries, state, write)
+        return self.found(done, queries)
+
+
 @breaks("chunk-exact", "chunk-exact", kind="matrix")
-class FadesWithEveryCall(OuterWriter):
+class FadesWithEveryCall(Outer):
     """Fades once for every call of its scan, not for every token."""
 
-    def scan(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor | None,
-        segments: Tensor | None,
-        queries: Tensor | None,
-        state: Mapping[str, Tensor],
-        write: bool,
-    ) -> Scanned:
-        faded = {"S": state["S"] * 0.9}
-        return super().scan(layer, hidden, mask, segments, queries, faded, write)
+    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
+        return {"S": state["S"] * 0.9}, write
 
 
 @breaks("online-is-offline", "online", kind="matrix")
-class WritesWhileItOnlyReads(OuterWriter):
+class WritesWhileItOnlyReads(Outer):
     """Writes although writing is off."""
 
-    def scan(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor | None,
-        segments: Tensor | None,
-        queries: Tensor | None,
-        state: Mapping[str, Tensor],
-        write: bool,
-    ) -> Scanned:
-        return super().scan(layer, hidden, mask, segments, queries, state, True)
+    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
+        return state, True
 
 
 @breaks("online-is-offline", "online", kind="matrix")
-class ReadsItsOwnToken(OuterWriter):
+class ReadsItsOwnToken(Outer):
     """Reads the state at the end of each call, so that a token sees what comes after it."""
 
-    def scan(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor | None,
-        segments: Tensor | None,
-        queries: Tensor | None,
-        state: Mapping[str, Tensor],
-        write: bool,
-    ) -> Scanned:
-        done = super().scan(layer, hidden, mask, segments, queries, state, write)
+    def found(self, done: Scanned, queries: Tensor | None) -> Scanned:
         if queries is None:
             return done
         reads = torch.einsum("bhvk,bthk->bthv", done.state["S"], queries)
