@@ -37,16 +37,21 @@ class MemoryOutput:
         loss: with its graph.
         logits: as in `ReadOutput`.
         losses: name -> mean, detached.
-        exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice.
+        exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice; it
+            counts only where
+        asked: of the same shape, that a query has a labelled token at all.
     """
 
     loss: Tensor
     logits: Tensor
     losses: Mapping[str, Tensor]
     exact: Tensor
+    asked: Tensor
 
 
-def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Tensor, Tensor]:
+def target_loss(
+    output: ReadOutput, queries: Tokens, labels: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean cross-entropy of the labelled tokens, each predicted from the real token before it.
 
     Args:
@@ -55,7 +60,7 @@ def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Te
         labels: as in `Batch`.
 
     Returns:
-        The loss, and `exact` of `MemoryOutput`.
+        The loss, and `exact` and `asked` of `MemoryOutput`.
     """
     packed, order = queries.pack()
     labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
@@ -71,5 +76,6 @@ def target_loss(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Te
         first = first.expand(*logits.shape[:-2], 1, -1)
         predicted = torch.cat([first, logits[..., :-1, :]], -2)
     loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
-    exact = ((predicted.argmax(-1) == labels) | (labels == -100)).all(-1)
-    return loss, exact
+    ignored = labels == -100
+    exact = ((predicted.argmax(-1) == labels) | ignored).all(-1)
+    return loss, exact, ~ignored.all(-1)

@@ -318,11 +318,11 @@ class Memory(nn.Module):
         written = self.write(batch.context)
         output = self.read(written.state, batch.queries)
         queries = batch.queries.to(output.logits.device)
-        target, exact = target_loss(output, queries, batch.labels)
+        target, exact, asked = target_loss(output, queries, batch.labels)
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
         means = {name: loss.detach() for name, loss in losses.items()}
-        return MemoryOutput(total, output.logits, means, exact)
+        return MemoryOutput(total, output.logits, means, exact, asked)
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

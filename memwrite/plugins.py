@@ -1,4 +1,4 @@
-"""Plugin declarations, the two hooks, and guarded discovery: one broken plugin never stops the others."""
+"""Plugin declarations, their hooks, and guarded discovery: one broken plugin never stops the others."""
 
 from __future__ import annotations
 
@@ -11,22 +11,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import pluggy
 
 import memwrite
-from memwrite.errors import (
-    PluginApiMismatch,
-    PluginBroken,
-    PluginConflict,
-    PluginError,
-    PluginNotFound,
-    did_you_mean,
-)
+from memwrite.errors import PluginApiMismatch, PluginBroken
 from memwrite.importing import Imported
 from memwrite.protocols import Backbone, Reader, Writer
+from memwrite.shelves import Fault, Owner, Shelf
 from memwrite.state import StateSpec
+from memwrite.tasks.base import Task
+from memwrite.tokenizer import Codec
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -97,6 +93,24 @@ class ImporterPlugin:
     save: Callable[[Memory, Path], None] | None = None
 
 
+@dataclass(frozen=True)
+class TaskPlugin:
+    """Declares a task to train on and to be evaluated on; attributes as in `WriterPlugin`.
+
+    Attributes:
+        build: makes the task from a config and the backbone's tokenizer.
+    """
+
+    api: Literal[1]
+    name: str
+    summary: str
+    config: type[Any]
+    build: Callable[[Any, Codec], Task]
+
+
+Declaration = WriterPlugin | ReaderPlugin | ImporterPlugin | TaskPlugin
+
+
 class Hooks:
     """The hooks that a plugin module may implement, each marked with `hookimpl`."""
 
@@ -115,73 +129,10 @@ class Hooks:
         """The importers this distribution provides."""
         raise AssertionError("hook specifications are never called")
 
-
-@dataclass(frozen=True)
-class Owner:
-    """The distribution a plugin came with, and the name of its entry point."""
-
-    distribution: str
-    version: str
-    entry_point: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Why a plugin, or one name, cannot be used."""
-
-    owner: Owner
-    error: PluginError
-    traceback: str = ""
-
-
-P = TypeVar("P", WriterPlugin, ReaderPlugin, ImporterPlugin)
-
-
-@dataclass
-class Shelf(Generic[P]):
-    """All plugins of one role, by name; a name on it may have several owners, which is a conflict."""
-
-    role: str
-    entries: dict[str, list[tuple[P, Owner]]] = field(default_factory=dict)
-
-    def add(self, plugin: P, owner: Owner) -> None:
-        self.entries.setdefault(plugin.name, []).append((plugin, owner))
-
-    def conflicts(self) -> list[Fault]:
-        """A fault for every name provided twice."""
-        return [
-            Fault(owners[0][1], self._conflict(name, owners))
-            for name, owners in self.entries.items()
-            if len(owners) > 1
-        ]
-
-    def _conflict(self, name: str, owners: Sequence[tuple[P, Owner]]) -> PluginConflict:
-        who = " and ".join(str(owner) for _, owner in owners)
-        return PluginConflict(f"the {self.role} '{name}' is provided by {who}: uninstall one")
-
-    def get(self, name: str, faults: Iterable[Fault]) -> P:
-        """The plugin of that name.
-
-        Raises:
-            PluginConflict: two distributions provide it.
-            PluginBroken, PluginApiMismatch: it belongs to a plugin that could not be loaded.
-            PluginNotFound: nobody provides it.
-        """
-        owners = self.entries.get(name)
-        if owners and len(owners) > 1:
-            raise self._conflict(name, owners)
-        if owners:
-            return owners[0][0]
-        faults = list(faults)
-        for fault in faults:
-            if name in (fault.owner.entry_point, fault.owner.distribution):
-                raise fault.error
-        broken = "".join(f"; not loaded: {fault.error}" for fault in faults)
-        hint = did_you_mean(name, self.entries)
-        raise PluginNotFound(f"no installed {self.role} is called '{name}' ({hint}{broken})")
+    @hookspec
+    def memwrite_tasks(self) -> Sequence[TaskPlugin]:
+        """The tasks this distribution provides."""
+        raise AssertionError("hook specifications are never called")
 
 
 @dataclass
@@ -191,13 +142,18 @@ class Registry:
     writers: Shelf[WriterPlugin] = field(default_factory=lambda: Shelf("writer"))
     readers: Shelf[ReaderPlugin] = field(default_factory=lambda: Shelf("reader"))
     importers: Shelf[ImporterPlugin] = field(default_factory=lambda: Shelf("importer"))
+    tasks: Shelf[TaskPlugin] = field(default_factory=lambda: Shelf("task"))
     broken: list[Fault] = field(default_factory=list)
+
+    @property
+    def shelves(self) -> tuple[Shelf[Any], ...]:
+        """The shelf of each role."""
+        return (self.writers, self.readers, self.importers, self.tasks)
 
     @property
     def faults(self) -> list[Fault]:
         """Plugins that could not be loaded, and names provided twice."""
-        shelves = (self.writers, self.readers, self.importers)
-        return [*self.broken, *(fault for shelf in shelves for fault in shelf.conflicts())]
+        return [*self.broken, *(fault for shelf in self.shelves for fault in shelf.conflicts())]
 
     def writer(self, name: str) -> WriterPlugin:
         """The writer of that name; raises as `Shelf.get`."""
@@ -210,6 +166,10 @@ class Registry:
     def importer(self, name: str) -> ImporterPlugin:
         """The importer of that name; raises as `Shelf.get`."""
         return self.importers.get(name, self.broken)
+
+    def task(self, name: str) -> TaskPlugin:
+        """The task of that name; raises as `Shelf.get`."""
+        return self.tasks.get(name, self.broken)
 
     def pairs(self) -> list[tuple[WriterPlugin, ReaderPlugin]]:
         """Every writer with every reader that accepts its kind of state."""
@@ -232,7 +192,7 @@ def registry() -> Registry:
             Owner(GROUP, memwrite.__version__, name),
             partial(importlib.import_module, f"memwrite.{name}"),
         )
-        for name in ("readers", "baselines")
+        for name in ("readers", "baselines", "tasks.builtin")
     ]
     if os.environ.get("MEMWRITE_NO_PLUGINS") != "1":
         points = importlib.metadata.entry_points(group=GROUP)
@@ -265,6 +225,7 @@ def discover(sources: Iterable[tuple[Owner, Callable[[], object]]]) -> Registry:
             (manager.hook.memwrite_writers, WriterPlugin, found.writers),
             (manager.hook.memwrite_readers, ReaderPlugin, found.readers),
             (manager.hook.memwrite_importers, ImporterPlugin, found.importers),
+            (manager.hook.memwrite_tasks, TaskPlugin, found.tasks),
         ):
             for implementation in hook.get_hookimpls():
                 try:
@@ -291,9 +252,7 @@ def _fault(owner: Owner, what: str, error: BaseException) -> Fault:
     return Fault(owner, kind(sentence), "".join(traceback.format_exception(error)))
 
 
-def _check(
-    plugin: object, role: type[WriterPlugin] | type[ReaderPlugin] | type[ImporterPlugin]
-) -> None:
+def _check(plugin: object, role: type[Declaration]) -> None:
     if not isinstance(plugin, role):
         raise PluginBroken(f"the hook returned a {type(plugin).__name__}, not a {role.__name__}")
     if not (isinstance(plugin.name, str) and plugin.name):

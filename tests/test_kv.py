@@ -15,7 +15,6 @@ from memwrite.config import part_config
 from memwrite.errors import ConfigError, InputError
 from memwrite.tasks.base import IGNORED, Curriculum
 from memwrite.tasks.kv import KvConfig, KvTask, pairs_of
-from memwrite.tasks.registry import task_kind
 from memwrite.tokenizer import ALPHABET, ByteCodec, character_codec, load_codec
 
 CODEC = character_codec()
@@ -160,9 +159,3 @@ def test_a_tokenizer_must_tell_characters_apart() -> None:
     with pytest.raises(ConfigError, match=r"2 tokens of 'a'.*tokenizer=characters"):
         KvTask(KvConfig(), Doubling())
     assert KvTask(KvConfig(), ByteCodec()).encode("a|") == [97, 124]
-
-
-def test_tasks_are_found_by_name() -> None:
-    assert task_kind("kv-retrieval").config is KvConfig
-    with pytest.raises(ConfigError, match="did you mean 'kv-retrieval'"):
-        task_kind("kv-retreival")

@@ -14,7 +14,7 @@ import yaml
 
 from memwrite import Memory
 from memwrite.config import part_config
-from memwrite.errors import ConfigError, InputError
+from memwrite.errors import ConfigError, InputError, PluginNotFound
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.tasks.base import IGNORED, collate
 from memwrite.tasks.text import TextConfig, TextTask
@@ -199,7 +199,7 @@ def test_half_precision_halves_the_file_and_keeps_the_model(config: Path, tmp_pa
     ],
 )
 def test_wrong_training_configs(config: Path, override: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises((ConfigError, PluginNotFound), match=message):
         runs.train(config, [override])
 
 

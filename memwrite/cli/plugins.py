@@ -12,7 +12,7 @@ import click
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--traceback", is_flag=True, help="Show the traceback of what could not be loaded.")
 def plugins(as_json: bool, traceback: bool) -> None:
-    """List writers and readers with origin, version, health and the pairs that fit.
+    """List writers, readers, importers and tasks with origin, version, health and the pairs that fit.
 
     Plugins are code: a listed one has run. Exit code 2 when one is broken or two share a name.
     """
@@ -31,7 +31,7 @@ def plugins(as_json: bool, traceback: bool) -> None:
             "health": "ok" if len(owners) == 1 else "conflict",
             "summary": plugin.summary,
         }
-        for shelf in (found.writers, found.readers, found.importers)
+        for shelf in found.shelves
         for name, owners in shelf.entries.items()
         for plugin, owner in owners
     ]

@@ -22,7 +22,8 @@ from memwrite.readers import KeyValueReader
 from memwrite.runs import CONFIG_FILE
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, Example, Examples, collate
-from memwrite.tasks.kv import CLOSING, KvConfig, KvTask
+from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.synthetic import CLOSING
 from memwrite.tokenizer import ALPHABET
 
 TASK = "kv-retrieval"

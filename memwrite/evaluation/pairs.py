@@ -10,7 +10,8 @@ from memwrite.config import part_config
 from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.state import Tokens
-from memwrite.tasks.kv import CLOSING, KvConfig, context_text, question_text
+from memwrite.tasks.kv import KvConfig, context_text, question_text
+from memwrite.tasks.synthetic import CLOSING
 
 STATE_FILE = "pairs.safetensors"
 #: What the demo writes if nobody gives it anything.

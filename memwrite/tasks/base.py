@@ -22,11 +22,22 @@ class Example:
         context: token ids to be written; may be empty.
         queries: token ids to be read, each with its answer behind it.
         labels: like `queries`: the id to be predicted at each place, -100 where nothing is asked.
+        segments: the segment of each token of the context, as in `Tokens.segments`; None where it has none.
+
+    Raises:
+        ValueError: there are not as many segments as tokens.
     """
 
     context: list[int]
     queries: list[list[int]]
     labels: list[list[int]]
+    segments: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.segments is not None and len(self.segments) != len(self.context):
+            raise ValueError(
+                f"{len(self.segments)} segments of {len(self.context)} tokens: give one for each"
+            )
 
 
 class Examples(Protocol):
@@ -46,6 +57,10 @@ class Task(Protocol):
 
     def evaluation(self) -> Examples:
         """Held-out examples, always the same."""
+        ...
+
+    def fresh(self, count: int, seed: int) -> Examples:
+        """`count` other held-out examples, each a function of seed and index."""
         ...
 
 
@@ -68,17 +83,34 @@ class Curriculum(Task, Protocol):
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Batch]:
-    """B examples with the same number Q of queries each, as one right-padded batch."""
-    count = len(examples[0].queries)
-    queries = Tokens.from_rows([query for example in examples for query in example.queries])
+    """B examples as one right-padded batch of Q queries each, the most that one has.
+
+    An example with fewer queries is filled up with empty ones, which ask for nothing.
+    """
+    count = max(len(example.queries) for example in examples)
+    queries = Tokens.from_rows([query for e in examples for query in _filled(e.queries, count)])
     labels = torch.full_like(queries.ids, IGNORED)
-    for row, wanted in enumerate(label for example in examples for label in example.labels):
-        labels[row, : len(wanted)] = torch.tensor(wanted)
+    for row, wanted in enumerate(label for e in examples for label in _filled(e.labels, count)):
+        labels[row, : len(wanted)] = torch.tensor(wanted, dtype=torch.int64)
     shape = (len(examples), count, queries.ids.shape[1])
     return {
         "batch": Batch(
-            context=Tokens.from_rows([example.context for example in examples]),
+            context=_context(examples),
             queries=queries.map(lambda tensor: tensor.reshape(shape)),
             labels=labels.reshape(shape),
         )
     }
+
+
+def _filled(rows: list[list[int]], count: int) -> list[list[int]]:
+    return [*rows, *[[]] * (count - len(rows))]
+
+
+def _context(examples: Sequence[Example]) -> Tokens:
+    tokens = Tokens.from_rows([example.context for example in examples])
+    if all(example.segments is None for example in examples):
+        return tokens
+    numbers = Tokens.from_rows(
+        [example.segments or [-1] * len(example.context) for example in examples]
+    )
+    return Tokens(tokens.ids, tokens.mask, numbers.ids.masked_fill(~tokens.mask, -1))

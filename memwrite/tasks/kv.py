@@ -3,59 +3,66 @@
 from __future__ import annotations
 
 import random
-from bisect import bisect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise, repeat
 
-from memwrite.errors import ConfigError
-from memwrite.tasks.base import IGNORED, Example, Examples
-from memwrite.tokenizer import ALPHABET, STRUCTURE, Codec
-
-#: What closes a value in a target; no part of the value.
-CLOSING = "!|"
+from memwrite.tasks.base import Example
+from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
+from memwrite.tokenizer import ALPHABET
 
 
 @dataclass(frozen=True)
-class KvConfig:
-    """How much is to be remembered, and how training gets there.
+class PairsConfig(SyntheticConfig):
+    """Pairs of strings over `ALPHABET`; other attributes as in `SyntheticConfig`.
 
     Attributes:
-        pairs: key-value pairs per context, which is as many queries.
-        key_length: characters per key, of `ALPHABET`.
+        key_length: characters per key.
         value_length: characters per value.
-        curriculum: numbers of pairs to pass through first, in training.
-        advance: exact match from which on a stage of the curriculum is left, above 0 and at most 1.
-        examples: contexts of the evaluation.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    pairs: int = 8
     key_length: int = 2
     value_length: int = 2
-    curriculum: list[int] = field(default_factory=list)
-    advance: float = 0.9
-    examples: int = 512
 
     def __post_init__(self) -> None:
-        for name in ("pairs", "key_length", "value_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        keys = len(ALPHABET) ** self.key_length
-        if self.pairs > keys:
+        super().__post_init__()
+        self._check_positive("key_length", "value_length")
+        self._check_room(len(ALPHABET) ** self.key_length, f"keys of length {self.key_length}")
+
+
+@dataclass(frozen=True)
+class KvConfig(PairsConfig):
+    """How many pairs of which size, and what surrounds them; other attributes as in `PairsConfig`.
+
+    Attributes:
+        noise: random characters of `ALPHABET` before each pair.
+        segments: so many segments the context has, each with its share of the pairs, in order.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    noise: int = 0
+    segments: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_positive("segments")
+        if self.noise < 0:
+            raise ValueError(f"noise must be at least 0, got {self.noise}")
+        fewest = min([self.pairs, *self.curriculum])
+        if self.segments > fewest:
             raise ValueError(
-                f"pairs = {self.pairs}, but there are only {keys} keys of length {self.key_length}"
+                f"segments = {self.segments}, but there are only {fewest} pairs to share among them"
             )
-        for pairs in self.curriculum:
-            if not 1 <= pairs <= self.pairs:
-                raise ValueError(
-                    f"curriculum must hold numbers from 1 to pairs = {self.pairs}, got {pairs}"
-                )
-        if not 0 < self.advance <= 1:
-            raise ValueError(f"advance must be above 0 and at most 1, got {self.advance}")
-        if self.examples < 2:
-            raise ValueError(f"examples must be at least 2, got {self.examples}")
+
+
+def random_text(chance: random.Random, length: int) -> str:
+    """`length` characters of `ALPHABET`, independent and uniform."""
+    return "".join(chance.choices(ALPHABET, k=length))
 
 
 def pairs_of(
@@ -71,13 +78,14 @@ def pairs_of(
     """
     keys: dict[str, None] = {}
     while len(keys) < pairs:
-        keys["".join(chance.choices(ALPHABET, k=key_length))] = None
-    return [(key, "".join(chance.choices(ALPHABET, k=value_length))) for key in keys]
+        keys[random_text(chance, key_length)] = None
+    return [(key, random_text(chance, value_length)) for key in keys]
 
 
-def context_text(pairs: Sequence[tuple[str, str]]) -> str:
-    """`!k1:v1!!k2:v2!…|`."""
-    return "".join(f"!{key}:{value}!" for key, value in pairs) + "|"
+def context_text(pairs: Iterable[tuple[str, str]], noise: Iterable[str] = repeat("")) -> str:
+    """`!k1:v1!!k2:v2!…|`, with a piece of `noise` before each pair."""
+    parts = zip(pairs, noise, strict=False)
+    return "".join(f"{filler}!{key}:{value}!" for (key, value), filler in parts) + "|"
 
 
 def question_text(key: str) -> str:
@@ -85,83 +93,26 @@ def question_text(key: str) -> str:
     return f"?!{key}:"
 
 
-class KvTask:
-    """Contexts of key-value pairs, each asked for all of its pairs; a `Curriculum`.
+class KvTask(CharacterTask[KvConfig]):
+    """Contexts of key-value pairs, each asked for all of its pairs; see `SyntheticTask`."""
 
-    Args:
-        config: see `KvConfig`.
-        codec: must make one token of each character.
+    name = "kv-retrieval"
 
-    Attributes:
-        config: as given.
-        advance: as in the config.
-        stages: numbers of pairs that training passes through; the last one is the goal.
-        starts: for each stage that training has reached, the index of its first example, rising; whoever
-            trains adds to it. [0] at first.
-
-    Raises:
-        ConfigError: the tokenizer does not make one token of each character.
-    """
-
-    def __init__(self, config: KvConfig, codec: Codec) -> None:
-        self.config = config
-        self.advance = config.advance
-        self.stages = [*config.curriculum, config.pairs]
-        self.starts = [0]
-        self._ids = _character_ids(codec)
-
-    def training(self, count: int, seed: int) -> Examples:
-        """`count` examples that depend on seed, index and the stage that `starts` gives that index."""
-        return _KvExamples(self, f"training/{seed}", count, staged=True)
-
-    def evaluation(self) -> Examples:
-        """The same contexts always, at the full number of pairs, none of them drawn as in training."""
-        return _KvExamples(self, "evaluation", self.config.examples, staged=False)
-
-    def fresh(self, count: int, seed: int) -> Examples:
-        """`count` other contexts like those of the evaluation."""
-        return _KvExamples(self, f"fresh/{seed}", count, staged=False)
+    def draw(self, chance: random.Random, pairs: int) -> Draft:
+        """The noise is drawn last, so that the pairs are the same with it and without."""
+        config = self.config
+        drawn = pairs_of(chance, pairs, config.key_length, config.value_length)
+        return self._draft(drawn, [random_text(chance, config.noise) for _ in drawn])
 
     def example(self, pairs: Sequence[tuple[str, str]]) -> Example:
-        """The context of these pairs with its queries, one for each of them in order."""
-        queries, labels = [], []
-        for key, value in pairs:
-            question, answer = self.encode(question_text(key)), self.encode(value + CLOSING)
-            queries.append(question + answer)
-            labels.append([IGNORED] * len(question) + answer)
-        return Example(self.encode(context_text(pairs)), queries, labels)
+        """The context of these pairs, without noise, with its queries, one for each of them in order."""
+        return self.compose(self._draft(pairs, [""] * len(pairs)))
 
-    def encode(self, text: str) -> list[int]:
-        """One id for each character, which must be of `ALPHABET` or `STRUCTURE`."""
-        return [self._ids[character] for character in text]
-
-
-@dataclass(frozen=True)
-class _KvExamples:
-    task: KvTask
-    key: str
-    count: int
-    staged: bool
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, index: int, /) -> Example:
-        if not 0 <= index < self.count:
-            raise IndexError(f"example {index} of {self.count}")
-        config, stages = self.task.config, self.task.stages
-        pairs = stages[bisect(self.task.starts, index) - 1] if self.staged else config.pairs
-        chance = random.Random(f"kv-retrieval/{self.key}/{index}")
-        drawn = pairs_of(chance, pairs, config.key_length, config.value_length)
-        return self.task.example(drawn)
-
-
-def _character_ids(codec: Codec) -> Mapping[str, int]:
-    ids = {character: codec.encode(character) for character in ALPHABET + STRUCTURE}
-    for character, made in ids.items():
-        if len(made) != 1:
-            raise ConfigError(
-                f"the tokenizer makes {len(made)} tokens of '{character}', and task kv-retrieval needs one "
-                f"for each character: set backbone.tokenizer=characters"
-            )
-    return {character: made[0] for character, made in ids.items()}
+    def _draft(self, pairs: Sequence[tuple[str, str]], noise: Sequence[str]) -> Draft:
+        """`noise`: what stands before each pair."""
+        count = self.config.segments
+        cuts = [number * len(pairs) // count for number in range(count + 1)]
+        return Draft(
+            [context_text(pairs[a:b], noise[a:b]) for a, b in pairwise(cuts)],
+            [(question_text(key), value) for key, value in pairs],
+        )

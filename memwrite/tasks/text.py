@@ -80,6 +80,17 @@ class TextTask:
         windows = [stream[i : i + length] for i in range(0, len(stream), length)]
         return [_example(window) for window in windows if len(window) > 1]
 
+    def fresh(self, count: int, seed: int) -> Examples:
+        """Random windows of the held-out paragraphs.
+
+        Raises:
+            InputError: none of the files has held out more than one window.
+        """
+        length = self._config.length
+        if all(len(stream) <= length for stream in self._held):
+            raise InputError(f"the files hold out less than one window of {length} tokens")
+        return _RandomWindows(self._config, self._codec, self._held, count, seed)
+
 
 @dataclass(frozen=True)
 class _RandomWindows:

@@ -42,7 +42,7 @@ class Advance(nn.Module):
         self._task.starts[:] = [int(start) for start in self.starts if start >= 0]
 
     def step(self, exact: Tensor, done: int) -> None:
-        """Take note of a batch's `exact` (B, Q) after `done` steps before it; perhaps begin the next stage."""
+        """Take note of `exact` of a batch's queries that were asked after `done` steps before it; perhaps begin the next stage."""
         self.exact += NEW * (exact.double().mean().to(self.exact.device) - self.exact)
         task = self._task
         if self.exact >= task.advance and len(task.starts) < len(task.stages):

@@ -16,9 +16,9 @@ from transformers.trainer_utils import get_last_checkpoint
 from memwrite.config import Config, load_config, part_config, to_dict
 from memwrite.errors import ConfigError
 from memwrite.memory import Memory
+from memwrite.plugins import registry
 from memwrite.runs import CONFIG_FILE
 from memwrite.storage import make_folder, write_bytes
-from memwrite.tasks.registry import task_kind
 from memwrite.tasks.text import TextConfig, read_texts
 from memwrite.tokenizer import train_bpe
 from memwrite.training.trainer import CHECKPOINTS, fit
@@ -35,8 +35,8 @@ def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
     requested = load_config(source, overrides)
     if requested.task is None:
         raise ConfigError(f"'{source}' has no task to train on: add task: {{name: text, ...}}")
-    kind = task_kind(requested.task.name)
-    params = part_config(kind.config, requested.task.params, "task.params")
+    plugin = registry().task(requested.task.name)
+    params = part_config(plugin.config, requested.task.params, "task.params")
     out = _claim(requested)
     config = _with_tokenizer(requested, params, out)
     memory = Memory.from_config(config)
@@ -44,7 +44,7 @@ def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
         raise ConfigError(
             "nothing to train: set backbone.trainable=true, or take a writer that learns"
         )
-    task = kind.build(params, memory.backbone.codec)
+    task = plugin.build(params, memory.backbone.codec)
     folder = out / CHECKPOINTS
     fit(memory, task, config, out, _last_checkpoint(folder))
     memory.config = requested

@@ -41,7 +41,7 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
     ) -> Any:
         output = model(**inputs)
         if model.training and self.model.advance is not None:
-            self.model.advance.step(output.exact, self.state.global_step)
+            self.model.advance.step(output.exact[output.asked], self.state.global_step)
         return (output.loss, output) if return_outputs else output.loss
 
     def prediction_step(
@@ -49,7 +49,8 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        exact = output.exact.double().flatten(1).mean(1)
+        asked = output.asked.flatten(1).double()
+        exact = (output.exact.flatten(1) * asked).sum(1) / asked.sum(1).clamp(min=1)
         return loss.detach(), exact, torch.zeros_like(exact)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

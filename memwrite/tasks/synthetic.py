@@ -1,0 +1,183 @@
+"""What synthetic tasks share: an example is drawn at random, and training goes from small ones to large ones."""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from bisect import bisect
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+from memwrite.errors import ConfigError
+from memwrite.tasks.base import IGNORED, Example, Examples
+from memwrite.tokenizer import ALPHABET, STRUCTURE, Codec
+
+#: What closes an answer in a target; no part of the answer.
+CLOSING = "!|"
+
+
+@dataclass(frozen=True)
+class SyntheticConfig:
+    """How much is to be remembered, and how training gets there.
+
+    Attributes:
+        pairs: key-value pairs per context, or what a task has in their place.
+        curriculum: numbers of pairs to pass through first, in training.
+        advance: exact match from which on a stage of the curriculum is left, above 0 and at most 1.
+        examples: contexts of the evaluation.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    pairs: int = 8
+    _: KW_ONLY
+    curriculum: list[int] = field(default_factory=list)
+    advance: float = 0.9
+    examples: int = 512
+
+    def __post_init__(self) -> None:
+        self._check_positive("pairs")
+        for pairs in self.curriculum:
+            if not 1 <= pairs <= self.pairs:
+                raise ValueError(
+                    f"curriculum must hold numbers from 1 to pairs = {self.pairs}, got {pairs}"
+                )
+        if not 0 < self.advance <= 1:
+            raise ValueError(f"advance must be above 0 and at most 1, got {self.advance}")
+        if self.examples < 2:
+            raise ValueError(f"examples must be at least 2, got {self.examples}")
+
+    def _check_positive(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+    def _check_room(self, most: int, what: str) -> None:
+        if self.pairs > most:
+            raise ValueError(f"pairs = {self.pairs}, but there are only {most} {what}")
+
+
+@dataclass(frozen=True)
+class Draft:
+    """One example in words.
+
+    Attributes:
+        segments: the context in its segments; one for a context that has none.
+        asked: questions, each with its answer.
+    """
+
+    segments: Sequence[str]
+    asked: Sequence[tuple[str, str]]
+
+
+C = TypeVar("C", bound=SyntheticConfig)
+
+
+class SyntheticTask(ABC, Generic[C]):
+    """A task whose examples are drawn at random; a `Curriculum`.
+
+    Args:
+        config: of the task.
+        codec: makes tokens of the text.
+
+    Attributes:
+        name: what configs call it; goes into the seed of every example.
+        config: as given.
+        advance: as in the config.
+        stages: numbers of pairs that training passes through; the last one is the goal.
+        starts: for each stage that training has reached, the index of its first example, rising; whoever
+            trains adds to it. [0] at first.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: C, codec: Codec) -> None:
+        self.config = config
+        self.advance = config.advance
+        self.stages = [*config.curriculum, config.pairs]
+        self.starts = [0]
+        self._codec = codec
+
+    @abstractmethod
+    def draw(self, chance: random.Random, pairs: int) -> Draft:
+        """An example of that many pairs, from `chance` alone."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one piece of a context, question or answer."""
+        return self._codec.encode(text)
+
+    def compose(self, draft: Draft) -> Example:
+        """Its token ids: every answer is closed, and asked for behind its question."""
+        segments = [self.encode(text) for text in draft.segments]
+        queries, labels = [], []
+        for question, answer in draft.asked:
+            prompt, target = self.encode(question), self.encode(answer + CLOSING)
+            queries.append(prompt + target)
+            labels.append([IGNORED] * len(prompt) + target)
+        numbers = [number for number, ids in enumerate(segments) for _ in ids]
+        return Example(
+            [i for ids in segments for i in ids],
+            queries,
+            labels,
+            numbers if len(segments) > 1 else None,
+        )
+
+    def training(self, count: int, seed: int) -> Examples:
+        """`count` examples that depend on seed, index and the stage that `starts` gives that index."""
+        return _Drawn(self, f"training/{seed}", count, staged=True)
+
+    def evaluation(self) -> Examples:
+        """The same contexts always, at the full number of pairs, none of them drawn as in training."""
+        return _Drawn(self, "evaluation", self.config.examples, staged=False)
+
+    def fresh(self, count: int, seed: int) -> Examples:
+        """`count` other contexts like those of the evaluation."""
+        return _Drawn(self, f"fresh/{seed}", count, staged=False)
+
+
+class CharacterTask(SyntheticTask[C]):
+    """A synthetic task over `ALPHABET` and `STRUCTURE`, each character a token.
+
+    Raises:
+        ConfigError: the tokenizer does not make one token of each character.
+    """
+
+    def __init__(self, config: C, codec: Codec) -> None:
+        super().__init__(config, codec)
+        self._ids = _character_ids(self.name, codec)
+
+    def encode(self, text: str) -> list[int]:
+        """One id for each character, which must be of `ALPHABET` or `STRUCTURE`."""
+        return [self._ids[character] for character in text]
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    task: SyntheticTask[Any]
+    key: str
+    count: int
+    staged: bool
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int, /) -> Example:
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        task = self.task
+        pairs = task.stages[bisect(task.starts, index) - 1] if self.staged else task.config.pairs
+        chance = random.Random(f"{task.name}/{self.key}/{index}")
+        return task.compose(task.draw(chance, pairs))
+
+
+def _character_ids(task: str, codec: Codec) -> Mapping[str, int]:
+    ids = {character: codec.encode(character) for character in ALPHABET + STRUCTURE}
+    for character, made in ids.items():
+        if len(made) != 1:
+            raise ConfigError(
+                f"the tokenizer makes {len(made)} tokens of '{character}', and task {task} needs one "
+                f"for each character: set backbone.tokenizer=characters"
+            )
+    return {character: made[0] for character, made in ids.items()}
