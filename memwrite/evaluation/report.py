@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import jinja2
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from memwrite.config import to_dict
 from memwrite.evaluation.demo import Results
+from memwrite.evaluation.page import ACCENT, INK, MUTED, embedded, label, plain, png, render
 from memwrite.evaluation.pairs import PairResults
 from memwrite.evaluation.recall import differences
 from memwrite.storage import write_bytes
 
-_TEMPLATE = Path(__file__).with_name("report.html")
-_INK, _ACCENT, _MUTED = "#1f2933", "#0b7285", "#adb5bd"
-
 
 def save_report(results: Results, pairs: PairResults, folder: Path) -> None:
     """Write report.html and report.json into `folder`."""
-    page = jinja2.Template(_TEMPLATE.read_text(encoding="utf-8"), autoescape=True).render(
+    page = render(
+        "report.html",
+        "memwrite demo",
+        "46rem",
         results=results,
         pairs=pairs,
         pieces=differences(results.text, results.main.text),
-        steps_plot=_png(_steps_plot(results)),
-        vectors_plot=_png(_vectors_plot(results)),
+        steps_plot=embedded(png(_steps_plot(results))),
+        vectors_plot=embedded(png(_vectors_plot(results))),
         config=json.dumps(results.as_dict()["config"], indent=2),
         machine=results.as_dict()["machine"],
     )
-    write_bytes(folder / "report.html", page.encode())
+    write_bytes(folder / "report.html", page)
     data = {**results.as_dict(), "pairs": {**to_dict(pairs), "right": pairs.right}}
     write_bytes(folder / "report.json", json.dumps(data, indent=1).encode())
 
@@ -50,9 +44,9 @@ def _steps_plot(results: Results) -> Figure:
         last = len(point.accuracy) - 1
         axes.plot(point.accuracy, color=shade, lw=1.6)
         axes.plot(last, point.accuracy[last], "o", color=shade, ms=4)
-        _label(axes, _vectors(point.vectors), last, point.accuracy[last], (7, -3))
+        label(axes, _vectors(point.vectors), last, point.accuracy[last], (7, -3))
     axes.set(xlabel="gradient steps", ylabel="tokens right, given those before", ylim=(0, 1.03))
-    return _plain(figure)
+    return _shares(figure)
 
 
 def _vectors_plot(results: Results) -> Figure:
@@ -60,43 +54,29 @@ def _vectors_plot(results: Results) -> Figure:
     vectors = [point.vectors for point in results.points]
     tokens = [point.accuracy[-1] for point in results.points]
     right = [point.recall.bytes_right for point in results.points]
-    axes.plot(vectors, tokens, "o--", color=_MUTED, lw=1.4, label="tokens, given those before")
-    axes.plot(vectors, right, "o-", color=_ACCENT, lw=1.8, label="bytes, decoded freely")
+    axes.plot(vectors, tokens, "o--", color=MUTED, lw=1.4, label="tokens, given those before")
+    axes.plot(vectors, right, "o-", color=ACCENT, lw=1.8, label="bytes, decoded freely")
     for name, point, style in (
         ("full context", results.full_context, "-."),
         ("no memory", results.no_memory, ":"),
     ):
         share = point.recall.bytes_right
-        axes.axhline(share, color=_INK, ls=style, lw=1, label=f"{name}, bytes")
+        axes.axhline(share, color=INK, ls=style, lw=1, label=f"{name}, bytes")
     for point in results.points:
         text = f"{results.bits_gained(point):.0f} bits"
-        _label(axes, text, point.vectors, point.accuracy[-1], (-6, 8))
+        label(axes, text, point.vectors, point.accuracy[-1], (-6, 8))
     axes.set_xscale("log", base=2)
     axes.set_xticks(vectors, [str(v) for v in vectors])
     axes.set(xlabel="vectors", ylabel="recalled", ylim=(0, 1.12))
     axes.legend(frameon=False, fontsize=8, loc="upper left")
-    return _plain(figure)
+    return _shares(figure)
 
 
 def _vectors(count: int) -> str:
     return f"{count} vector{'s' if count > 1 else ''}"
 
 
-def _label(axes: Axes, text: str, x: float, y: float, offset: tuple[int, int]) -> None:
-    axes.annotate(text, (x, y), offset, textcoords="offset points", fontsize=8, color=_INK)
-
-
-def _plain(figure: Figure) -> Figure:
+def _shares(figure: Figure) -> Figure:
     for axes in figure.axes:
-        axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-        axes.grid(axis="y", color="#e9ecef", lw=0.8)
-        axes.set_axisbelow(True)
-    return figure
-
-
-def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140)
-    plt.close(figure)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return plain(figure)

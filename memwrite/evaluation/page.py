@@ -1,0 +1,56 @@
+"""What the reports share: the look of their plots, and one self-contained page from a template."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import jinja2
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, ACCENT, MUTED = "#1f2933", "#0b7285", "#adb5bd"
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+)
+
+
+def render(template: str, title: str, width: str, **values: object) -> bytes:
+    """A page from the template of that name, in UTF-8; `width` is CSS, the widest that its text may be."""
+    page = _TEMPLATES.get_template(template).render(title=title, width=width, **values)
+    return page.encode()
+
+
+def label(axes: Axes, text: str, x: float, y: float, offset: tuple[int, int]) -> None:
+    """A small text beside the point (x, y), `offset` points from it."""
+    axes.annotate(text, (x, y), offset, textcoords="offset points", fontsize=8, color=INK)
+
+
+def plain(figure: Figure) -> Figure:
+    """Without a frame, on a light grid."""
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(axis="y", color="#e9ecef", lw=0.8)
+        axes.set_axisbelow(True)
+    return figure
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; it is closed."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=140)
+    plt.close(figure)
+    return buffer.getvalue()
+
+
+def embedded(image: bytes) -> str:
+    """A PNG file as the address of an image within the page."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
