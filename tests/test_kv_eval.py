@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,6 +159,17 @@ def test_controls_of_a_memory_that_remembers() -> None:
     assert not any(oracle.modes)
 
 
+def test_bits_gained_are_those_of_the_likelihood() -> None:
+    """The oracle gives each right character e²/(e² + e + 68), where chance is 1/62."""
+    _, found = evaluated(bound=True)
+    bits = math.log2(math.exp(2) / (math.exp(2) + math.e + 68))
+    assert found.surprise == pytest.approx(-2 * bits, rel=1e-5)
+    assert found.bits_gained == pytest.approx(4 * 2 * (math.log2(62) + bits), rel=1e-5)
+    assert found.bits_gained < found.bits
+    _, guessed = evaluated(bound=False)
+    assert guessed.bits_gained < found.bits_gained
+
+
 def test_a_memory_of_the_set_alone_is_told_from_one_of_nothing() -> None:
     """Decoded answers show the set; characters given the right ones before them would hide it."""
     _, found = evaluated(bound=False)
@@ -224,8 +236,9 @@ def test_eval_reports_as_json(run: Path) -> None:
     assert report.keys() == {
         "run", "seed", "task", "contexts", "pairs", "value_length", "state_floats", "state_bytes",
         "memory", "zero_state", "shuffled_state", "full_context", "bits", "bits_per_float",
+        "surprise", "bits_gained",
     }  # fmt: skip
-    scores = {"exact_match", "interval", "token_accuracy", "set_recall", "binding"}
+    scores = {"exact_match", "interval", "independent", "token_accuracy", "set_recall", "binding"}
     for name in ("memory", "zero_state", "shuffled_state", "full_context"):
         assert report[name].keys() == scores
         low, high = report[name]["interval"]

@@ -40,6 +40,8 @@ class Evaluation:
         value_length: characters per value.
         state_floats: numbers per state, measured from its tensors.
         state_bytes: likewise.
+        surprise: bits that the memory's reader needs for one value, its characters' negative log-likelihoods
+            together, each given the right ones before it; the mean over all.
         memory: read from the states written.
         zero_state: from zeros in their place.
         shuffled_state: from the state of another context.
@@ -52,6 +54,7 @@ class Evaluation:
     value_length: int
     state_floats: int
     state_bytes: int
+    surprise: float
     memory: Scores
     zero_state: Scores
     shuffled_state: Scores
@@ -61,6 +64,17 @@ class Evaluation:
     def bits(self) -> float:
         """Bits recalled per context, see `bits_recalled`."""
         return self.pairs * bits_recalled(self.memory.exact_match, self.value_length)
+
+    @property
+    def bits_gained(self) -> float:
+        """Bits per context by which the memory's `surprise` is below that of knowing no more of the values than
+        that all are equally likely: a lower bound of the information in the state, at least 0.
+        """
+        return max(self.pairs * (self._value_bits - self.surprise), 0.0)
+
+    @property
+    def _value_bits(self) -> float:
+        return self.value_length * math.log2(len(ALPHABET))
 
     @property
     def bits_per_float(self) -> float | None:
@@ -73,6 +87,7 @@ class Evaluation:
             "task": TASK,
             **to_dict(self),
             "bits": self.bits,
+            "bits_gained": self.bits_gained,
             "bits_per_float": self.bits_per_float,
         }
 
@@ -85,7 +100,7 @@ class Evaluation:
             "context visible": self.full_context,
         }
         columns = ("exact match", "95% interval", "characters", "set recall", "binding")
-        most = self.pairs * self.value_length * math.log2(len(ALPHABET))
+        most = self.pairs * self._value_bits
         per_float = self.bits_per_float
         rate = "" if per_float is None else f", {per_float:.3f} per number of the state"
         return [
@@ -94,6 +109,7 @@ class Evaluation:
             _row("", *columns),
             *(_row(name, *_cells(scores)) for name, scores in rows.items()),
             f"bits recalled: {self.bits:.1f} of {most:.1f} per context{rate}",
+            f"bits gained: {self.bits_gained:.1f} of {most:.1f} per context (likelihood of the values)",
             f"set recall: the answer is some value of the context; binding: and that of its key (by chance "
             f"{1 / self.pairs:.1%})",
         ]
@@ -173,9 +189,9 @@ def evaluate(memory: Memory, examples: Examples) -> Evaluation:
 
 
 def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
-    full = _full_context(memory, examples[0])
+    full = context_visible(memory, examples[0])
     found: dict[str, list[_Answers]] = {}
-    for batch in track([*_batches(examples)], "evaluate", "batch"):
+    for batch in track([*batches(examples)], "evaluate", "batch"):
         state = memory.write(batch.context).state
         readings = {
             "memory": (memory, state),
@@ -194,6 +210,7 @@ def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
         value_length=length,
         state_floats=state.floats // rows,
         state_bytes=state.nbytes // rows,
+        surprise=float(torch.cat([part.surprise for part in found["memory"]]).mean()),
         memory=scores["memory"],
         zero_state=scores["zero_state"],
         shuffled_state=scores["shuffled_state"],
@@ -201,7 +218,7 @@ def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
     )
 
 
-def _batches(examples: Examples) -> Iterator[Batch]:
+def batches(examples: Examples) -> Iterator[Batch]:
     """Batches of at least 2 contexts, so that each has another one's state to be given."""
     total, pairs = len(examples), len(examples[0].queries)
     count = max(1, total // max(2, _QUERIES_PER_BATCH // pairs))
@@ -210,7 +227,7 @@ def _batches(examples: Examples) -> Iterator[Batch]:
         yield collate([examples[index] for index in indices])["batch"]
 
 
-def _full_context(memory: Memory, example: Example) -> Memory | None:
+def context_visible(memory: Memory, example: Example) -> Memory | None:
     """The backbone with the context kept as it is, if that and a query fit its positions."""
     backbone = memory.backbone
     if len(example.context) + len(example.queries[0]) > backbone.info.positions:
@@ -222,16 +239,18 @@ def _full_context(memory: Memory, example: Example) -> Memory | None:
 
 @dataclass(frozen=True)
 class _Answers:
-    """See `score`."""
+    """See `score`; `surprise` (contexts, pairs) is in bits per value."""
 
     forced: Tensor
     decoded: Tensor
     targets: Tensor
+    surprise: Tensor
 
 
 def _answers(memory: Memory, state: MemoryState, batch: Batch) -> _Answers:
-    logits = memory.read(state, batch.queries).logits
-    forced, targets = _values(logits, batch.labels)
+    logits, targets = _values(memory.read(state, batch.queries).logits, batch.labels)
+    forced = logits.argmax(-1)
+    likelihood = logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)
     start = int((batch.labels[0, 0] != IGNORED).nonzero()[0])
     decoded, question = forced[..., :1], batch.queries.columns(0, start)
     for _ in range(1, targets.shape[-1]):
@@ -239,14 +258,14 @@ def _answers(memory: Memory, state: MemoryState, batch: Batch) -> _Answers:
         asked = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
         following = memory.read(state, asked).logits[..., -1:, :].argmax(-1)
         decoded = torch.cat([decoded, following.cpu()], -1)
-    return _Answers(forced, decoded, targets)
+    return _Answers(forced, decoded, targets, -likelihood.sum(-1).double() / math.log(2))
 
 
 def _values(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Predicted and wanted characters (B, Q, L) of the values, each given the right ones before it."""
+    """Logits (B, Q, L, V) of the values' characters, each given the right ones before it, and the characters."""
     labels = labels.cpu()
     columns = (labels[0, 0] != IGNORED).nonzero().flatten()[: -len(CLOSING)]
-    return logits[..., columns.to(logits.device) - 1, :].argmax(-1).cpu(), labels[..., columns]
+    return logits[..., columns.to(logits.device) - 1, :].cpu(), labels[..., columns]
 
 
 def _scored(answers: Sequence[_Answers]) -> Scores:

@@ -20,6 +20,7 @@ class Scores:
     Attributes:
         exact_match: answers with every character of the value right; the closing `!|` does not count.
         interval: 95% confidence interval of exact_match.
+        independent: how many independent answers these are worth, see `effective_count`.
         token_accuracy: characters of values right, each predicted given the right ones before it.
         set_recall: decoded answers that are a value of their context, whatever its key.
         binding: of these, the share that is the value of the key asked for; None if there are none. A
@@ -28,6 +29,7 @@ class Scores:
 
     exact_match: float
     interval: tuple[float, float]
+    independent: float
     token_accuracy: float
     set_recall: float
     binding: float | None
@@ -52,6 +54,7 @@ def score(forced: Tensor, decoded: Tensor, targets: Tensor) -> Scores:
     return Scores(
         exact_match=share,
         interval=wilson(share, count),
+        independent=count,
         token_accuracy=float((forced == targets).double().mean()),
         set_recall=float(in_set.double().mean()),
         binding=int(bound.sum()) / recalled if recalled else None,
