@@ -1,17 +1,20 @@
-"""Text <-> token ids: a folder's own tokenizer, plain UTF-8 bytes, or single characters."""
+"""Text <-> token ids: a folder's own tokenizer, plain UTF-8 bytes, single characters, or words."""
 
 from __future__ import annotations
 
 import string
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from memwrite.errors import ConfigError, InputError
 
-START, END = "<|start|>", "<|end|>"
+START, END, UNKNOWN = "<|start|>", "<|end|>", "<|unknown|>"
 #: Tokenizers that need no folder.
 BUILT_IN = ("bytes", "characters")
+#: Tokenizers that `memwrite train` learns from the text it trains on.
+LEARNT = ("bpe", "words")
 ALPHABET = string.ascii_letters + string.digits
 STRUCTURE = "!?:|"
 
@@ -205,3 +208,47 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersCodec:
     return TransformersCodec(
         PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END)
     )
+
+
+def train_words(texts: Iterable[str], vocab_size: int | None = None) -> TransformersCodec:
+    """One token a word or run of punctuation, as they come in `texts`; the rarest are dropped beyond `vocab_size`.
+
+    White space is not encoded: `decode` puts a space between all tokens. Other words than those become one unknown
+    token, which is no error, unlike with other tokenizers: a small model has nothing else to say of them.
+    """
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=vocab_size or sys.maxsize,
+        special_tokens=[START, END, UNKNOWN],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    # The unknown token is not named here, so that `TransformersCodec` lets it pass.
+    return TransformersCodec(
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=START, eos_token=END)
+    )
+
+
+def learnt_codec(kind: str, texts: Iterable[str], vocab_size: object) -> TransformersCodec:
+    """A tokenizer of a kind of `LEARNT`.
+
+    Args:
+        kind: its name.
+        texts: what it is learnt from.
+        vocab_size: as in the config, where nobody has checked it; "words" needs none.
+
+    Raises:
+        ConfigError: the size is too small for this kind.
+    """
+    least = 258 if kind == "bpe" else 4
+    if kind == "words" and vocab_size is None:
+        return train_words(texts)
+    if not isinstance(vocab_size, int) or vocab_size < least:
+        raise ConfigError(
+            f"backbone.params.vocab_size must be at least {least} for {kind}, got {vocab_size}"
+        )
+    return train_bpe(texts, vocab_size) if kind == "bpe" else train_words(texts, vocab_size)

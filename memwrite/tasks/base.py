@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -80,6 +80,15 @@ class Curriculum(Task, Protocol):
 
     #: For each stage that training has reached, the index of its first example.
     starts: list[int]
+
+
+@runtime_checkable
+class Texts(Protocol):
+    """A task's parameters where it is read from texts, which a tokenizer can learn from."""
+
+    def texts(self) -> Iterable[str]:
+        """All that is said in training, and nothing of what is held out."""
+        ...
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Batch]:

@@ -4,46 +4,60 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import TypeVar
 
-from memwrite.errors import ConfigError, InputError
+from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
+from memwrite.tasks.files import FilesConfig, read_text
 from memwrite.tokenizer import Codec
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class TextConfig:
-    """Which text, and how it is cut.
+class ParagraphsConfig(FilesConfig):
+    """UTF-8 text files, whose paragraphs end at an empty line; attributes as in `FilesConfig`."""
+
+    held_out: float = 0.02
+
+    def paragraphs(self) -> tuple[list[list[str]], list[list[str]]]:
+        """For each file its paragraphs for training and for evaluation.
+
+        Raises:
+            ConfigError, InputError: a file cannot be read.
+        """
+        return self.split(read_paragraphs)
+
+    def texts(self) -> Iterator[str]:
+        """The training paragraphs of all files, for a tokenizer to learn from; raises as `paragraphs`."""
+        return chain.from_iterable(self.paragraphs()[0])
+
+
+@dataclass(frozen=True)
+class TextConfig(ParagraphsConfig):
+    """Which text, and how it is cut; other attributes as in `ParagraphsConfig`.
 
     Attributes:
-        files: UTF-8 text files; paragraphs end at an empty line.
-        folder: what the files' names are relative to.
         length: tokens per window.
         repeat: share of windows that open with a passage said twice, which teaches a small model to copy.
-        held_out: share of each file's paragraphs, its last ones, kept for evaluation.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    files: list[str]
-    folder: str = "."
     length: int = 256
     repeat: float = 0.0
-    held_out: float = 0.02
 
     def __post_init__(self) -> None:
-        if not self.files:
-            raise ValueError("files must name at least one text file")
+        super().__post_init__()
         if self.length < 8:
             raise ValueError(f"length must be at least 8, got {self.length}")
-        for name in ("repeat", "held_out"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"{name} must be at least 0 and below 1, got {getattr(self, name)}"
-                )
+        if not 0 <= self.repeat < 1:
+            raise ValueError(f"repeat must be at least 0 and below 1, got {self.repeat}")
 
 
 class TextTask:
@@ -54,31 +68,36 @@ class TextTask:
         codec: makes tokens of the text.
 
     Raises:
-        InputError: a file is too small for one window.
+        ConfigError: a file cannot be read.
+        InputError: no file has more than one window to train on, though not all is held out.
     """
 
     def __init__(self, config: TextConfig, codec: Codec) -> None:
         self._config = config
         self._codec = codec
-        train, held = _split(config)
-        self._train, self._held = ([self._stream(file) for file in part] for part in (train, held))
-        if sum(map(len, self._train)) <= config.length:
-            raise InputError(f"the files hold less than one window of {config.length} tokens")
+        self._train, self._held = (
+            [self._stream(file) for file in part] for part in config.paragraphs()
+        )
+        if config.held_out < 1:
+            check_room(self._train, config.length)
 
     def _stream(self, paragraphs: list[str]) -> list[int]:
         start, end = self._codec.start, self._codec.end
         return [i for text in paragraphs for i in (start, *self._codec.encode(text), end)]
 
     def training(self, count: int, seed: int) -> Examples:
-        """Random windows, a file's chance being proportional to its size."""
+        """Random windows, a file's chance being proportional to its size.
+
+        Raises:
+            InputError: no file has more than one window to train on.
+        """
+        check_room(self._train, self._config.length)
         return _RandomWindows(self._config, self._codec, self._train, count, seed)
 
     def evaluation(self) -> Examples:
         """The held-out paragraphs, cut into windows one after another."""
         stream = [i for part in self._held for i in part]
-        length = self._config.length
-        windows = [stream[i : i + length] for i in range(0, len(stream), length)]
-        return [_example(window) for window in windows if len(window) > 1]
+        return [_example(part) for part in windows(stream, self._config.length) if len(part) > 1]
 
     def fresh(self, count: int, seed: int) -> Examples:
         """Random windows of the held-out paragraphs.
@@ -86,9 +105,7 @@ class TextTask:
         Raises:
             InputError: none of the files has held out more than one window.
         """
-        length = self._config.length
-        if all(len(stream) <= length for stream in self._held):
-            raise InputError(f"the files hold out less than one window of {length} tokens")
+        check_room(self._held, self._config.length)
         return _RandomWindows(self._config, self._codec, self._held, count, seed)
 
 
@@ -106,10 +123,7 @@ class _RandomWindows:
     def __getitem__(self, index: int, /) -> Example:
         chance = random.Random(f"{self.seed}/{index}")
         length = self.config.length
-        streams = [stream for stream in self.streams if len(stream) > length]
-        (stream,) = chance.choices(streams, weights=[len(stream) for stream in streams])
-        begin = chance.randrange(len(stream) - length)
-        window = stream[begin : begin + length]
+        window = random_window(self.streams, length, chance)
         if chance.random() < self.config.repeat:
             passage = window[: chance.randrange(length // 16, length // 2)]
             said = [self.codec.start, *passage, self.codec.end]
@@ -117,34 +131,37 @@ class _RandomWindows:
         return _example(window)
 
 
-def _example(window: list[int]) -> Example:
-    return Example([], [window], [[IGNORED, *window[1:]]])
+def _example(window: Sequence[int]) -> Example:
+    return Example([], [[*window]], [[IGNORED, *window[1:]]])
 
 
-def read_texts(config: TextConfig) -> Iterator[str]:
-    """The training paragraphs of all files, for a tokenizer to learn from."""
-    for paragraphs in _split(config)[0]:
-        yield from paragraphs
+def check_room(streams: Sequence[Sequence[T]], length: int) -> None:
+    """Raises InputError unless a stream is longer than `length`."""
+    if all(len(stream) <= length for stream in streams):
+        raise InputError(f"the files hold less than one window of {length} tokens")
 
 
-def _split(config: TextConfig) -> tuple[list[list[str]], list[list[str]]]:
-    """For each file its paragraphs for training and for evaluation."""
-    train, held = [], []
-    for name in config.files:
-        path = Path(config.folder) / name
-        try:
-            text = path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(
-                f"task.params.files: '{path}' cannot be read: {error.strerror}"
-            ) from None
-        except UnicodeDecodeError as error:
-            raise InputError(f"'{path}' is not UTF-8 text: byte {error.start}") from None
-        paragraphs = [p for p in re.split(r"\n\s*\n", _natural(text)) if p.strip()]
-        cut = len(paragraphs) - int(len(paragraphs) * config.held_out)
-        train.append(paragraphs[:cut])
-        held.append(paragraphs[cut:])
-    return train, held
+def random_window(streams: Sequence[Sequence[T]], length: int, chance: random.Random) -> list[T]:
+    """`length` items in a row, of a stream that is longer; the longer, the more likely."""
+    long = [stream for stream in streams if len(stream) > length]
+    (stream,) = chance.choices(long, weights=[len(stream) for stream in long])
+    begin = chance.randrange(len(stream) - length)
+    return list(stream[begin : begin + length])
+
+
+def windows(stream: Sequence[T], length: int) -> list[list[T]]:
+    """A stream cut into pieces of `length`, one after another; the last one may be shorter."""
+    return [list(stream[i : i + length]) for i in range(0, len(stream), length)]
+
+
+def read_paragraphs(path: Path) -> list[str]:
+    """The paragraphs of a file.
+
+    Raises:
+        ConfigError: it cannot be read.
+        InputError: it is not UTF-8.
+    """
+    return [p for p in re.split(r"\n\s*\n", _natural(read_text(path))) if p.strip()]
 
 
 def _natural(text: str) -> str:

@@ -19,8 +19,8 @@ from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.runs import CONFIG_FILE
 from memwrite.storage import make_folder, write_bytes
-from memwrite.tasks.text import TextConfig, read_texts
-from memwrite.tokenizer import train_bpe
+from memwrite.tasks.base import Texts
+from memwrite.tokenizer import LEARNT, learnt_codec
 from memwrite.training.trainer import CHECKPOINTS, fit
 
 REQUESTED, TOKENIZER = "requested.yaml", "tokenizer"
@@ -88,19 +88,15 @@ def _last_checkpoint(folder: Path) -> str | None:
 
 
 def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
-    """With `tokenizer: bpe` replaced by a tokenizer learnt from the training text."""
-    if config.backbone.tokenizer != "bpe":
+    """With the name of a tokenizer that is `LEARNT` replaced by one learnt from the training text."""
+    kind = config.backbone.tokenizer
+    if kind not in LEARNT:
         return config
-    if not isinstance(task, TextConfig):
+    if not isinstance(task, Texts):
         raise ConfigError(
-            "backbone.tokenizer=bpe is learnt from the text of task 'text': give another task another one"
+            f"backbone.tokenizer={kind} is learnt from the text of a task, and this one has none: set another one"
         )
     folder = out / TOKENIZER
     if not folder.is_dir():
-        size = config.backbone.params.get("vocab_size")
-        if not isinstance(size, int) or size < 258:
-            raise ConfigError(
-                f"backbone.params.vocab_size must be at least 258 for bpe, got {size}"
-            )
-        train_bpe(read_texts(task), size).save(folder)
+        learnt_codec(kind, task.texts(), config.backbone.params.get("vocab_size")).save(folder)
     return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))

@@ -1,0 +1,100 @@
+"""bAbI question answering (Weston et al. 2015, arXiv 1502.05698), from the official text files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from memwrite.errors import InputError
+from memwrite.tasks.files import read_text
+from memwrite.tasks.questions import Passage, Question, QuestionsConfig
+
+_LINE = re.compile(r"([0-9]{1,9}) (.*\S.*)")
+_FACTS = re.compile(r"[0-9]{1,9}( [0-9]{1,9})*")
+
+
+@dataclass(frozen=True)
+class BabiConfig(QuestionsConfig):
+    """bAbI files, of which whole stories are held out.
+
+    An example is a place in a story where something is asked: its context are the statements before it, each a
+    segment, its queries the questions that stand there. A question counts under its file's name.
+    """
+
+    def read(self, path: Path) -> list[list[Passage]]:
+        """See `read_stories`."""
+        return read_stories(path)
+
+
+def read_stories(path: Path) -> list[list[Passage]]:
+    """The stories of a file, each as what stands before its questions and what is asked there.
+
+    A line is `ID statement` or, with tabs, `ID question<tab>answer<tab>IDs of supporting statements`. IDs count from 1
+    in every story. The answer may be a list ("apple,football").
+
+    Raises:
+        ConfigError: the file cannot be read.
+        InputError: a line is none of these, a story ends without a question, or there is no story.
+    """
+    return [_passages(path, story) for story in _stories(path)]
+
+
+def _stories(path: Path) -> Iterator[list[tuple[int, str]]]:
+    """For each story its lines, in order, without their IDs but with their numbers in the file."""
+    story: list[tuple[int, str]] = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        found = _LINE.fullmatch(line)
+        if found is None:
+            raise _fault(path, number, "should be a number, a space and a text")
+        own = int(found[1])
+        if own == 1 and story:
+            yield story
+            story = []
+        if own != len(story) + 1:
+            raise _fault(path, number, f"is numbered {own} where {len(story) + 1} should come")
+        story.append((number, found[2]))
+    if not story:
+        raise InputError(f"'{path}': holds no story")
+    yield story
+
+
+def _passages(path: Path, story: list[tuple[int, str]]) -> list[Passage]:
+    statements: dict[int, str] = {}
+    asked: dict[int, list[Question]] = {}
+    for own, (number, text) in enumerate(story, 1):
+        if "\t" in text:
+            question = _question(path, number, text, statements)
+            asked.setdefault(len(statements), []).append(question)
+        else:
+            statements[own] = text.strip()
+    number, text = story[-1]
+    if "\t" not in text:
+        raise _fault(path, number, "the story ends without a question: is the file cut off?")
+    told = tuple(statements.values())
+    return [Passage(told[:count], tuple(questions)) for count, questions in asked.items()]
+
+
+def _question(path: Path, number: int, line: str, known: dict[int, str]) -> Question:
+    fields = [field.strip() for field in line.split("\t")]
+    if len(fields) != 3:
+        fault = (
+            "a question has 3 fields with tabs between them (question, answer, supporting lines)"
+        )
+        raise _fault(path, number, f"{fault}, this one has {len(fields)}")
+    asked, answer, facts = fields
+    if not asked or not answer:
+        raise _fault(path, number, f"the {'answer' if asked else 'question'} is empty")
+    if not _FACTS.fullmatch(facts):
+        raise _fault(path, number, f"the supporting lines should be numbers, are '{facts}'")
+    for fact in facts.split():
+        if int(fact) not in known:
+            raise _fault(path, number, f"the supporting line {fact} is no statement before it")
+    return Question(asked, (answer,), path.name)
+
+
+def _fault(path: Path, number: int, reason: str) -> InputError:
+    return InputError(f"'{path}', line {number}: {reason}")

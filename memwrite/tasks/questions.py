@@ -1,0 +1,224 @@
+"""Questions on texts: what the tasks that are read from question-answering files have in common."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+from memwrite.errors import InputError
+from memwrite.tasks.base import IGNORED, Example, Examples
+from memwrite.tasks.files import FilesConfig
+from memwrite.tokenizer import Codec
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about a text.
+
+    Attributes:
+        prompt: as the model sees it.
+        answers: the right ones; the first is what training wants.
+        group: what the question is counted under in an evaluation.
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    group: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A text with its questions.
+
+    Attributes:
+        pieces: the text, cut into its segments.
+        questions: at least one.
+    """
+
+    pieces: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class AskedExample(Example):
+    """An example whose queries are questions in words.
+
+    Attributes:
+        questions: one for each query, which is its prompt with the first of its answers and an end token behind it.
+    """
+
+    questions: tuple[Question, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionsConfig(FilesConfig):
+    """What all tasks of questions on texts share; `files`, `folder` and `held_out` as in `FilesConfig`.
+
+    Attributes:
+        tokens: per context at most; longer ones are left out. None for no limit.
+        queries: questions per example at most; None for no limit. In training those of an example are drawn from its
+            context's, in evaluation a context with more of them comes several times.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    tokens: int | None = None
+    queries: int | None = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("queries", "tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    @abstractmethod
+    def read(self, path: Path) -> list[list[Passage]]:
+        """The passages of a file, in groups that are never divided between training and evaluation.
+
+        Raises:
+            ConfigError: the file cannot be read.
+            InputError: it is damaged.
+        """
+
+    def passages(self) -> tuple[list[Passage], list[Passage]]:
+        """For training and for evaluation; raises as `read`."""
+        train, held = (
+            [passage for groups in part for group in groups for passage in group]
+            for part in self.split(self.read)
+        )
+        return train, held
+
+    def texts(self) -> Iterator[str]:
+        """All that is said in training, for a tokenizer to learn from; raises as `read`."""
+        for passage in self.passages()[0]:
+            yield " ".join(passage.pieces)
+            for question in passage.questions:
+                yield f"{question.prompt} {question.answers[0]}"
+
+
+class QuestionsTask:
+    """Passages, each asked many questions at once.
+
+    The pieces of a context are separated by spaces; an end token closes the last one, as in `Memory.encode`. So a
+    state of `memwrite write` can be asked what the task asks.
+
+    Args:
+        config: says which.
+        codec: makes tokens of them.
+
+    Raises:
+        ConfigError, InputError: a file cannot be read or is damaged.
+    """
+
+    def __init__(self, config: QuestionsConfig, codec: Codec) -> None:
+        self._codec = codec
+        self._encode = lru_cache(maxsize=1 << 16)(codec.encode)
+        self._queries = config.queries
+        self._train, self._held = (self._short(p, config.tokens) for p in config.passages())
+
+    def training(self, count: int, seed: int) -> Examples:
+        """`count` examples, all passages in random order again and again.
+
+        Raises:
+            InputError: there is no passage to train on.
+        """
+        if not self._train:
+            raise InputError("the files leave no text to train on: lower task.params.held_out")
+        return _Shuffled(self, self._train, count, f"training/{seed}")
+
+    def evaluation(self) -> Examples:
+        """The held-out passages in order, with all of their questions."""
+        return [self.example(part) for passage in self._held for part in self._parts(passage)]
+
+    def _parts(self, passage: Passage) -> Iterator[Passage]:
+        asked = passage.questions
+        most = self._queries or len(asked)
+        for start in range(0, len(asked), most):
+            yield replace(passage, questions=asked[start : start + most])
+
+    def fresh(self, count: int, seed: int) -> Examples:
+        """`count` examples of the held-out passages in random order.
+
+        Raises:
+            InputError: none is held out.
+        """
+        if not self._held:
+            raise InputError("the files hold nothing out: raise task.params.held_out")
+        return _Shuffled(self, self._held, count, f"fresh/{seed}")
+
+    def drawn(self, passage: Passage, chance: random.Random) -> AskedExample:
+        """The example of a passage with as many of its questions as are asked at once."""
+        questions = passage.questions
+        if self._queries is not None and len(questions) > self._queries:
+            questions = tuple(chance.sample(questions, self._queries))
+        return self.example(replace(passage, questions=questions))
+
+    def example(self, passage: Passage) -> AskedExample:
+        """The example of a passage with all of its questions."""
+        pieces = self._context(passage)
+        prompts = [self._encode(question.prompt) for question in passage.questions]
+        answers = [
+            [*self._encode(f" {question.answers[0]}"), self._codec.end]
+            for question in passage.questions
+        ]
+        pairs = list(zip(prompts, answers, strict=True))
+        return AskedExample(
+            context=[i for piece in pieces for i in piece],
+            queries=[[*prompt, *answer] for prompt, answer in pairs],
+            labels=[[*[IGNORED] * len(prompt), *answer] for prompt, answer in pairs],
+            segments=[number for number, piece in enumerate(pieces) for _ in piece],
+            questions=passage.questions,
+        )
+
+    def _context(self, passage: Passage) -> list[list[int]]:
+        first, *others = passage.pieces or ("",)
+        pieces = [self._encode(text) for text in (first, *(f" {piece}" for piece in others))]
+        return [*pieces[:-1], [*pieces[-1], self._codec.end]]
+
+    def _short(self, passages: Sequence[Passage], tokens: int | None) -> Sequence[Passage]:
+        if tokens is None:
+            return passages
+        short = [p for p in passages if sum(map(len, self._context(p))) <= tokens]
+        if len(short) < len(passages):
+            warnings.warn(
+                f"{len(passages) - len(short)} of {len(passages)} contexts are longer than task.params.tokens = "
+                f"{tokens} tokens and are left out",
+                stacklevel=3,
+            )
+        return short
+
+
+def prompt(question: str) -> str:
+    """How models that have read the web are asked."""
+    return f"\nQuestion: {question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class _Shuffled:
+    task: QuestionsTask
+    passages: Sequence[Passage]
+    count: int
+    key: str
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int, /) -> AskedExample:
+        if not 0 <= index < self.count:
+            raise IndexError(f"example {index} of {self.count}")
+        epoch, place = divmod(index, len(self.passages))
+        passage = self.passages[_order(len(self.passages), f"{self.key}/{epoch}")[place]]
+        return self.task.drawn(passage, random.Random(f"{self.key}/{index}"))
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, key: str) -> list[int]:
+    """A permutation that depends on the key alone."""
+    return random.Random(key).sample(range(count), count)
