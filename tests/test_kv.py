@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from memwrite.config import part_config
 from memwrite.errors import ConfigError, InputError
-from memwrite.tasks.base import IGNORED, Curriculum
+from memwrite.tasks.base import IGNORED
 from memwrite.tasks.kv import KvConfig, KvTask, pairs_of
 from memwrite.tokenizer import ALPHABET, ByteCodec, character_codec, load_codec
 
@@ -78,6 +79,16 @@ def test_golden_examples() -> None:
         "!Mx:Ac!!tM:tc!!4I:Pz!|",
         "!OQ:Hd!!Xl:pI!!Aa:ct!|",
     ]
+    staged = task(pairs=8, curriculum=[2])
+    staged.starts.append(5)
+    digest = hashlib.sha256()
+    for source in (staged.evaluation(), staged.training(10, 3), staged.fresh(10, 4)):
+        for index in range(10):
+            example = source[index]
+            ids = (example.context, example.queries, example.labels)
+            digest.update(repr(ids).encode())
+    wanted = "20b05cdc54f33a0e55f2c1d2a89181820b4f9ca11bdbb63758272bd8074a2ae6"
+    assert digest.hexdigest() == wanted
 
 
 @given(st.integers(0, 99), st.integers(1, 62), st.integers(1, 3), st.integers(1, 3))
@@ -107,43 +118,11 @@ def test_examples_depend_on_seed_index_and_stage_alone() -> None:
     assert [examples[i] for i in range(3)] == forward[:3]
 
 
-def test_it_is_a_curriculum() -> None:
-    made = task(pairs=4, curriculum=[2, 3], advance=0.8)
-    assert isinstance(made, Curriculum)
-    assert (made.stages, made.starts, made.advance) == ([2, 3, 4], [0], 0.8)
-
-
-def test_evaluation_is_always_the_full_task_and_apart_from_training() -> None:
-    made = task(pairs=4, curriculum=[1], examples=50)
-    held = [made.evaluation()[i] for i in range(50)]
-    assert {len(example.queries) for example in held} == {4}
-    made.starts.append(0)
-    assert held == [made.evaluation()[i] for i in range(len(made.evaluation()))]
-    contexts = [
-        tuple(examples[i].context)
-        for examples in (made.evaluation(), made.training(50, 0), made.fresh(50, 0))
-        for i in range(50)
-    ]
-    assert len(set(contexts)) == 150
-
-
-def test_examples_end() -> None:
-    with pytest.raises(IndexError, match="3"):
-        task(pairs=2).training(3, 0)[3]
-
-
 @pytest.mark.parametrize(
     ("params", "message"),
     [
-        ({"pairs": 0}, "task.params.pairs must be at least 1, got 0"),
         ({"pairs": 63, "key_length": 1}, "only 62 keys of length 1"),
         ({"value_length": 0}, "value_length must be at least 1"),
-        ({"pairs": 4, "curriculum": [2, 8]}, "curriculum must hold .* got 8"),
-        ({"curriculum": [0]}, "curriculum"),
-        ({"advance": 0.0}, "advance"),
-        ({"advance": 1.5}, "advance"),
-        ({"examples": 1}, "examples must be at least 2"),
-        ({"pair": 2}, "did you mean 'pairs'"),
     ],
 )
 def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
@@ -151,11 +130,5 @@ def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
         part_config(KvConfig, params, "task.params")
 
 
-def test_a_tokenizer_must_tell_characters_apart() -> None:
-    class Doubling(ByteCodec):
-        def encode(self, text: str) -> list[int]:
-            return 2 * super().encode(text)
-
-    with pytest.raises(ConfigError, match=r"2 tokens of 'a'.*tokenizer=characters"):
-        KvTask(KvConfig(), Doubling())
+def test_bytes_are_characters_too() -> None:
     assert KvTask(KvConfig(), ByteCodec()).encode("a|") == [97, 124]

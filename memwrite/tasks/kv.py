@@ -38,8 +38,8 @@ class KvConfig(PairsConfig):
     """How many pairs of which size, and what surrounds them; other attributes as in `PairsConfig`.
 
     Attributes:
-        noise: random characters of `ALPHABET` before each pair.
-        segments: so many segments the context has, each with its share of the pairs, in order.
+        noise: random characters of `ALPHABET` before each pair. (GradMem's own contexts have them at random places.)
+        segments: of the context, each with its share of the pairs, in order, and closed by `|`.
 
     Raises:
         ValueError: a value is out of range.
@@ -65,6 +65,14 @@ def random_text(chance: random.Random, length: int) -> str:
     return "".join(chance.choices(ALPHABET, k=length))
 
 
+def keys_of(chance: random.Random, count: int, length: int) -> list[str]:
+    """`count` different keys of `length` characters, of which there must be as many."""
+    keys: dict[str, None] = {}
+    while len(keys) < count:
+        keys[random_text(chance, length)] = None
+    return list(keys)
+
+
 def pairs_of(
     chance: random.Random, pairs: int, key_length: int, value_length: int
 ) -> list[tuple[str, str]]:
@@ -76,9 +84,7 @@ def pairs_of(
         key_length: at least 1.
         value_length: at least 1.
     """
-    keys: dict[str, None] = {}
-    while len(keys) < pairs:
-        keys[random_text(chance, key_length)] = None
+    keys = keys_of(chance, pairs, key_length)
     return [(key, random_text(chance, value_length)) for key in keys]
 
 

@@ -13,7 +13,7 @@ from memwrite.errors import ConfigError
 from memwrite.tasks.base import IGNORED, Example, Examples
 from memwrite.tokenizer import ALPHABET, STRUCTURE, Codec
 
-#: What closes an answer in a target; no part of the answer.
+#: What closes an answer over `ALPHABET`.
 CLOSING = "!|"
 
 
@@ -84,6 +84,7 @@ class SyntheticTask(ABC, Generic[C]):
 
     Attributes:
         name: what configs call it; goes into the seed of every example.
+        closing: what closes an answer in a target; no part of the answer.
         config: as given.
         advance: as in the config.
         stages: numbers of pairs that training passes through; the last one is the goal.
@@ -92,6 +93,7 @@ class SyntheticTask(ABC, Generic[C]):
     """
 
     name: ClassVar[str]
+    closing: ClassVar[str] = CLOSING
 
     def __init__(self, config: C, codec: Codec) -> None:
         self.config = config
@@ -113,7 +115,7 @@ class SyntheticTask(ABC, Generic[C]):
         segments = [self.encode(text) for text in draft.segments]
         queries, labels = [], []
         for question, answer in draft.asked:
-            prompt, target = self.encode(question), self.encode(answer + CLOSING)
+            prompt, target = self.encode(question), self.encode(answer + self.closing)
             queries.append(prompt + target)
             labels.append([IGNORED] * len(prompt) + target)
         numbers = [number for number, ids in enumerate(segments) for _ in ids]

@@ -1,0 +1,71 @@
+"""A phone book in words, asked by name (Repeat After Me, arXiv 2402.01032; GradMem, arXiv 2603.13875); any tokenizer."""
+
+from __future__ import annotations
+
+import random
+import string
+from dataclasses import dataclass
+from itertools import product
+
+from memwrite.errors import ConfigError, InputError
+from memwrite.tasks.synthetic import Draft, SyntheticConfig, SyntheticTask
+from memwrite.tokenizer import Codec
+
+FIRST = (
+    "Ada", "Alan", "Alice", "Amir", "Anna", "Arthur", "Beth", "Boris", "Carla", "Chen", "Clara", "Daniel", "David", "Diana",
+    "Edgar", "Elena", "Emma", "Erik", "Eva", "Farid", "Fiona", "Frank", "George", "Grace", "Hannah", "Harold", "Helen",
+    "Hugo", "Ida", "Igor", "Irene", "Ivan", "Jack", "Jane", "John", "Julia", "Karim", "Kate", "Laura", "Leo", "Linda",
+    "Lucas", "Maria", "Mark", "Mary", "Max", "Mina", "Nadia", "Nina", "Noah", "Olga", "Oscar", "Paul", "Peter", "Rosa",
+    "Ruth", "Sam", "Sara", "Simon", "Sophie", "Thomas", "Tina", "Victor", "Yuki",
+)  # fmt: skip
+LAST = (
+    "Adams", "Archer", "Baker", "Barnes", "Bell", "Black", "Brook", "Brown", "Carter", "Clark", "Cole", "Cook", "Cooper",
+    "Cross", "Dale", "Dean", "Drake", "Evans", "Field", "Fisher", "Ford", "Foster", "Fox", "Frost", "Gray", "Green", "Hall",
+    "Hart", "Hill", "Hunt", "Irving", "Jones", "Kent", "King", "Lake", "Lane", "Lee", "Long", "Marsh", "Mason", "Miller",
+    "Moore", "Newton", "North", "Page", "Park", "Price", "Quinn", "Reed", "Rivers", "Rose", "Shaw", "Smith", "Stone",
+    "Taylor", "Turner", "Vance", "Walker", "Ward", "Waters", "West", "White", "Wood", "Young",
+)  # fmt: skip
+NAMES = [f"{first} {last}" for first, last in product(FIRST, LAST)]
+
+
+@dataclass(frozen=True)
+class PhonebookConfig(SyntheticConfig):
+    """As `SyntheticConfig`, `pairs` being the entries of a phone book.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_room(len(NAMES), "names")
+
+
+class PhonebookTask(SyntheticTask[PhonebookConfig]):
+    """Contexts of lines such as "Mary Stone: 555-0173", and queries "Mary Stone:"; see `SyntheticTask`.
+
+    Raises:
+        ConfigError: the tokenizer does not know a character of them.
+    """
+
+    name = "phonebook"
+    closing = "\n"
+
+    def __init__(self, config: PhonebookConfig, codec: Codec) -> None:
+        super().__init__(config, codec)
+        try:
+            codec.encode("".join(sorted({*"".join(NAMES), *string.digits, *":- \n"})))
+        except InputError as error:
+            raise ConfigError(
+                f"task phonebook cannot be written in these tokens: {error}: set backbone.tokenizer=bytes"
+            ) from None
+
+    def draw(self, chance: random.Random, pairs: int) -> Draft:
+        """The names all different, the numbers independent."""
+        entries = [
+            (f"{name}:", f" {chance.randrange(1000):03}-{chance.randrange(10000):04}")
+            for name in chance.sample(NAMES, pairs)
+        ]
+        return Draft(
+            ["".join(f"{name}{number}{self.closing}" for name, number in entries)], entries
+        )
