@@ -6,15 +6,34 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
+from click.testing import CliRunner
 
-from memwrite.errors import PluginApiMismatch, PluginBroken, PluginConflict, PluginNotFound
-from memwrite.plugins import Owner, ReaderPlugin, Registry, WriterPlugin, discover, hookimpl
+from memwrite.config import load_config
+from memwrite.errors import (
+    ConfigError,
+    PluginApiMismatch,
+    PluginBroken,
+    PluginConflict,
+    PluginNotFound,
+)
+from memwrite.plugins import (
+    ReaderPlugin,
+    Registry,
+    TaskPlugin,
+    WriterPlugin,
+    discover,
+    hookimpl,
+    registry,
+)
+from memwrite.shelves import Owner
 
 
 @dataclass(frozen=True)
@@ -28,6 +47,7 @@ def build(*_: Any) -> Any:
 
 WRITER = WriterPlugin(1, "good", "a writer", Params, build, "prefix")
 READER = ReaderPlugin(1, "fine", "a reader", Params, build, frozenset({"prefix"}))
+TASK = TaskPlugin(1, "useful", "a task", Params, build)
 
 
 def module(**functions: Any) -> ModuleType:
@@ -57,7 +77,11 @@ class Mute(Exception):
 
 
 def beside_a_sound_one(load: Any) -> Registry:
-    sound = module(memwrite_writers=lambda: [WRITER], memwrite_readers=lambda: [READER])
+    sound = module(
+        memwrite_writers=lambda: [WRITER],
+        memwrite_readers=lambda: [READER],
+        memwrite_tasks=lambda: [TASK],
+    )
     return discover(
         [
             (Owner("first", "1.0", "before"), lambda: module()),
@@ -118,6 +142,23 @@ FAULTS: dict[str, tuple[Any, type[Exception], str]] = {
         "accepts",
     ),
     "build nothing": (hook([replace(WRITER, build=None)]), PluginBroken, "build"),
+    "task hook": (
+        lambda: module(memwrite_tasks=raising(KeyError("x"))),
+        PluginBroken,
+        "memwrite_tasks",
+    ),
+    "a writer for a task": (hook([WRITER], "memwrite_tasks"), PluginBroken, "TaskPlugin"),
+    "a task for a writer": (hook([TASK]), PluginBroken, "WriterPlugin"),
+    "task of another api": (
+        hook([replace(TASK, api=2)], "memwrite_tasks"),
+        PluginApiMismatch,
+        "API 2",
+    ),
+    "task without config": (
+        hook([replace(TASK, config=None)], "memwrite_tasks"),
+        PluginBroken,
+        "config",
+    ),
 }
 
 
@@ -135,6 +176,7 @@ def test_a_fault_is_named_and_stops_nobody(fault: str) -> None:
     assert found.faults == [broken]
     assert found.writer("good") is WRITER
     assert found.reader("fine") is READER
+    assert found.task("useful") is TASK
     assert found.pairs() == [(WRITER, READER)]
     for name in ("entry", "broken"):
         with pytest.raises(kind, match=r"broken 0\.3"):
@@ -159,10 +201,10 @@ def test_one_hook_that_fails_leaves_the_other() -> None:
     assert len(found.broken) == 1
 
 
-@pytest.mark.parametrize("role", ["writer", "reader"])
+@pytest.mark.parametrize("role", ["writer", "reader", "task"])
 def test_a_name_of_two_owners_is_nobodys(role: str) -> None:
     """Both are named, and every other name still works; a writer and a reader may share one."""
-    plugin: Any = {"writer": WRITER, "reader": READER}[role]
+    plugin: Any = {"writer": WRITER, "reader": READER, "task": TASK}[role]
     found = beside_a_sound_one(hook([plugin, replace(plugin, name="mine")], f"memwrite_{role}s"))
     get = getattr(found, role)
     with pytest.raises(PluginConflict, match=rf"the {role} '{plugin.name}'.*broken 0.3 and sound"):
@@ -272,3 +314,83 @@ def test_strict_mode_minds_a_name_that_is_taken(tmp_path: Path) -> None:
     assert strict[0] == "PluginConflict"
     assert "'no-memory'" in strict[1][0]
     assert "acme 1.0" in strict[1][0]
+
+
+PARITY = """
+from dataclasses import dataclass
+from memwrite.plugins import TaskPlugin, hookimpl
+from memwrite.tasks.base import Example
+
+@dataclass(frozen=True)
+class Config:
+    bits: int = 4
+
+    def __post_init__(self):
+        if self.bits < 1:
+            raise ValueError(f"bits must be at least 1, got {self.bits}")
+
+class Parity:
+    def __init__(self, config, codec):
+        self.bits, self.codec = config.bits, codec
+
+    def training(self, count, seed):
+        return [self.example(seed + number) for number in range(count)]
+
+    def evaluation(self):
+        return self.training(2, 1)
+
+    def fresh(self, count, seed):
+        return self.training(count, seed + 100)
+
+    def example(self, number):
+        text = format(number % 2**self.bits, f"0{self.bits}b")
+        question, answer = self.codec.encode("?"), self.codec.encode(str(text.count("1") % 2))
+        return Example(self.codec.encode(text), [question + answer], [[-100, *answer]])
+
+@hookimpl
+def memwrite_tasks():
+    return [TaskPlugin(1, "parity", "whether the ones are odd", Config, Parity)]
+"""
+
+
+@pytest.fixture
+def with_parity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Another party's task, installed."""
+    distribution(tmp_path, "acme-parity", "1.0", PARITY)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry.cache_clear()
+    yield
+    registry.cache_clear()
+
+
+@pytest.mark.usefixtures("with_parity")
+def test_a_task_of_others_is_trained_on_by_its_name(tmp_path: Path) -> None:
+    """Like one that is built in: listed, validated, trained on."""
+    from memwrite.cli.main import main
+    from memwrite.training.run import train
+
+    listed = CliRunner().invoke(main, ["plugins", "--json"])
+    tasks = {p["name"]: p for p in json.loads(listed.output)["plugins"] if p["role"] == "task"}
+    assert tasks["parity"]["origin"] == "acme-parity"
+    assert tasks["kv-retrieval"]["origin"] == "memwrite"
+    out = tmp_path / "run"
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 1, "n_positions": 32}
+    config = {
+        "backbone": {"type": "gpt2", "params": sizes, "trainable": True},
+        "writer": {"name": "full-context"},
+        "reader": {"name": "key-value"},
+        "task": {"name": "parity", "params": {"bits": 6}},
+        "training": {"steps": 2, "batch_size": 2, "warmup": 1, "every": 2, "out": str(out)},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match=r"task\.params.*bits must be at least 1, got 0"):
+        train(tmp_path / "config.yaml", ["task.params.bits=0"])
+    with pytest.raises(
+        PluginNotFound, match=r"no installed task is called 'party'.*did you mean 'parity'"
+    ):
+        train(tmp_path / "config.yaml", ["task.name=party"])
+    assert train(tmp_path / "config.yaml") == out
+    task = load_config(out / "config.yaml").task
+    assert task is not None
+    assert (task.name, task.params) == ("parity", {"bits": 6})
+    assert "eval_loss" in (out / "log.jsonl").read_text()

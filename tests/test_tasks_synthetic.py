@@ -19,7 +19,7 @@ from memwrite.tasks.kv import KvConfig, KvTask
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.phonebook import FIRST, LAST, NAMES, PhonebookConfig, PhonebookTask
 from memwrite.tasks.synthetic import SyntheticTask
-from memwrite.tokenizer import ByteCodec, Codec, character_codec, train_bpe
+from memwrite.tokenizer import ByteCodec, Codec, character_codec, train_bpe, train_words
 
 CHARACTERS, BYTES = character_codec(), ByteCodec()
 Params = dict[str, Any]
@@ -351,8 +351,10 @@ def test_names_are_different_words() -> None:
 
 
 def test_tokenizers_that_do_not_fit() -> None:
-    with pytest.raises(ConfigError, match=r"phonebook.*does not know.*tokenizer=bytes"):
-        PhonebookTask(PhonebookConfig(), CHARACTERS)
+    words = train_words(NAMES)
+    for codec in (CHARACTERS, words):
+        with pytest.raises(ConfigError, match=r"lines as they are.*phonebook.*tokenizer=bytes"):
+            PhonebookTask(PhonebookConfig(), codec)
 
     class Doubling(ByteCodec):
         def encode(self, text: str) -> list[int]:
@@ -361,3 +363,5 @@ def test_tokenizers_that_do_not_fit() -> None:
     for name in SOLVERS.keys() - {"phonebook"}:
         with pytest.raises(ConfigError, match=rf"2 tokens of 'a'.*{name}.*tokenizer=characters"):
             builders()[name](registry().task(name).config(), Doubling())
+        with pytest.raises(ConfigError, match=rf"earlier character's token of 'b'.*{name}"):
+            builders()[name](registry().task(name).config(), words)

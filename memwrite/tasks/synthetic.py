@@ -143,7 +143,7 @@ class CharacterTask(SyntheticTask[C]):
     """A synthetic task over `ALPHABET` and `STRUCTURE`, each character a token.
 
     Raises:
-        ConfigError: the tokenizer does not make one token of each character.
+        ConfigError: the tokenizer does not make one token of each character, another one of each.
     """
 
     def __init__(self, config: C, codec: Codec) -> None:
@@ -175,11 +175,14 @@ class _Drawn:
 
 
 def _character_ids(task: str, codec: Codec) -> Mapping[str, int]:
-    ids = {character: codec.encode(character) for character in ALPHABET + STRUCTURE}
-    for character, made in ids.items():
-        if len(made) != 1:
+    ids: dict[str, int] = {}
+    for character in ALPHABET + STRUCTURE:
+        made = codec.encode(character)
+        if len(made) != 1 or made[0] in ids.values():
+            what = f"{len(made)} tokens" if len(made) != 1 else "an earlier character's token"
             raise ConfigError(
-                f"the tokenizer makes {len(made)} tokens of '{character}', and task {task} needs one "
-                f"for each character: set backbone.tokenizer=characters"
+                f"the tokenizer makes {what} of '{character}', and task {task} needs one for each "
+                f"character: set backbone.tokenizer=characters"
             )
-    return {character: made[0] for character, made in ids.items()}
+        ids[character] = made[0]
+    return ids
