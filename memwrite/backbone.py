@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
@@ -32,11 +32,15 @@ class TransformersBackbone:
     """A transformers causal language model with its tokenizer, behind the `Backbone` protocol.
 
     Not an nn.Module on purpose: writers and readers hold it without registering its weights.
+
+    Attributes:
+        own: whether its weights are in no folder yet, so that a run folder must hold them.
     """
 
-    def __init__(self, model: Any, codec: Codec) -> None:
+    def __init__(self, model: Any, codec: Codec, own: bool = False) -> None:
         self.model = model
         self.codec = codec
+        self.own = own
         config = self._config = model.config
         if config.get_text_config() is not config:
             raise ConfigError(
@@ -152,6 +156,10 @@ class TransformersBackbone:
                 positions[:, -1] + 1,
             )
         return Pass(output.last_hidden_state, kept)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """See `Backbone.parameters`."""
+        yield from self.model.parameters()
 
     @property
     def head(self) -> Tensor:

@@ -32,6 +32,9 @@ class BackboneConfig:
         device: "cpu", "cuda", "cuda:1", ...
         attention: "sdpa" (fast) or "eager" (needed by second-order gradients).
         trainable: whether the model's own weights are trained along.
+        lora_rank: if not 0, low-rank corrections of this rank are trained in place of the weights, on every linear
+            layer of the blocks; a finished run holds their sum.
+        lora_alpha: the corrections count α/rank-fold, above 0.
     """
 
     path: str | None = None
@@ -42,6 +45,8 @@ class BackboneConfig:
     device: str = "cpu"
     attention: str = "sdpa"
     trainable: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.type is None):
@@ -52,6 +57,16 @@ class BackboneConfig:
         ):
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, known)}")
+        if self.lora_rank < 0 or self.lora_alpha <= 0:
+            raise ConfigError(
+                f"backbone.lora_rank must be at least 0 and backbone.lora_alpha positive, got {self.lora_rank} "
+                f"and {self.lora_alpha}"
+            )
+        if self.lora_rank and self.trainable:
+            raise ConfigError(
+                "backbone.lora_rank trains corrections in place of the weights, backbone.trainable=true the "
+                "weights themselves: set one of them"
+            )
 
 
 @dataclass(frozen=True)
@@ -63,37 +78,62 @@ class PartConfig:
 
 
 @dataclass(frozen=True)
+class StageConfig:
+    """One of several stages of a training.
+
+    Attributes:
+        overrides: what is different in it, each as `key.path=value`. A part of another name (writer.name=…) begins
+            without the parameters of the old one.
+    """
+
+    overrides: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How `memwrite train` trains.
 
     Attributes:
         out: run folder; an unfinished run in it is resumed.
+        start: a finished run's folder, whose weights are where training starts from as far as they fit.
+        stages: trainings one after the other, each starting from the one before; none means one training.
         steps: optimiser steps.
-        batch_size: examples per step.
+        until: exact match on held-out examples, above 0 and at most 1, from which on training stops; looked at in
+            every evaluation.
+        batch_size: examples per step, over all processes.
+        accumulate: parts that each process takes its share of a batch in, one after the other.
         learning_rate: peak of a cosine schedule that ends at a fiftieth of it.
         warmup: steps of linear warm-up.
         weight_decay: of AdamW, on matrices.
         clip: largest norm of the gradient.
         every: steps between evaluations and checkpoints.
         bf16: mixed precision; wants a GPU.
+        tensorboard: whether the log is written for TensorBoard as well; wants the package of that name.
         save_dtype: dtype of the saved backbone; "float16" halves its size.
     """
 
     out: str = "runs/train"
+    start: str | None = None
+    stages: list[StageConfig] = field(default_factory=list)
     steps: int = 1000
+    until: float | None = None
     batch_size: int = 32
+    accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 100
     weight_decay: float = 0.1
     clip: float = 1.0
     every: int = 250
     bf16: bool = False
+    tensorboard: bool = False
     save_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "every"):
+        for key in ("steps", "batch_size", "accumulate", "every"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"training.{key} must be at least 1, got {getattr(self, key)}")
+        if self.until is not None and not 0 < self.until <= 1:
+            raise ConfigError(f"training.until must be above 0 and at most 1, got {self.until}")
         if self.save_dtype not in DTYPES:
             hint = did_you_mean(self.save_dtype, DTYPES)
             raise ConfigError(f"training.save_dtype = '{self.save_dtype}': {hint}")

@@ -59,13 +59,22 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         ConfigError: the model is built in a way we do not know.
     """
-    base = getattr(model, "base_model", model)
-    blocks = getattr(base, "layers", None) or getattr(base, "h", None) or ()
+    blocks = _blocks(model)
     found = [getattr(block, "self_attn", None) or getattr(block, "attn", None) for block in blocks]
     modules = [module for module in found if isinstance(module, nn.Module)]
     if not modules or len(modules) != len(found):
         raise ConfigError(f"the attention layers of {type(model).__name__} were not found")
     return modules
+
+
+def linear_layers(model: nn.Module) -> list[nn.Module]:
+    """Every linear layer within the blocks of a transformers causal LM: weights (out, in), a `Conv1D`'s (in, out)."""
+    return [m for b in _blocks(model) for m in b.modules() if isinstance(m, (nn.Linear, Conv1D))]
+
+
+def _blocks(model: nn.Module) -> Sequence[nn.Module]:
+    base = getattr(model, "base_model", model)
+    return getattr(base, "layers", None) or getattr(base, "h", None) or ()
 
 
 def _projections(attention: nn.Module) -> list[tuple[nn.Module, Sequence[str]]]:

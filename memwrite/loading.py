@@ -33,7 +33,8 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         model = _built(config, codec, seed)
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
-    backbone = TransformersBackbone(model, codec)
+    changes = config.trainable or config.lora_rank > 0
+    backbone = TransformersBackbone(model, codec, own=changes or config.path is None)
     _check_logits(backbone)
     return backbone
 

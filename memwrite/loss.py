@@ -34,9 +34,9 @@ class MemoryOutput:
     """What training gets back.
 
     Attributes:
-        loss: with its graph.
+        loss: the sum of `losses`.
         logits: as in `ReadOutput`.
-        losses: name -> mean, detached.
+        losses: name -> mean, with its graph: "target" over labelled tokens, those of the writer over rows.
         exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice; it
             counts only where
         asked: of the same shape, that a query has a labelled token at all.
@@ -62,6 +62,18 @@ def target_loss(
     Returns:
         The loss, and `exact` and `asked` of `MemoryOutput`.
     """
+    predicted, labels = aligned(output, queries, labels)
+    loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
+    ignored = labels == -100
+    exact = ((predicted.argmax(-1) == labels) | ignored).all(-1)
+    return loss, exact, ~ignored.all(-1)
+
+
+def aligned(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (..., T', V) and the labels (..., T') that they are to predict; arguments as in `target_loss`.
+
+    Without `output.first` nothing predicts a query's first token, and its label is dropped.
+    """
     packed, order = queries.pack()
     labels = labels.to(order.device).gather(-1, order).masked_fill(~packed.mask, -100)
     logits = output.logits.gather(
@@ -69,13 +81,7 @@ def target_loss(
     )
     first = output.first
     if first is None:
-        # Nothing stands before the first token, so nothing predicts it.
-        labels, predicted = labels[..., 1:], logits[..., :-1, :]
-    else:
-        first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
-        first = first.expand(*logits.shape[:-2], 1, -1)
-        predicted = torch.cat([first, logits[..., :-1, :]], -2)
-    loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
-    ignored = labels == -100
-    exact = ((predicted.argmax(-1) == labels) | ignored).all(-1)
-    return loss, exact, ~ignored.all(-1)
+        return logits[..., :-1, :], labels[..., 1:]
+    first = first[:, None, :] if logits.ndim == 3 else first[:, None, None, :]
+    first = first.expand(*logits.shape[:-2], 1, -1)
+    return torch.cat([first, logits[..., :-1, :]], -2), labels

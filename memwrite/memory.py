@@ -68,9 +68,17 @@ class Memory(nn.Module):
 
     @classmethod
     def from_config(
-        cls, source: str | Path | Mapping[str, Any] | Config, overrides: Sequence[str] = ()
+        cls,
+        source: str | Path | Mapping[str, Any] | Config,
+        overrides: Sequence[str] = (),
+        backbone: TransformersBackbone | None = None,
     ) -> Memory:
         """Build from a YAML file, a mapping, a `Config`, or a run folder (with its trained weights).
+
+        Args:
+            source: what to build.
+            overrides: changes of it, each as `key.path=value`.
+            backbone: to build around, in place of the one that the configuration describes.
 
         Raises:
             ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
@@ -89,7 +97,7 @@ class Memory(nn.Module):
         _check_pair(config, writers.emits, readers.accepts)
         writer_config = part_config(writers.config, config.writer.params, "writer.params")
         reader_config = part_config(readers.config, config.reader.params, "reader.params")
-        backbone = load_backbone(config.backbone, config.seed)
+        backbone = backbone or load_backbone(config.backbone, config.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             writer = writers.build(writer_config, backbone)
@@ -321,8 +329,7 @@ class Memory(nn.Module):
         target, exact, asked = target_loss(output, queries, batch.labels)
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
-        means = {name: loss.detach() for name, loss in losses.items()}
-        return MemoryOutput(total, output.logits, means, exact, asked)
+        return MemoryOutput(total, output.logits, losses, exact, asked)
 
 
 def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:

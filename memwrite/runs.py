@@ -37,7 +37,7 @@ def save_run(memory: Memory, folder: Path) -> None:
     make_folder(folder)
     config = memory.config
     said = {}
-    if config.backbone.trainable or config.backbone.type is not None:
+    if memory.backbone.own:
         _save_model(memory, folder / MODEL_FOLDER)
     else:
         said = {"backbone": memory.backbone.fingerprint, "dtype": config.backbone.dtype}

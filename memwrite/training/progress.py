@@ -10,12 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerCallback
+from transformers.integrations import TensorBoardCallback
 
 from memwrite.storage import write_bytes
 from memwrite.tasks.base import Curriculum
+from memwrite.training.stages import Stage
 
 # Weight of a new batch in the running exact match, and how many batches may have been drawn ahead of a decision.
 NEW, AHEAD = 0.05, 2
+
+# What the Trainer calls the exact match on held-out examples.
+EXACT = "eval_exact_match"
 
 
 class Advance(nn.Module):
@@ -42,8 +47,8 @@ class Advance(nn.Module):
         self._task.starts[:] = [int(start) for start in self.starts if start >= 0]
 
     def step(self, exact: Tensor, done: int) -> None:
-        """Take note of `exact` of a batch's queries that were asked after `done` steps before it; perhaps begin the next stage."""
-        self.exact += NEW * (exact.double().mean().to(self.exact.device) - self.exact)
+        """Take note of a batch's exact match () after `done` steps before it; perhaps begin the next stage."""
+        self.exact += NEW * (exact.to(self.exact) - self.exact)
         task = self._task
         if self.exact >= task.advance and len(task.starts) < len(task.stages):
             self.starts[len(task.starts)] = (done + 1 + AHEAD) * self._batch_size
@@ -59,20 +64,54 @@ class Advance(nn.Module):
 class Log(TrainerCallback):  # type: ignore[misc]
     """Appends what the Trainer reports to a file of JSON lines, which ends where a resumed run begins."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
         self._begun = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        lines = self._path.read_text().splitlines() if self._path.exists() else []
-        kept = [entry for entry in map(json.loads, lines) if entry["step"] <= state.global_step]
-        write_bytes(self._path, "".join(json.dumps(entry) + "\n" for entry in kept).encode())
+        kept = [entry for entry in self._entries() if self._stands(entry, state.global_step)]
+        if state.is_world_process_zero:
+            text = "".join(json.dumps(entry) + "\n" for entry in kept)
+            write_bytes(self._stage.log, text.encode())
         self._begun = time.monotonic() - (kept[-1]["seconds"] if kept else 0)
 
+    def _entries(self) -> list[dict[str, Any]]:
+        for path in (self._stage.log, self._stage.earlier_log):
+            if path is not None and path.exists():
+                return [json.loads(line) for line in path.read_text().splitlines()]
+        return []
+
+    def _stands(self, entry: dict[str, Any], step: int) -> bool:
+        own = entry.get("training_stage") == self._stage.number
+        return not own or entry["step"] <= step
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        # The summary in the end knows nothing of what was before a resumed run began.
+        if not state.is_world_process_zero or "train_runtime" in logs:
+            return
         entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._begun, 1)}
-        with self._path.open("a") as file:
-            file.write(json.dumps({**entry, **(logs or {})}) + "\n")
+        with self._stage.log.open("a") as file:
+            file.write(json.dumps({**entry, **logs}) + "\n")
+
+
+class Until(TrainerCallback):  # type: ignore[misc]
+    """Ends training once the held-out exact match is `wanted`."""
+
+    def __init__(self, wanted: float) -> None:
+        self._wanted = wanted
+
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
+    ) -> None:
+        control.should_training_stop |= metrics[EXACT] >= self._wanted
+
+
+def tensorboard(out: Path, checkpoint: str | None) -> TensorBoardCallback:
+    """Writes the log for TensorBoard, without what was written after `checkpoint`."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0
+    return TensorBoardCallback(SummaryWriter(str(out / "tensorboard"), purge_step=done + 1))
 
 
 class Bar(ProgressCallback):  # type: ignore[misc]

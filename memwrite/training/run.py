@@ -1,102 +1,138 @@
-"""A training run from a config to a finished run folder; an unfinished one is resumed."""
+"""A training from a config to a finished run folder; an unfinished one is resumed."""
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any
 
-import yaml
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
+from accelerate import PartialState
 
-from memwrite.config import Config, load_config, part_config, to_dict
+from memwrite.config import Config, load_config, part_config
 from memwrite.errors import ConfigError
-from memwrite.memory import Memory
+from memwrite.loading import MODEL_FOLDER
 from memwrite.plugins import registry
-from memwrite.runs import CONFIG_FILE
-from memwrite.storage import make_folder, write_bytes
 from memwrite.tasks.base import Texts
-from memwrite.tokenizer import LEARNT, learnt_codec
-from memwrite.training.trainer import CHECKPOINTS, fit
-
-REQUESTED, TOKENIZER = "requested.yaml", "tokenizer"
+from memwrite.tokenizer import LEARNT, Codec, learnt_codec, load_codec
+from memwrite.training import lora
+from memwrite.training.folder import TOKENIZER, claim, finished, last_checkpoint, tidy
+from memwrite.training.stages import Stage, planned
+from memwrite.training.start import begin
+from memwrite.training.trainer import fit
 
 
 def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
     """Train what the config describes and return its run folder.
 
+    Every process that torchrun started calls it; only the first one writes files.
+
     Raises:
         ConfigError: the config is wrong, or the run folder holds another or a finished run.
     """
     requested = load_config(source, overrides)
-    if requested.task is None:
-        raise ConfigError(f"'{source}' has no task to train on: add task: {{name: text, ...}}")
-    plugin = registry().task(requested.task.name)
-    params = part_config(plugin.config, requested.task.params, "task.params")
-    out = _claim(requested)
-    config = _with_tokenizer(requested, params, out)
-    memory = Memory.from_config(config)
+    us = PartialState(cpu=requested.backbone.device == "cpu")
+    stages = planned(requested)
+    for stage in stages:
+        _check(stage.config, us.num_processes)
+    claim(requested, write=us.is_main_process)
+    us.wait_for_everyone()
+    for stage in stages:
+        if not finished(stage.folder):
+            _run(stage)
+        if us.is_main_process:
+            tidy(stage.folder, staged=len(stages) > 1)
+        us.wait_for_everyone()
+    us.destroy_process_group()
+    return Path(requested.training.out)
+
+
+def _check(config: Config, processes: int) -> None:
+    """Find mistakes of every stage before the first one begins.
+
+    Raises:
+        ConfigError, PluginError: this config cannot be trained.
+    """
+    if config.task is None:
+        raise ConfigError("the config has no task to train on: add task: {name: text, ...}")
+    found = registry()
+    for part, plugin in (
+        (config.writer, found.writer(config.writer.name)),
+        (config.reader, found.reader(config.reader.name)),
+        (config.task, found.task(config.task.name)),
+    ):
+        where = type(plugin).__name__.removesuffix("Plugin").lower()
+        part_config(plugin.config, part.params, f"{where}.params")
+    wanted = config.training
+    parts = processes * wanted.accumulate
+    if wanted.batch_size % parts:
+        raise ConfigError(
+            f"training.batch_size = {wanted.batch_size} cannot be split evenly over {processes} process(es) "
+            f"times training.accumulate = {wanted.accumulate}: make it a multiple of {parts}"
+        )
+    if wanted.bf16 and config.backbone.device == "cpu":
+        raise ConfigError("training.bf16 wants a GPU: set backbone.device=cuda, or leave it out")
+    if wanted.tensorboard and find_spec("tensorboard") is None:
+        raise ConfigError(
+            "training.tensorboard wants a package that is not installed: pip install 'memwrite[tensorboard]'"
+        )
+
+
+def _run(stage: Stage) -> None:
+    """One training, from its start or last checkpoint to its run folder."""
+    us, asked = PartialState(), stage.config
+    assert asked.task is not None
+    plugin = registry().task(asked.task.name)
+    params: Any = part_config(plugin.config, asked.task.params, "task.params")
+    with us.main_process_first():
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        checkpoint = last_checkpoint(stage.folder)
+        config = _with_device(_with_tokenizer(asked, params, stage.folder))
+    memory = begin(config, speak=us.is_main_process)
+    if config.backbone.lora_rank:
+        lora.attach(memory.model, config.backbone, config.seed)
     if not any(p.requires_grad for p in memory.parameters()):
         raise ConfigError(
             "nothing to train: set backbone.trainable=true, or take a writer that learns"
         )
-    task = plugin.build(params, memory.backbone.codec)
-    folder = out / CHECKPOINTS
-    fit(memory, task, config, out, _last_checkpoint(folder))
-    memory.config = requested
-    memory.save_run(out)
-    for leftover in (folder, out / TOKENIZER):
-        shutil.rmtree(leftover, ignore_errors=True)
-    (out / REQUESTED).unlink()
-    return out
+    fit(memory, plugin.build(params, memory.backbone.codec), stage, checkpoint)
+    lora.merge(memory.model)
+    memory.config = asked
+    if us.is_main_process:
+        memory.save_run(stage.folder)
+    us.wait_for_everyone()
 
 
-def _claim(config: Config) -> Path:
-    """The run folder, new or with an unfinished run of this very config."""
-    out = Path(config.training.out)
-    if (out / CONFIG_FILE).exists():
-        raise ConfigError(
-            f"'{out}' already holds a finished run: set training.out to another folder"
-        )
-    make_folder(out)
-    text = yaml.safe_dump(to_dict(config), sort_keys=False)
-    mark = out / REQUESTED
-    if mark.exists() and mark.read_text() != text:
-        raise ConfigError(
-            f"'{out}' holds an unfinished run of another configuration ({mark}): set training.out to "
-            f"another folder"
-        )
-    write_bytes(mark, text.encode())
-    return out
-
-
-def _last_checkpoint(folder: Path) -> str | None:
-    """The newest one that was saved to its end; the Trainer writes its state last."""
-    folder.mkdir(exist_ok=True)
-    while (found := get_last_checkpoint(folder)) is not None:
-        try:
-            json.loads((Path(found) / TRAINER_STATE_NAME).read_bytes())
-        except (OSError, ValueError):
-            shutil.rmtree(found)
-        else:
-            break
-    return cast("str | None", found)
+def _with_device(config: Config) -> Config:
+    """With the GPU of this process where there are several."""
+    us, backbone = PartialState(), config.backbone
+    if us.num_processes == 1 or backbone.device == "cpu":
+        return config
+    return replace(config, backbone=replace(backbone, device=str(us.device)))
 
 
 def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
-    """With the name of a tokenizer that is `LEARNT` replaced by one learnt from the training text."""
-    kind = config.backbone.tokenizer
+    """With the name of a tokenizer that is `LEARNT` replaced by the one that training starts from, or by one
+    learnt from the training text.
+    """
+    kind, folder = config.backbone.tokenizer, out / TOKENIZER
     if kind not in LEARNT:
         return config
+    if not folder.is_dir():
+        unfinished = out / f".{TOKENIZER}"
+        unfinished.mkdir(exist_ok=True)
+        _codec(config, task).save(unfinished)
+        unfinished.replace(folder)
+    return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))
+
+
+def _codec(config: Config, task: object) -> Codec:
+    kind, start = config.backbone.tokenizer, config.training.start
+    if start is not None and (Path(start) / MODEL_FOLDER).is_dir():
+        return load_codec(Path(start) / MODEL_FOLDER)
     if not isinstance(task, Texts):
         raise ConfigError(
             f"backbone.tokenizer={kind} is learnt from the text of a task, and this one has none: set another one"
         )
-    folder = out / TOKENIZER
-    if not folder.is_dir():
-        learnt_codec(kind, task.texts(), config.backbone.params.get("vocab_size")).save(folder)
-    return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))
+    return learnt_codec(kind, task.texts(), config.backbone.params.get("vocab_size"))

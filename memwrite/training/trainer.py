@@ -1,25 +1,30 @@
-"""transformers' Trainer around a Memory: progress bar, checkpoints, exact resume."""
+"""transformers' Trainer around a Memory: progress bar, checkpoints, exact resume, several processes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import SequentialSampler
-from transformers import ProgressCallback, Trainer, TrainingArguments
+from transformers import ProgressCallback, Trainer, TrainerState, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 
-from memwrite.config import Config
+from memwrite.config import TrainingConfig
+from memwrite.errors import ConfigError
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.memory import Memory
-from memwrite.tasks.base import Curriculum, Examples, Task, collate
-from memwrite.training.progress import Advance, Bar, Log
+from memwrite.tasks.base import IGNORED, Curriculum, Examples, Task, collate
+from memwrite.training.folder import CHECKPOINTS
+from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
+from memwrite.training.stages import Stage
 
-CHECKPOINTS, LOG, WEIGHTS = "checkpoints", "log.jsonl", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 class _Trainee(nn.Module):
@@ -36,13 +41,48 @@ class _Trainee(nn.Module):
 
 
 class _MemoryTrainer(Trainer):  # type: ignore[misc]
+    """Takes a batch in equal parts, one or more in each process, as if it were whole."""
+
+    def __init__(self, stage: Stage, **options: Any) -> None:
+        super().__init__(**options)
+        self._stage = stage
+        self._parts = self.args.world_size * self.args.gradient_accumulation_steps
+        self._right: list[
+            Tensor
+        ] = []  # of each part of a batch: queries that were right, and that were asked
+
+    def _get_num_items_in_batch(self, batch_samples: Sequence[Any], device: torch.device) -> int:
+        """Labels in all parts of a batch."""
+        labels = sum(_labels(sample["batch"]) for sample in batch_samples)
+        return int(self.accelerator.reduce(torch.tensor(labels, device=device)))
+
     def compute_loss(
-        self, model: nn.Module, inputs: Mapping[str, Any], return_outputs: bool = False, **_: Any
+        self,
+        model: nn.Module,
+        inputs: Mapping[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: int | None = None,
     ) -> Any:
         output = model(**inputs)
-        if model.training and self.model.advance is not None:
-            self.model.advance.step(output.exact[output.asked], self.state.global_step)
-        return (output.loss, output) if return_outputs else output.loss
+        loss = output.loss
+        if num_items_in_batch is not None:
+            # The mean over a batch's labels is no mean over its parts, which the Trainer takes.
+            share = _labels(inputs["batch"]) * self._parts / num_items_in_batch
+            losses = {**output.losses, "target": output.losses["target"] * share}
+            loss = torch.stack(list(losses.values())).sum()
+            self._advance(output)
+        return (loss, output) if return_outputs else loss
+
+    def _advance(self, output: MemoryOutput) -> None:
+        """Tell the curriculum of each whole batch, the same in every process."""
+        if self.model.advance is None:
+            return
+        exact = output.exact[output.asked]
+        self._right.append(torch.stack([exact.sum(), output.asked.sum()]).double())
+        if self.accelerator.sync_gradients:  # the last part
+            right, asked = self.accelerator.reduce(torch.stack(self._right).sum(0))
+            self._right.clear()
+            self.model.advance.step(right / asked.clamp(min=1), self.state.global_step)
 
     def prediction_step(
         self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any
@@ -54,8 +94,13 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         return loss.detach(), exact, torch.zeros_like(exact)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        until = self._stage.config.training.until
         if self.model.advance is not None and "loss" in logs:
             logs = {**logs, **self.model.advance.report()}
+        if until is not None and EXACT in logs:
+            logs = {**logs, "until": until, "reached": logs[EXACT] >= until}
+        if self._stage.number is not None:
+            logs = {**logs, "training_stage": self._stage.number}
         super().log(logs, *args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
@@ -68,31 +113,71 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         folder.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_model(self.model, str(folder / WEIGHTS))
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        # What is written next makes the checkpoint count as whole.
+        PartialState().wait_for_everyone()
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         safetensors.torch.load_model(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
         if self.model.advance is not None:
             self.model.advance.restore()
 
 
-def fit(memory: Memory, task: Task, config: Config, out: Path, checkpoint: str | None) -> None:
+def fit(memory: Memory, task: Task, stage: Stage, checkpoint: str | None) -> None:
     """Train `memory` in place.
 
     Args:
         memory: what to train; its trainable parameters are those that require a gradient.
         task: gives the examples.
-        config: its `training` and `seed` say how.
-        out: run folder, for checkpoints and the log.
+        stage: `training` and `seed` of its config say how; checkpoints and log go into its folder.
         checkpoint: where to go on from; None to begin.
+
+    Raises:
+        ConfigError: training is to go on until an exact match that is never measured.
     """
-    wanted = config.training
+    config, wanted = stage.config, stage.config.training
     held: Examples | None = task.evaluation()
     if not len(held or ()):
         held = None
-    arguments = TrainingArguments(
-        output_dir=str(out / CHECKPOINTS),
+    if wanted.until is not None and held is None:
+        raise ConfigError(
+            "training.until is set, but the task holds nothing out to be evaluated on"
+        )
+    advance = Advance(task, wanted.batch_size) if isinstance(task, Curriculum) else None
+    trainer = _MemoryTrainer(
+        stage,
+        model=_Trainee(memory, advance),
+        args=_arguments(stage, held is not None),
+        train_dataset=task.training(wanted.steps * wanted.batch_size, config.seed),
+        eval_dataset=held,
+        data_collator=collate,
+        callbacks=[Log(stage)],
+        compute_metrics=_exact_match,
+    )
+    if wanted.until is not None:
+        trainer.add_callback(Until(wanted.until))
+    if wanted.tensorboard and trainer.is_world_process_zero():
+        trainer.add_callback(tensorboard(stage.folder, checkpoint))
+    if advance is not None and not trainer.args.disable_tqdm:
+        trainer.remove_callback(ProgressCallback)
+        trainer.add_callback(Bar(advance))
+    if checkpoint is not None and _reached(checkpoint, wanted):
+        trainer._load_from_checkpoint(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _arguments(stage: Stage, evaluate: bool) -> TrainingArguments:
+    config, wanted = stage.config, stage.config.training
+    parts = PartialState().num_processes * wanted.accumulate
+    return TrainingArguments(
+        output_dir=str(stage.folder / CHECKPOINTS),
         max_steps=wanted.steps,
-        per_device_train_batch_size=wanted.batch_size,
-        per_device_eval_batch_size=wanted.batch_size,
+        per_device_train_batch_size=wanted.batch_size // parts,
+        per_device_eval_batch_size=wanted.batch_size // parts,
+        gradient_accumulation_steps=wanted.accumulate,
+        ddp_find_unused_parameters=True,  # a writer need not use all of its own in every step
         learning_rate=wanted.learning_rate,
         lr_scheduler_type="cosine_with_min_lr",
         lr_scheduler_kwargs={"min_lr_rate": 0.02},
@@ -103,30 +188,31 @@ def fit(memory: Memory, task: Task, config: Config, out: Path, checkpoint: str |
         bf16=wanted.bf16,
         use_cpu=config.backbone.device == "cpu",
         seed=config.seed,
-        logging_steps=min(wanted.every, 50),
+        logging_steps=_logging_steps(wanted.every),
         save_steps=wanted.every,
         save_total_limit=2,
-        eval_strategy="steps" if held else "no",
+        eval_strategy="steps" if evaluate else "no",
         eval_steps=wanted.every,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
-    advance = Advance(task, wanted.batch_size) if isinstance(task, Curriculum) else None
-    trainer = _MemoryTrainer(
-        model=_Trainee(memory, advance),
-        args=arguments,
-        train_dataset=task.training(wanted.steps * wanted.batch_size, config.seed),
-        eval_dataset=held,
-        data_collator=collate,
-        callbacks=[Log(out / LOG)],
-        compute_metrics=_exact_match if advance is not None else None,
-    )
-    if advance is not None and not arguments.disable_tqdm:
-        trainer.remove_callback(ProgressCallback)
-        trainer.add_callback(Bar(advance))
-    trainer.train(resume_from_checkpoint=checkpoint)
+
+
+def _logging_steps(every: int) -> int:
+    """At most 50, and no line of the log is about steps on both sides of a checkpoint."""
+    return next(steps for steps in range(min(every, 50), 0, -1) if every % steps == 0)
+
+
+def _labels(batch: Batch) -> int:
+    return int((batch.labels != IGNORED).sum())
 
 
 def _exact_match(prediction: Any) -> dict[str, float]:
-    return {"exact_match": float(prediction.predictions.mean())}
+    return {EXACT.removeprefix("eval_"): float(prediction.predictions.mean())}
+
+
+def _reached(checkpoint: str, wanted: TrainingConfig) -> bool:
+    """Whether training had stopped where this checkpoint was saved."""
+    log = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).log_history
+    return wanted.until is not None and any(e.get(EXACT, 0.0) >= wanted.until for e in log)

@@ -1,0 +1,81 @@
+"""The folder of a run while it is not finished: who may train in it, and what is left over in the end."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import cast
+
+import yaml
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import get_last_checkpoint
+
+from memwrite.config import Config, to_dict
+from memwrite.errors import ConfigError
+from memwrite.runs import CONFIG_FILE
+from memwrite.storage import make_folder, write_bytes
+
+REQUESTED, RECIPE = "requested.yaml", "recipe.yaml"
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+
+def finished(out: Path) -> bool:
+    """Whether the run is complete; leftovers of its training may still be there."""
+    return (out / CONFIG_FILE).exists()
+
+
+def claim(config: Config, write: bool) -> None:
+    """Make the run folder, or find an unfinished run of this very config in it.
+
+    Args:
+        config: of the whole training, as asked for.
+        write: whether to leave a mark, which one of several processes does.
+
+    Raises:
+        ConfigError: the folder holds another or a finished run.
+    """
+    out, text = Path(config.training.out), yaml.safe_dump(to_dict(config), sort_keys=False)
+    make_folder(out)
+    mark = out / REQUESTED
+    if mark.exists() and mark.read_text() != text:
+        raise ConfigError(
+            f"'{out}' holds an unfinished run of another configuration ({mark}): set training.out to "
+            f"another folder"
+        )
+    if finished(out) and not mark.exists():
+        raise ConfigError(
+            f"'{out}' already holds a finished run: set training.out to another folder"
+        )
+    if write:
+        write_bytes(mark, text.encode())
+
+
+def last_checkpoint(out: Path) -> str | None:
+    """The newest one that was saved to its end; those begun after it are removed."""
+    folder = out / CHECKPOINTS
+    folder.mkdir(exist_ok=True)
+    while (found := get_last_checkpoint(folder)) is not None:
+        try:
+            json.loads((Path(found) / TRAINER_STATE_NAME).read_bytes())  # written last
+        except (OSError, ValueError):
+            shutil.rmtree(found)
+        else:
+            break
+    return cast("str | None", found)
+
+
+def tidy(out: Path, staged: bool) -> None:
+    """Remove from the folder of a finished run what only its training needed.
+
+    Args:
+        out: the folder.
+        staged: whether to keep what was asked for, as a recipe that does it all again.
+    """
+    for leftover in (CHECKPOINTS, TOKENIZER):
+        shutil.rmtree(out / leftover, ignore_errors=True)
+    if (mark := out / REQUESTED).exists():
+        if staged:
+            mark.replace(out / RECIPE)
+        else:
+            mark.unlink()

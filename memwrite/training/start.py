@@ -1,0 +1,113 @@
+"""Warm start: a training begins with the weights of a finished run, as far as they fit."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from memwrite.config import BackboneConfig, Config
+from memwrite.errors import ConfigError
+from memwrite.importing import read_weights
+from memwrite.loading import MODEL_FOLDER, load_backbone
+from memwrite.memory import Memory
+from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
+
+
+def begin(config: Config, speak: bool = True) -> Memory:
+    """The memory that `config` describes, with the weights of `training.start`.
+
+    The backbone's are there before writer and reader are built, which may take their own first weights from it.
+
+    Args:
+        config: what to train.
+        speak: whether to say on standard error, in one line, which weights did not fit.
+
+    Raises:
+        ConfigError: nothing of that run fits, or there is none.
+        StorageError: its files are damaged.
+    """
+    if config.training.start is None:
+        return Memory.from_config(config)
+    start = Start(config.training.start)
+    backbone = load_backbone(config.backbone, config.seed)
+    # What another run made of the model is in no folder that the config names.
+    backbone.own |= start.put("backbone", backbone.model) > 0
+    memory = Memory.from_config(config, backbone=backbone)
+    for part in ("writer", "reader"):
+        start.put(part, getattr(memory, part))
+    if (line := start.report()) and speak:
+        print(line, file=sys.stderr)
+    return memory
+
+
+class Start:
+    """The weights of a finished run, by name: "backbone.…", "writer.…", "reader.…".
+
+    Args:
+        run: its folder.
+
+    Raises:
+        ConfigError: it is no folder of a finished run.
+        StorageError: its weights are damaged.
+    """
+
+    def __init__(self, run: str) -> None:
+        folder = Path(run)
+        if not (folder / CONFIG_FILE).exists():
+            raise ConfigError(f"training.start: '{run}' is not the folder of a finished run")
+        self._run = run
+        self._found: dict[str, Tensor] = {}
+        if (folder / MODEL_FOLDER).is_dir():
+            model = load_backbone(BackboneConfig(path=run)).model
+            self._found |= {f"backbone.{name}": w for name, w in model.state_dict().items()}
+        if (folder / WEIGHTS_FILE).exists():
+            self._found |= read_weights(folder / WEIGHTS_FILE)
+        self._taken: set[str] = set()
+        self._new: list[str] = []
+        self._misfits: list[str] = []
+
+    @torch.no_grad()
+    def put(self, part: str, module: nn.Module) -> int:
+        """Copy into `module` every weight of `part` that has its name and shape there; return how many."""
+        before = len(self._taken)
+        for name, weight in module.state_dict().items():
+            full = f"{part}.{name}"
+            found = self._found.get(full)
+            if found is None:
+                self._new.append(full)
+            elif found.shape != weight.shape:
+                self._misfits.append(full)
+            else:
+                weight.copy_(found)
+                self._taken.add(full)
+        return len(self._taken) - before
+
+    def report(self) -> str:
+        """One line on what was not taken; empty where everything was.
+
+        Raises:
+            ConfigError: nothing was taken.
+        """
+        unused = self._found.keys() - self._taken - {*self._misfits}
+        said = {
+            "not in it": self._new,
+            "of another shape": self._misfits,
+            "not needed here": sorted(unused),
+        }
+        rest = "; ".join(f"{what}: {_grouped(names)}" for what, names in said.items() if names)
+        if not self._taken:
+            raise ConfigError(
+                f"training.start: no weight of '{self._run}' fits: {rest or 'it has none'}"
+            )
+        return rest and f"Started from {len(self._taken)} weights of '{self._run}'; {rest}"
+
+
+def _grouped(names: Iterable[str]) -> str:
+    """Names by their beginnings, each with how many there are."""
+    counted = Counter(".".join(name.split(".")[:3]) for name in names)
+    return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in counted.items())
