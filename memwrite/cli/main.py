@@ -101,6 +101,7 @@ def main() -> None:
 
 
 def _register() -> None:
+    from memwrite.cli.bench import bench
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
@@ -109,7 +110,19 @@ def _register() -> None:
     from memwrite.cli.plugins import plugins
     from memwrite.cli.train import train
 
-    for command in (write, recall, ask, chat, plugins, train, evaluate, import_, export, demo):
+    for command in (
+        write,
+        recall,
+        ask,
+        chat,
+        plugins,
+        train,
+        evaluate,
+        import_,
+        export,
+        demo,
+        bench,
+    ):
         main.add_command(command)
 
 

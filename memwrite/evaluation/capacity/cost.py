@@ -1,0 +1,106 @@
+"""What a memory costs beside keeping the context: seconds to write and read, and bytes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from memwrite.evaluation.kv import context_visible
+from memwrite.loss import Batch
+from memwrite.memory import Memory
+from memwrite.tasks.base import Example, collate
+
+REPEATS = 5
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Medians of `REPEATS` calls after one to warm up, all four taken in turn, so that a busy moment of the machine
+    meets them alike.
+
+    Attributes:
+        batch: contexts at once.
+        write: all of them into states.
+        read: one query with its answer from each state, in one pass.
+        prefill: of the same contexts by the same model, whose KV caches are kept; None if they are too long.
+        visible_read: the same query behind that cache.
+    """
+
+    batch: int
+    write: float
+    read: float
+    prefill: float | None
+    visible_read: float | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one memory at one length of context.
+
+    Attributes:
+        single: for one context.
+        batched: for as many as are evaluated at once.
+        kv_bytes: of one context's KV cache in the same model, measured from its tensors; None if it is too long.
+    """
+
+    single: Seconds
+    batched: Seconds
+    kv_bytes: int | None
+
+
+@torch.no_grad()
+def cost(memory: Memory, examples: list[Example]) -> Cost:
+    """Time writes and reads of the first example, and of all of them in one batch.
+
+    Args:
+        memory: in evaluation mode.
+        examples: as many as are evaluated at once.
+    """
+    full = context_visible(memory, examples[0])
+    batches = [collate(part)["batch"] for part in (examples[:1], examples)]
+    single, batched = (_seconds(memory, full, batch) for batch in batches)
+    kept = full.write(batches[0].context).state.nbytes if full is not None else None
+    return Cost(single, batched, kept)
+
+
+def _seconds(memory: Memory, full: Memory | None, batch: Batch) -> Seconds:
+    query = batch.queries.map(lambda tensor: tensor[:, :1])
+    state = memory.write(batch.context).state
+    calls: dict[str, Callable[[], object]] = {
+        "write": lambda: memory.write(batch.context),
+        "read": lambda: memory.read(state, query),
+    }
+    if full is not None:
+        visible, cache = full, full.write(batch.context).state
+        calls["prefill"] = lambda: visible.write(batch.context)
+        calls["visible_read"] = lambda: visible.read(cache, query)
+    taken = _medians(calls, memory.backbone.info.device)
+    return Seconds(
+        batch=len(batch.labels),
+        write=taken["write"],
+        read=taken["read"],
+        prefill=taken.get("prefill"),
+        visible_read=taken.get("visible_read"),
+    )
+
+
+def _medians(calls: Mapping[str, Callable[[], object]], device: torch.device) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(1 + REPEATS):
+        for name, call in calls.items():
+            _wait(device)
+            begun = time.perf_counter()
+            call()
+            _wait(device)
+            taken[name].append(time.perf_counter() - begun)
+    return {name: median(seconds[1:]) for name, seconds in taken.items()}
+
+
+def _wait(device: torch.device) -> None:
+    """Until an accelerator has done what it was told to."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

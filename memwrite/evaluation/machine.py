@@ -1,0 +1,30 @@
+"""Where something was measured, and with what."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+import transformers
+
+import memwrite
+
+
+def machine(device: torch.device | None = None) -> str:
+    """Processor, cores, threads, GPU if `device` is one, and versions, in one line."""
+    parts = [platform.processor() or platform.machine()]
+    if device is not None and device.type == "cuda":
+        parts.append(torch.cuda.get_device_name(device))
+    return ", ".join(
+        [
+            *parts,
+            f"{os.cpu_count()} cores",
+            f"{torch.get_num_threads()} threads",
+            platform.system(),
+            f"python {platform.python_version()}",
+            f"torch {torch.__version__}",
+            f"transformers {transformers.__version__}",
+            f"memwrite {memwrite.__version__}",
+        ]
+    )
