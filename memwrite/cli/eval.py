@@ -10,13 +10,15 @@ import click
 
 @click.command("eval")
 @click.argument("run")
+@click.argument("overrides", nargs=-1)
 @click.option("--seed", type=int, help="Other contexts; by default those held out in training.")
 @click.option("--examples", type=int, help="Contexts; by default as many as the task says.")
-@click.option("--pairs", type=int, help="Pairs per context; by default as many as the task says.")
+@click.option("--pairs", type=int, help="Short for task.params.pairs=N.")
 @click.option("--device", help="cpu, cuda, ...; by default where it was trained.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
     run: str,
+    overrides: tuple[str, ...],
     seed: int | None,
     examples: int | None,
     pairs: int | None,
@@ -25,15 +27,20 @@ def evaluate(
 ) -> None:
     """Measure what the run folder RUN recalls, beside zeros, another's state and the context itself.
 
-    RUN must have been trained on key-value retrieval (task kv-retrieval).
+    It is measured on what its task holds out, or as OVERRIDES say: with task.params.files=[qa1_test.txt] on all of
+    that file.
     """
-    from memwrite.evaluation.kv import evaluate_run
+    from memwrite.evaluation.run import evaluate_run
     from memwrite.progress import show_progress
 
+    changes = list(overrides)
+    for key, value in (("task.params.pairs", pairs), ("backbone.device", device)):
+        if value is not None:
+            changes.append(f"{key}={value}")
     with show_progress():
-        results = evaluate_run(Path(run), seed, examples, pairs, device)
+        report = evaluate_run(Path(run), changes, seed, examples)
     if as_json:
-        click.echo(json.dumps({"run": run, "seed": seed, **results.as_dict()}))
+        click.echo(json.dumps({"run": run, "seed": seed, **report.as_dict()}))
         return
-    for line in results.lines():
+    for line in report.result.lines():
         click.echo(line)

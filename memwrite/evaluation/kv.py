@@ -5,28 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memwrite.baselines import FullContextWriter
-from memwrite.config import PartConfig, load_config, part_config, to_dict
-from memwrite.errors import ConfigError
+from memwrite.config import PartConfig, to_dict
 from memwrite.evaluation.scores import Scores, bits_recalled, score
 from memwrite.loss import Batch
 from memwrite.memory import Memory
 from memwrite.progress import track
 from memwrite.readers import KeyValueReader
-from memwrite.runs import CONFIG_FILE
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, Example, Examples, collate
-from memwrite.tasks.kv import KvConfig, KvTask
 from memwrite.tasks.synthetic import CLOSING
 from memwrite.tokenizer import ALPHABET
 
-TASK = "kv-retrieval"
 _QUERIES_PER_BATCH = 1024
 
 
@@ -84,7 +79,6 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data."""
         return {
-            "task": TASK,
             **to_dict(self),
             "bits": self.bits,
             "bits_gained": self.bits_gained,
@@ -130,41 +124,6 @@ def _cells(scores: Scores | None) -> list[str]:
 
 def _row(name: str, *cells: str) -> str:
     return (name.ljust(16) + "".join(cell.rjust(17) for cell in cells)).rstrip()
-
-
-def evaluate_run(
-    run: Path,
-    seed: int | None = None,
-    examples: int | None = None,
-    pairs: int | None = None,
-    device: str | None = None,
-) -> Evaluation:
-    """Evaluate the run folder `run` on the task it was trained on.
-
-    Args:
-        run: of a run on task kv-retrieval.
-        seed: of fresh contexts; None for the ones held out in training.
-        examples: contexts, at least 2; None for the task's own number.
-        pairs: per context; None for the task's own number.
-        device: None for the one it was trained on.
-
-    Raises:
-        ConfigError: the folder holds no run of this task, or a number is out of range.
-    """
-    if not run.is_dir():
-        raise ConfigError(f"'{run}' is no run folder: make one with `memwrite train`")
-    task = load_config(run / CONFIG_FILE).task
-    if task is None or task.name != TASK:
-        trained = "no task" if task is None else f"task '{task.name}'"
-        raise ConfigError(f"'{run}' was trained on {trained}, and only {TASK} can be evaluated")
-    wanted = {"examples": examples, "pairs": pairs}
-    params = {**task.params, **{name: n for name, n in wanted.items() if n is not None}}
-    config = part_config(KvConfig, {**params, "curriculum": []}, "task.params")
-    memory = Memory.from_config(run, [f"backbone.device={device}"] if device else [])
-    made = KvTask(config, memory.backbone.codec)
-    return evaluate(
-        memory, made.evaluation() if seed is None else made.fresh(config.examples, seed)
-    )
 
 
 @torch.no_grad()

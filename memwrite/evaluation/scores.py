@@ -61,22 +61,25 @@ def score(forced: Tensor, decoded: Tensor, targets: Tensor) -> Scores:
     )
 
 
-def effective_count(rates: Sequence[float], answers: int) -> float:
+def effective_count(rates: Sequence[float], answers: int | Sequence[int]) -> float:
     """How many independent answers these are worth, as those of one context share a state (Kish 1965).
 
     Where all rates are 0 or 1 they say nothing of their dependence, and a context counts as one answer.
 
     Args:
         rates: each context's share of right answers.
-        answers: per context.
+        answers: per context; of each one where they differ.
     """
     contexts = len(rates)
-    mean = sum(rates) / contexts
-    independent = mean * (1 - mean) / answers
-    if contexts == 1 or independent == 0:
+    sizes = [answers] * contexts if isinstance(answers, int) else answers
+    total = sum(sizes)
+    mean = sum(rate * size for rate, size in zip(rates, sizes, strict=True)) / total
+    if contexts == 1 or not 0 < mean < 1:
         return contexts
-    variance = sum((rate - mean) ** 2 for rate in rates) / (contexts - 1)
-    return contexts * answers / min(max(variance / independent, 1.0), answers)
+    # The variance of a ratio of two sums over contexts.
+    spread = sum((size * (rate - mean)) ** 2 for rate, size in zip(rates, sizes, strict=True))
+    variance = spread * contexts / (contexts - 1) / total**2
+    return min(max(mean * (1 - mean) / variance, contexts), total) if variance else total
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:

@@ -23,6 +23,8 @@ class BabiConfig(QuestionsConfig):
     segment, its queries the questions that stand there. A question counts under its file's name.
     """
 
+    in_words = False
+
     def read(self, path: Path) -> list[list[Passage]]:
         """See `read_stories`."""
         return read_stories(path)

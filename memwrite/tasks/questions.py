@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
@@ -50,9 +51,11 @@ class AskedExample(Example):
 
     Attributes:
         questions: one for each query, which is its prompt with the first of its answers and an end token behind it.
+        in_words: whether an answer is also worth something if it shares words with a right one (F1).
     """
 
     questions: tuple[Question, ...] = ()
+    in_words: bool = True
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class QuestionsConfig(FilesConfig):
     Raises:
         ValueError: a value is out of range.
     """
+
+    #: Whether answers are phrases, as in `AskedExample.in_words`.
+    in_words: ClassVar[bool] = True
 
     tokens: int | None = None
     queries: int | None = 8
@@ -120,7 +126,7 @@ class QuestionsTask:
     def __init__(self, config: QuestionsConfig, codec: Codec) -> None:
         self._codec = codec
         self._encode = lru_cache(maxsize=1 << 16)(codec.encode)
-        self._queries = config.queries
+        self._config = config
         self._train, self._held = (self._short(p, config.tokens) for p in config.passages())
 
     def training(self, count: int, seed: int) -> Examples:
@@ -139,7 +145,7 @@ class QuestionsTask:
 
     def _parts(self, passage: Passage) -> Iterator[Passage]:
         asked = passage.questions
-        most = self._queries or len(asked)
+        most = self._config.queries or len(asked)
         for start in range(0, len(asked), most):
             yield replace(passage, questions=asked[start : start + most])
 
@@ -156,8 +162,8 @@ class QuestionsTask:
     def drawn(self, passage: Passage, chance: random.Random) -> AskedExample:
         """The example of a passage with as many of its questions as are asked at once."""
         questions = passage.questions
-        if self._queries is not None and len(questions) > self._queries:
-            questions = tuple(chance.sample(questions, self._queries))
+        if self._config.queries is not None and len(questions) > self._config.queries:
+            questions = tuple(chance.sample(questions, self._config.queries))
         return self.example(replace(passage, questions=questions))
 
     def example(self, passage: Passage) -> AskedExample:
@@ -175,6 +181,7 @@ class QuestionsTask:
             labels=[[*[IGNORED] * len(prompt), *answer] for prompt, answer in pairs],
             segments=[number for number, piece in enumerate(pieces) for _ in piece],
             questions=passage.questions,
+            in_words=self._config.in_words,
         )
 
     def _context(self, passage: Passage) -> list[list[int]]:
