@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -15,9 +16,13 @@ from memwrite.config import Config, to_dict
 from memwrite.errors import ConfigError
 from memwrite.runs import CONFIG_FILE
 from memwrite.storage import make_folder, write_bytes
+from memwrite.training.stages import LOG, STAGES
 
 REQUESTED, RECIPE = "requested.yaml", "recipe.yaml"
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+# What a kill leaves of files that were being written.
+_TEMPORARY = (".saving.*", f".{TOKENIZER}", ".*.yaml.*", ".log.jsonl.*", ".weights.safetensors.*")
 
 
 def finished(out: Path) -> bool:
@@ -38,16 +43,22 @@ def claim(config: Config, write: bool) -> None:
     out, text = Path(config.training.out), yaml.safe_dump(to_dict(config), sort_keys=False)
     make_folder(out)
     mark = out / REQUESTED
-    if mark.exists() and mark.read_text() != text:
+    asked = None
+    with suppress(FileNotFoundError):  # another process may be removing it
+        asked = mark.read_text()
+    if asked not in (None, text) and any(out.rglob(LOG)):
         raise ConfigError(
             f"'{out}' holds an unfinished run of another configuration ({mark}): set training.out to "
             f"another folder"
         )
-    if finished(out) and not mark.exists():
+    if finished(out) and asked is None:
         raise ConfigError(
             f"'{out}' already holds a finished run: set training.out to another folder"
         )
     if write:
+        if asked not in (None, text):  # which failed before it trained
+            shutil.rmtree(out / STAGES, ignore_errors=True)
+            tidy(out, staged=False)
         write_bytes(mark, text.encode())
 
 
@@ -72,8 +83,12 @@ def tidy(out: Path, staged: bool) -> None:
         out: the folder.
         staged: whether to keep what was asked for, as a recipe that does it all again.
     """
-    for leftover in (CHECKPOINTS, TOKENIZER):
-        shutil.rmtree(out / leftover, ignore_errors=True)
+    for name in (CHECKPOINTS, TOKENIZER, *_TEMPORARY):
+        for leftover in out.glob(name):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink()
     if (mark := out / REQUESTED).exists():
         if staged:
             mark.replace(out / RECIPE)

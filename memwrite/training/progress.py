@@ -78,7 +78,8 @@ class Log(TrainerCallback):  # type: ignore[misc]
     def _entries(self) -> list[dict[str, Any]]:
         for path in (self._stage.log, self._stage.earlier_log):
             if path is not None and path.exists():
-                return [json.loads(line) for line in path.read_text().splitlines()]
+                lines = path.read_text().splitlines(keepends=True)
+                return [json.loads(line) for line in lines if line.endswith("\n")]
         return []
 
     def _stands(self, entry: dict[str, Any], step: int) -> bool:

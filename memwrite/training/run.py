@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,12 +18,12 @@ from memwrite.tasks.base import Texts
 from memwrite.tokenizer import LEARNT, Codec, learnt_codec, load_codec
 from memwrite.training import lora
 from memwrite.training.folder import TOKENIZER, claim, finished, last_checkpoint, tidy
-from memwrite.training.stages import Stage, planned
+from memwrite.training.stages import Stage, naming, planned
 from memwrite.training.start import begin
 from memwrite.training.trainer import fit
 
 
-def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
+def train(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Path:
     """Train what the config describes and return its run folder.
 
     Every process that torchrun started calls it; only the first one writes files.
@@ -35,7 +35,8 @@ def train(source: str | Path, overrides: Sequence[str] = ()) -> Path:
     us = PartialState(cpu=requested.backbone.device == "cpu")
     stages = planned(requested)
     for stage in stages:
-        _check(stage.config, us.num_processes)
+        with naming(stage.number):
+            _check(stage.config, us.num_processes)
     claim(requested, write=us.is_main_process)
     us.wait_for_everyone()
     for stage in stages:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from memwrite.config import Config, load_config, to_dict
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, MemwriteError
 
 STAGES, LOG = "stages", "log.jsonl"
 _OWN = ("training.out", "training.start", "training.stages")
@@ -56,15 +57,25 @@ def _stages(config: Config) -> Iterator[Stage]:
     wanted, out, start = config.training.stages, config.training.out, config.training.start
     for number, stage in enumerate(wanted, 1):
         folder = out if number == len(wanted) else f"{out}/{STAGES}/{number}"
-        try:
+        with naming(number):
             base = _without_strangers(to_dict(config), stage.overrides)
             base["training"] |= {"out": folder, "start": start, "stages": []}
             if folder != out:  # nothing is rounded on the way
                 base["training"]["save_dtype"] = base["backbone"]["dtype"]
-            yield Stage(load_config(base, stage.overrides), number)
-        except ConfigError as error:
-            raise ConfigError(f"stage {number} of training.stages: {error}") from None
+            made = Stage(load_config(base, stage.overrides), number)
+        yield made
         start = folder
+
+
+@contextmanager
+def naming(number: int | None) -> Iterator[None]:
+    """Within this, errors say the stage that they are about; None says nothing."""
+    try:
+        yield
+    except MemwriteError as error:
+        if number is None:
+            raise
+        raise type(error)(f"stage {number} of training.stages: {error}") from None
 
 
 def _without_strangers(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
