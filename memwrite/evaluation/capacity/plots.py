@@ -166,7 +166,7 @@ def controls(groups: Sequence[Group]) -> Figure:
         axes.scatter(xs, ys, s=60, marker=marker, color=_COLOURS[place], label=text, clip_on=False)
     names = [f"{group.name}, N={row.pairs}{_steps(row.steps)}" for group, row in rows]
     axes.set_yticks(range(len(rows)), names)
-    axes.set(xlabel="exact match", xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5))
+    axes.set(xlabel="exact match", xlim=(0, 1), ylim=(max(len(rows), 1) - 0.5, -0.5))
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(frameon=False, fontsize=8, ncols=4, loc="outside upper right")
     return plain(figure)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.runs import CONFIG_FILE
+from memwrite.tasks.kv import PairsConfig
 
 README, LOG = "README.md", "log.jsonl"
 BASELINES = ("full-context", "no-memory")
-_NEEDED = {"pairs", "value_length"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def _open(folder: Path, label: str, device: str | None) -> Run:
     if config.task is None:
         raise ConfigError(f"'{folder}' was trained on no task, and capacity is counted in pairs")
     task = registry().task(config.task.name)
-    if not {field.name for field in dataclasses.fields(task.config)} >= _NEEDED:
+    if not issubclass(task.config, PairsConfig):
         raise ConfigError(
             f"'{folder}' was trained on task '{config.task.name}', which has no pairs of keys and values: "
             f"measure it with `memwrite eval`"
@@ -163,28 +162,32 @@ def fingerprint(memory: Memory, config: Config) -> str:
 
 
 def training_digest(log: Path) -> dict[str, Any] | None:
-    """Steps, seconds, last losses and the curriculum of a log of JSON lines; None if there is no log.
+    """Steps and seconds of all stages of a training, its last losses and its curriculum; None if there is no log.
 
     Lines that are no JSON objects are passed over: a log ends where a run was cut off.
     """
-    entries = []
+    steps: dict[object, int] = {}
+    curriculum: list[dict[str, Any]] = []
+    last: dict[str, Any] = {}
+    for entry in _entries(log):
+        last |= entry
+        stage = entry.get("training_stage")
+        steps[stage] = max(steps.get(stage, 0), entry.get("step", 0))
+        if "stage" in entry and (not curriculum or curriculum[-1]["stage"] != entry["stage"]):
+            curriculum.append({"stage": entry["stage"], "step": sum(steps.values())})
+    shown = ("seconds", "loss", "eval_loss", "eval_exact_match")
+    told = {name: last[name] for name in shown if name in last}
+    return {"steps": sum(steps.values()), **told, "curriculum": curriculum} if last else None
+
+
+def _entries(log: Path) -> Iterator[dict[str, Any]]:
     for line in (_text(log) or "").splitlines():
         try:
             entry = json.loads(line)
         except ValueError:
             continue
         if isinstance(entry, dict):
-            entries.append(entry)
-    if not entries:
-        return None
-    stages: list[dict[str, Any]] = []
-    last: dict[str, Any] = {}
-    for entry in entries:
-        last |= entry
-        if "stage" in entry and (not stages or stages[-1]["stage"] != entry["stage"]):
-            stages.append({"stage": entry["stage"], "step": entry.get("step")})
-    shown = ("step", "seconds", "loss", "eval_loss", "eval_exact_match")
-    return {**{name: last[name] for name in shown if name in last}, "stages": stages}
+            yield entry
 
 
 def _text(path: Path) -> str | None:

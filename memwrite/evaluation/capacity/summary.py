@@ -45,7 +45,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs whose configs differ in seed, folder and device alone.
+    """Runs whose configs differ in seed, device and folders alone, their own and those named after the seed.
 
     Attributes:
         label: what the report calls them.
@@ -104,21 +104,25 @@ def summarise(cells: Sequence[Cell], results: Sequence[Result]) -> list[Group]:
 def _key(run: Run) -> str:
     config = to_dict(run.config)
     del config["seed"], config["training"]["out"], config["backbone"]["device"]
+    for part, name in (("training", "start"), ("backbone", "path")):
+        config[part][name] = _without_seed(run, config[part][name] or "")
     return json.dumps(config, sort_keys=True)
 
 
+def _without_seed(run: Run, name: str) -> str:
+    """A folder's name without the run's seed at its end, as in gradient-8-s0 or delta-0/stages/1."""
+    return re.sub(rf"[-_.](seed|s)?{run.config.seed}(?=/|$)", "", name)
+
+
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The runs' name without their seeds' numbers, or the first one's if they have no such name in common."""
-    stems = [{_stem(run) for run in runs} for runs in groups]
+    """The runs' name without their seeds, or the first one's if they have no such name in common."""
+    stems = [{_without_seed(run, run.label) for run in runs} for runs in groups]
     taken = Counter(stem for names in stems for stem in names)
     return [
-        _stem(runs[0]) if len(runs) > 1 and len(names) == 1 == taken[min(names)] else _first(runs)
+        stem if len(runs) > 1 and len(names) == 1 == taken[stem] else _first(runs)
         for names, runs in zip(stems, groups, strict=True)
+        for stem in [min(names)]
     ]
-
-
-def _stem(run: Run) -> str:
-    return re.sub(r"[-_.](seed|s)?\d+$", "", run.label)
 
 
 def _first(runs: Sequence[Run]) -> str:
