@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from memwrite.config import PartConfig, load_config, part_config
 from memwrite.errors import ConfigError
 from memwrite.evaluation import answers, kv
+from memwrite.evaluation.answer_table import AnswerEvaluation
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.runs import CONFIG_FILE
@@ -30,7 +31,7 @@ class Report:
     """
 
     task: PartConfig
-    result: kv.Evaluation | answers.AnswerEvaluation
+    result: kv.Evaluation | AnswerEvaluation
 
     def as_dict(self) -> dict[str, Any]:
         """Everything as plain data."""

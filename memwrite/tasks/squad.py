@@ -42,7 +42,7 @@ def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
     """
     whole = read_json(path)
     paragraphs = [
-        Passage(tuple(piece.strip() for piece in sentences(context)), questions)
+        Passage(tuple(piece.strip() for piece in sentences(context) if piece.strip()), questions)
         for article in whole.get("data").items()
         for paragraph in article.get("paragraphs").items()
         for context in [paragraph.get("context").text()]

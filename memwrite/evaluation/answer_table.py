@@ -1,0 +1,108 @@
+"""What `evaluate` of any task finds: scores of answers, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memwrite.config import to_dict
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """How answers compare with what is right; shares from 0 to 1.
+
+    Attributes:
+        questions: how many.
+        tokens: labelled tokens of all of them.
+        exact_match: questions with every labelled token the model's first choice, which is greedy decoding.
+        interval: 95% confidence interval of exact_match.
+        token_accuracy: labelled tokens predicted right, each given the right ones before it.
+        bits: mean negative log2-likelihood of a labelled token, given the right ones before it.
+        word_match: decoded answers that are, normalised, one of the right ones; None where answers are no phrases.
+        word_f1: words that decoded answers share with right ones, see `word_f1`; None likewise.
+    """
+
+    questions: int
+    tokens: int
+    exact_match: float
+    interval: tuple[float, float]
+    token_accuracy: float
+    bits: float
+    word_match: float | None
+    word_f1: float | None
+
+
+@dataclass(frozen=True)
+class AnswerEvaluation:
+    """What a memory answered, beside the same reader under controls.
+
+    Attributes:
+        contexts: examples evaluated.
+        state_floats: numbers per state, measured from its tensors; the largest where it grows with the context.
+        state_bytes: likewise.
+        memory: read from the states written.
+        zero_state: from zeros in their place.
+        shuffled_state: from the state of another context; None where there is no other.
+        full_context: from the context itself before the query, by the same backbone without a memory; None
+            where a context and its query are longer than its positions, or there is no context.
+        groups: the memory's answers by file or category, where the task has such.
+    """
+
+    contexts: int
+    state_floats: int
+    state_bytes: int
+    memory: AnswerScores
+    zero_state: AnswerScores
+    shuffled_state: AnswerScores | None
+    full_context: AnswerScores | None
+    groups: dict[str, AnswerScores]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return to_dict(self)
+
+    def lines(self) -> list[str]:
+        """A table of the memory and its controls, and one of its groups."""
+        rows = {
+            "memory": self.memory,
+            "zero state": self.zero_state,
+            "another's state": self.shuffled_state,
+            "context visible": self.full_context,
+        }
+        found = [
+            f"{self.contexts} contexts with {self.memory.questions} questions, {self.memory.tokens} tokens of "
+            f"answer; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            *_table(rows),
+        ]
+        if len(self.groups) > 1:
+            named = {f"{name} ({s.questions})": s for name, s in sorted(self.groups.items())}
+            found += ["the memory's answers apart (questions):", *_table(named)]
+        return found
+
+
+def _table(rows: Mapping[str, AnswerScores | None]) -> list[str]:
+    width = max(16, *(len(name) + 1 for name in rows))
+    phrases = any(scores and scores.word_f1 is not None for scores in rows.values())
+    columns = ["exact match", "95% interval", "tokens right", "bits per token"]
+    columns += ["EM in words", "F1"] if phrases else []
+    found = {"": columns, **{name: _cells(scores) for name, scores in rows.items()}}
+    return [
+        (name.ljust(width) + "".join(cell.rjust(17) for cell in cells)).rstrip()
+        for name, cells in found.items()
+    ]
+
+
+def _cells(scores: AnswerScores | None) -> list[str]:
+    if scores is None:
+        return ["-"]
+    low, high = scores.interval
+    shares = [scores.word_match, scores.word_f1]
+    return [
+        f"{scores.exact_match:.1%}",
+        f"{low:.1%} to {high:.1%}",
+        f"{scores.token_accuracy:.1%}",
+        f"{scores.bits:.3f}",
+        *(f"{share:.1%}" for share in shares if share is not None),
+    ]

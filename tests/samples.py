@@ -1,0 +1,105 @@
+"""Small files of the formats that tasks are read from, and tasks made of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from memwrite.config import part_config
+from memwrite.plugins import registry
+from memwrite.tokenizer import ByteCodec
+
+CODEC = ByteCodec()
+
+BABI = """1 Mary moved to the bathroom.
+2 John went to the hallway.
+3 Where is Mary? \tbathroom\t1
+4 Where is John? \thallway\t2
+5 Mary got the milk there.
+6 What is Mary carrying? \tapple,milk\t1 5
+1 The office is north of the kitchen.
+2 What is north of the kitchen?\toffice\t1
+1 Lily is a frog.
+2 Is Lily a frog?\tyes\t1
+"""
+
+SQUAD: dict[str, Any] = {
+    "version": "v2.0",
+    "data": [
+        {
+            "title": "Normans",
+            "paragraphs": [
+                {
+                    "context": "The Normans lived in France. They came from Norway.",
+                    "qas": [
+                        {
+                            "id": "1",
+                            "question": "Where did they live? ",
+                            "answers": [
+                                {"text": "France", "answer_start": 21},
+                                {"text": "in France", "answer_start": 18},
+                                {"text": "France", "answer_start": 21},
+                            ],
+                            "is_impossible": False,
+                        },
+                        {
+                            "id": "2",
+                            "question": "Who was their king?",
+                            "answers": [],
+                            "plausible_answers": [{"text": "Norway", "answer_start": 44}],
+                            "is_impossible": True,
+                        },
+                    ],
+                },
+                {
+                    "context": "Rollo led.",
+                    # As in v1.1, which knows no impossible questions.
+                    "qas": [{"id": "3", "question": "Who led?", "answers": [{"text": "Rollo"}]}],
+                },
+            ],
+        }
+    ],
+}
+
+LOCOMO: list[dict[str, Any]] = [
+    {
+        "sample_id": "conv-1",
+        "conversation": {
+            "speaker_a": "Ann",
+            "speaker_b": "Bob",
+            "session_1_date_time": "1:56 pm on 8 May, 2023",
+            "session_1": [
+                {"speaker": "Ann", "dia_id": "D1:1", "text": "I ran."},
+                {"speaker": "Bob", "dia_id": "D1:2", "text": "", "blip_caption": "a photo of a dog"},
+            ],
+            "session_2_date_time": "9:00 am on 1 June, 2023",
+            "session_2": [{"speaker": "Bob", "dia_id": "D2:1", "text": "I moved."}],
+            "session_3_date_time": "nobody spoke",
+        },
+        "qa": [
+            {"question": "Who ran?", "answer": "Ann", "evidence": ["D1:1"], "category": 4},
+            {"question": "When?", "answer": 2023, "evidence": ["D:1:1"], "category": 2},
+            {"question": "Who?", "answer": "Bob; he says so", "evidence": ["D2:1"], "category": 3},
+            {"question": "Both?", "answer": "ran, moved", "evidence": ["D1:1; D2:1"], "category": 1},
+            {"question": "Who flew?", "adversarial_answer": "Ann", "evidence": "['D1:2']", "category": "5"},
+            {"question": "Why?", "answer": "no reason", "evidence": [], "category": 4},
+        ],
+        "event_summary": {},
+    }
+]  # fmt: skip
+
+PROSE = "\n\n".join(f"The sun is up. It is day {number} of many." for number in range(30))
+
+SAMPLES: dict[str, str] = {"babi": BABI, "squad": json.dumps(SQUAD), "locomo": json.dumps(LOCOMO)}
+
+
+def config(name: str, folder: Path, text: str | None = None, **params: Any) -> Any:
+    """The parameters of a task whose one file holds a text, by default that of `SAMPLES`."""
+    (folder / "file").write_text(SAMPLES[name] if text is None else text, encoding="utf-8")
+    data = {"files": ["file"], "folder": str(folder), **params}
+    return part_config(registry().task(name).config, data, "task.params")
+
+
+def made(name: str, folder: Path, text: str | None = None, **params: Any) -> Any:
+    return registry().task(name).build(config(name, folder, text, **params), CODEC)
