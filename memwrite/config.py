@@ -27,7 +27,7 @@ class BackboneConfig:
         type: a transformers model type ("llama", "gpt2") to build from scratch with `params`.
         params: the fields of that type's configuration.
         tokenizer: with `type`: "bytes", "characters" (those of key-value retrieval), a folder with a tokenizer, or
-            "bpe" to learn one in `memwrite train`.
+            "bpe" or "words" to learn one in `memwrite train` from the training text.
         dtype: "float32", "bfloat16", "float16" or "float64".
         device: "cpu", "cuda", "cuda:1", ...
         attention: "sdpa" (fast) or "eager" (needed by second-order gradients).
