@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memwrite.state import MemoryState, StateSpec, Tokens
 
@@ -189,6 +189,10 @@ class Backbone(Protocol):
         No mask is needed: attention is causal and padding comes last, so no real token sees it.
         `keep` asks for the keys and values, those of padding included.
         """
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The model's own weights, those that are frozen included."""
         ...
 
     @property

@@ -230,7 +230,7 @@ def test_a_bfloat16_model_gives_float32_logits(family: str) -> None:
 
 
 def test_a_run_folder_brings_back_the_writers_weights(build: Build, tmp_path: Path) -> None:
-    memory = build("gradient", "prefix", {"slots": 2, "learned_lr": True, "order": "none"})
+    memory = build("gradient", "prefix", {"slots": 2, "learned_lr": "one", "order": "none"})
     memory.writer.fast.slots.data.fill_(0.7)
     memory.save_run(tmp_path / "run")
     again = Memory.from_config(tmp_path / "run")

@@ -59,7 +59,7 @@ def test_weights_that_do_not_fit_are_named(
 ) -> None:
     """Another number of slots and one layer less: the rest is taken."""
     config = short(tmp_path / "run", start=str(run))
-    config["writer"]["params"] |= {"slots": 3, "learned_lr": True}
+    config["writer"]["params"] |= {"slots": 3, "learned_lr": "one"}
     config["backbone"]["params"]["n_layer"] = 1
     out = train(config)
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("Started")]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 OPTIMIZERS = ("sgd", "adam")
 ORDERS = ("none", "first", "second")
+LEARNED = ("none", "one", "each")
 PROJECTIONS = ("none", "shared", "per-example")
 
 
@@ -19,13 +20,16 @@ class GradientConfig:
         most_steps: in training, draw K anew for every write, from `steps` to this.
         optimizer: "sgd" as in GradMem, or "adam" for many steps into a model that was never meta-trained.
         lr: inner step size.
-        learned_lr: learn the step size with the other parameters, starting at `lr`.
+        learned_lr: what is learned of the step size with the other parameters, starting at `lr`: "none", "one" for
+            all, or "each" number's own (Meta-SGD, arXiv 1707.09835).
         decay: let the step size fall along a half cosine to a twentieth.
         clip_value: clip every element of the gradient to [-c, c].
         clip_norm: scale an example's gradient down to this norm.
         order: what flows back through the steps in training: "none" (the memory is detached after each step),
             "first" (gradients are constants), "second" (everything; needs `backbone.attention: eager`).
         second_steps: with "second": only the last k steps, those before them as "first".
+        recompute: in training, run each second-order step anew in the backward pass: the memory that training takes
+            no longer grows with the steps, which take a third more time.
         settled_weight: weight in the descended loss, from 0 to 1, of tokens that are safely the model's first
             choice already. 1 is GradMem; less spends a small memory on what is still wrong.
         stop_when_exact: stop an example once every token of its context is the model's first choice.
@@ -47,12 +51,13 @@ class GradientConfig:
     most_steps: int | None = None
     optimizer: str = "sgd"
     lr: float = 0.04
-    learned_lr: bool = False
+    learned_lr: str = "none"
     decay: bool = False
     clip_value: float | None = None
     clip_norm: float | None = None
     order: str = "second"
     second_steps: int | None = None
+    recompute: bool = False
     settled_weight: float = 1.0
     stop_when_exact: bool = False
     init_std: float = 0.02
@@ -80,6 +85,7 @@ class GradientConfig:
         for name, known in (
             ("optimizer", OPTIMIZERS),
             ("order", ORDERS),
+            ("learned_lr", LEARNED),
             ("projection", PROJECTIONS),
         ):
             if getattr(self, name) not in known:
@@ -88,5 +94,7 @@ class GradientConfig:
                 )
         if self.most_steps is not None and self.most_steps < self.steps:
             raise ValueError(f"most_steps must be at least steps, got {self.most_steps}")
+        if self.recompute and self.optimizer != "sgd":
+            raise ValueError(f"recompute goes with optimizer sgd, not '{self.optimizer}'")
         if self.second_steps is not None and self.order != "second":
             raise ValueError(f"second_steps goes with order second, not '{self.order}'")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,12 @@ from torch.nn import functional as F
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.prefix import ControlTokens
 from memwrite.progress import track
-from memwrite.protocols import Backbone, Correction, Written
+from memwrite.protocols import Backbone, Written
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast import FastWeights
 from memwrite_gradient.lora import WriteLora
+from memwrite_gradient.recompute import recomputed
 from memwrite_gradient.steps import Adam, clip
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
@@ -42,8 +44,9 @@ class GradientWriter(nn.Module):
         self._backbone = backbone
         self.fast = FastWeights(config, width, dtype)
         self.controls = ControlTokens(config.control_tokens, width, config.init_std, dtype)
-        log_lr = torch.tensor(math.log(config.lr), dtype=dtype)
-        self.log_lr = nn.Parameter(log_lr) if config.learned_lr else None
+        numbers = self.fast.size if config.learned_lr == "each" else ()
+        log_lr = torch.full(numbers, math.log(config.lr), dtype=dtype)
+        self.log_lr = None if config.learned_lr == "none" else nn.Parameter(log_lr)
         head = backbone.head.detach().to(dtype, copy=True)
         self.head = nn.Parameter(head) if config.write_head else None
         rank, alpha = config.lora_rank, config.lora_alpha
@@ -101,7 +104,6 @@ class GradientWriter(nn.Module):
         embeddings = self._backbone.embed(context.ids)
         if not keep:
             embeddings = embeddings.detach()
-        corrections = None if self.lora is None else self.lora.corrections()
         count = context.lengths.clamp(min=1)
         active = context.mask.any(1)
         wanted = self.config.reconstruction_weight if keep else 0.0
@@ -112,35 +114,60 @@ class GradientWriter(nn.Module):
             if not active.any():
                 break
             second = keep and self._second(step, steps)
+            last = bool(wanted) and step == steps - 1
             point = [t if keep and t.requires_grad else t.detach().requires_grad_() for t in fast]
-            nll, lead = self._reconstruct(
-                self.fast.project(point), embeddings, context, corrections
-            )
-            loss = (nll * context.mask).sum(1) / count
+            inner = partial(self._step, context, active, self._share(step, steps), adams, last)
+            if second and self.config.recompute:
+                fast, loss, lead = recomputed(inner, point, embeddings, self._weights())
+            else:
+                fast, loss, lead = inner(point, embeddings, second)
             losses.append(loss.detach())
             accuracies.append(((lead > 0) & context.mask).sum(1) / count)
             if self.config.stop_when_exact:
                 active = active & ((lead <= EXACT) & context.mask).any(1)
-            weight = torch.where(lead > SETTLED, self.config.settled_weight, 1.0) * context.mask
-            objective = ((nll * weight).sum(1) / count).sum()
-            last = bool(wanted) and step == steps - 1
-            gradients = torch.autograd.grad(
-                objective, point, create_graph=second, retain_graph=second or last
-            )
             if last:
                 written = wanted * loss
-            size = self._step_size(step, steps)
-            moved = []
-            for index, (start, gradient) in enumerate(zip(point, gradients, strict=True)):
-                move = clip(gradient, self.config.clip_value, self.config.clip_norm)
-                if adams is not None:
-                    move = adams[index](move)
-                rows = active.view(-1, *[1] * (start.ndim - 1))
-                moved.append(torch.where(rows, start - size * move, start))
-            fast = moved
             if not keep or self.config.order == "none":
                 fast = [tensor.detach() for tensor in fast]
         return fast, written, self._trace(losses, accuracies, context)
+
+    def _step(
+        self,
+        context: Tokens,
+        active: Tensor,
+        share: float,
+        adams: list[Adam] | None,
+        last: bool,
+        point: list[Tensor],
+        embeddings: Tensor,
+        second: bool,
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """One step from `point`: the new variables, L of each row (B,), and each token's lead (B, T).
+
+        With `second` all of it can be differentiated; else L can be where this is the `last` step.
+        """
+        nll, lead = self._reconstruct(self.fast.project(point), embeddings, context)
+        count = context.lengths.clamp(min=1)
+        loss = (nll * context.mask).sum(1) / count
+        weight = torch.where(lead > SETTLED, self.config.settled_weight, 1.0) * context.mask
+        objective = ((nll * weight).sum(1) / count).sum()
+        gradients = torch.autograd.grad(
+            objective, point, create_graph=second, retain_graph=second or last
+        )
+        moved = []
+        sizes = self._sizes(len(point))
+        for index, (start, gradient) in enumerate(zip(point, gradients, strict=True)):
+            move = clip(gradient, self.config.clip_value, self.config.clip_norm)
+            if adams is not None:
+                move = adams[index](move)
+            rows = active.view(-1, *[1] * (start.ndim - 1))
+            moved.append(torch.where(rows, start - share * sizes[index] * move, start))
+        return moved, loss, lead
+
+    def _weights(self) -> list[Tensor]:
+        """Everything besides its variables that a step's outcome depends on and that may be learned."""
+        every = (*self.parameters(), *self._backbone.parameters())
+        return [weight for weight in every if weight.requires_grad]
 
     def _steps(self) -> int:
         most = self.config.most_steps
@@ -152,23 +179,30 @@ class GradientWriter(nn.Module):
         last = self.config.second_steps or steps
         return self.config.order == "second" and step >= steps - last
 
-    def _step_size(self, step: int, steps: int) -> Tensor | float:
-        size = self.config.lr if self.log_lr is None else self.log_lr.exp()
-        if self.config.decay:
-            size = size * (0.525 + 0.475 * math.cos(math.pi * step / steps))
-        return size
+    def _sizes(self, count: int) -> Sequence[Tensor | float]:
+        """The full step size of each variable, as it is learned."""
+        if self.log_lr is None:
+            return [self.config.lr] * count
+        size = self.log_lr.exp()
+        return [size] * count if size.ndim == 0 else self.fast.unpack(size[None])
+
+    def _share(self, step: int, steps: int) -> float:
+        """Of the full step size."""
+        if not self.config.decay:
+            return 1.0
+        return 0.525 + 0.475 * math.cos(math.pi * step / steps)
 
     def _reconstruct(
         self,
         memory: Tensor,
         embeddings: Tensor,
         context: Tokens,
-        corrections: Mapping[int, Correction] | None,
     ) -> tuple[Tensor, Tensor]:
         """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
         other token, in nats, (B, T) each.
         """
         prefix = self.controls.around_write(memory)
+        corrections = None if self.lora is None else self.lora.corrections()
         inputs = torch.cat([prefix.to(embeddings.dtype), embeddings], 1)
         hidden = self._backbone.forward(inputs, corrections=corrections).hidden
         hidden = hidden[:, prefix.shape[1] - 1 : -1]

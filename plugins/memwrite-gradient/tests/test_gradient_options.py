@@ -103,7 +103,7 @@ def test_lora_acts_while_writing_only(family: str) -> None:
 
 
 def test_training_reaches_every_parameter() -> None:
-    memory = adapted(build(projection="shared", learned_lr=True, **EVERYTHING)).train()
+    memory = adapted(build(projection="shared", learned_lr="each", **EVERYTHING)).train()
     tokens = Tokens.from_rows(ROWS)
     memory(Batch(tokens, tokens, tokens.ids)).loss.backward()
     for name, parameter in memory.writer.named_parameters():

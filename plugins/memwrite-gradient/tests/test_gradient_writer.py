@@ -119,7 +119,7 @@ def test_adam_is_torchs_adam() -> None:
 def test_second_order_passes_gradcheck_through_write_and_read(optimizer: str) -> None:
     """Finite differences of an outer loss with respect to the start, the step size and the backbone's head."""
     memory = build(
-        optimizer=optimizer, order="second", learned_lr=True, lr=0.1, slots=1, clip_norm=0.05
+        optimizer=optimizer, order="second", learned_lr="each", lr=0.1, slots=1, clip_norm=0.05
     )
     writer, backbone = memory.writer, memory.backbone
     query = Tokens.from_rows([[1, 2]])
@@ -170,7 +170,7 @@ def test_second_order_on_the_last_steps_only() -> None:
 
 
 def test_training_reaches_start_step_size_and_backbone() -> None:
-    memory = build(order="second", learned_lr=True, backbone={"trainable": True})
+    memory = build(order="second", learned_lr="one", backbone={"trainable": True})
     memory.train()
     memory.write(Tokens.from_rows(ROWS)).state["memory"].square().sum().backward()
     assert memory.writer.fast.slots.grad.abs().sum() > 0
@@ -178,10 +178,23 @@ def test_training_reaches_start_step_size_and_backbone() -> None:
     assert memory.model.lm_head.weight.grad.abs().sum() > 0
 
 
-def test_a_learned_step_size_starts_at_the_fixed_one() -> None:
-    torch.testing.assert_close(
-        written(build(learned_lr=True)), written(build()), atol=1e-12, rtol=0
-    )
+@pytest.mark.parametrize("projection", ["none", "per-example"])
+@pytest.mark.parametrize("learned", ["one", "each"])
+def test_a_learned_step_size_starts_at_the_fixed_one(learned: str, projection: str) -> None:
+    found = written(build(learned_lr=learned, projection=projection))
+    torch.testing.assert_close(found, written(build(projection=projection)), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("projection", ["none", "per-example"])
+def test_each_number_has_its_own_step_size(projection: str) -> None:
+    memory = build(learned_lr="each", projection=projection, steps=1)
+    writer, name = memory.writer, "memory" if projection == "none" else "latent"
+    before = writer.init(len(ROWS))[name]
+    moved = memory.write(Tokens.from_rows(ROWS)).state[name] - before
+    factors = torch.rand_like(writer.log_lr) + 0.5
+    writer.log_lr.data += factors.log()
+    again = memory.write(Tokens.from_rows(ROWS)).state[name] - before
+    torch.testing.assert_close(again, moved * factors, atol=1e-12, rtol=0)
 
 
 def test_second_order_through_fused_attention_is_refused() -> None:
@@ -301,6 +314,7 @@ def test_a_context_longer_than_the_positions_is_written_in_chunks() -> None:
         ({"lr": float("nan")}, "writer.params.lr must be positive"),
         ({"clip_norm": -1.0}, "writer.params.clip_norm must be positive"),
         ({"optimizer": "lion"}, "writer.params.optimizer must be sgd or adam, got 'lion'"),
+        ({"learned_lr": True}, "writer.params.learned_lr must be none or one or each, got 'True'"),
         ({"order": "third"}, "writer.params.order must be"),
         (
             {"order": "first", "second_steps": 1},

@@ -1,0 +1,118 @@
+"""Inner steps run anew in the backward pass, against the graph kept whole."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memwrite_gradient import GradientConfig
+from memwrite_specs.backbones import BACKBONES
+from support import MODELS
+from torch import Tensor
+
+from memwrite import Memory, Tokens
+from memwrite.loss import Batch
+
+CONTEXT = Tokens.from_rows([[5, 6, 7, 8, 9, 3], [10], [], [11, 12, 13]])
+QUERIES = Tokens.from_rows([[7, 8], [10, 4], [9, 9], [12, 13]])
+
+
+TINY = {"type": BACKBONES["tiny"].type, "params": BACKBONES["tiny"].params}
+
+
+def build(backbone: dict[str, Any], **params: Any) -> Memory:
+    writer = {"slots": 3, "lr": 0.5, "init_std": 0.2, "write_head": True, **params}
+    return Memory.from_config(
+        {
+            "backbone": {**backbone, "dtype": "float64", "attention": "eager", "trainable": True},
+            "writer": {"name": "gradient", "params": {**writer, "reconstruction_weight": 0.3}},
+            "reader": {"name": "prefix"},
+        }
+    ).train()
+
+
+def gradients(memory: Memory) -> dict[str, Tensor]:
+    """Of a training step's loss with respect to everything that is learned, and the loss."""
+    torch.manual_seed(0)
+    loss = memory(Batch(CONTEXT, QUERIES, QUERIES.ids)).loss
+    named = dict(memory.named_parameters())
+    found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+    zero = torch.zeros(())
+    return {"loss": loss.detach()} | {
+        name: zero if gradient is None else gradient
+        for name, gradient in zip(named, found, strict=True)
+    }
+
+
+SETTINGS = st.fixed_dictionaries(
+    {
+        "steps": st.integers(1, 3),
+        "second_steps": st.sampled_from([None, 1]),
+        "projection": st.sampled_from(["none", "shared", "per-example"]),
+        "control_tokens": st.integers(0, 1),
+        "lora_rank": st.sampled_from([0, 2]),
+        "learned_lr": st.sampled_from(["none", "one", "each"]),
+        "clip_norm": st.sampled_from([None, 0.05]),
+        "settled_weight": st.sampled_from([1.0, 0.1]),
+        "stop_when_exact": st.booleans(),
+    }
+)
+
+
+@given(SETTINGS)
+@settings(max_examples=8, deadline=None)
+def test_recomputed_steps_have_the_gradients_of_the_whole_graph(params: dict[str, Any]) -> None:
+    expected = gradients(build(TINY, **params))
+    found = gradients(build(TINY, recompute=True, **params))
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
+    assert expected["writer.fast.slots"].abs().max() > 0
+
+
+def test_a_step_run_anew_drops_what_it_dropped() -> None:
+    dropping = {**MODELS["gpt2"], "params": {**MODELS["gpt2"]["params"], "resid_pdrop": 0.5}}
+    whole, anew = (build(dropping, steps=2, recompute=flag) for flag in (False, True))
+    found = gradients(anew)
+    for name, gradient in gradients(whole).items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
+
+
+class Kept:
+    """What a graph holds of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def kept(steps: int, recompute: bool) -> int:
+    """Numbers that the graph of a write keeps for the backward pass, besides the weights."""
+    memory = build(TINY, steps=steps, recompute=recompute)
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def pack(tensor: Tensor) -> Kept:
+        alive.add(held := Kept(tensor))
+        return held
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
+        written = memory.write(CONTEXT)
+    weights = {weight.data_ptr() for weight in memory.parameters()}
+    tensors = {held.tensor.data_ptr(): held.tensor for held in alive}
+    numbers = sum(t.numel() for place, t in tensors.items() if place not in weights)
+    assert written.state["memory"].requires_grad
+    return numbers
+
+
+def test_what_is_kept_for_the_backward_pass_is_flat_in_k() -> None:
+    first, last = kept(1, True), kept(5, True)
+    # Four more steps keep their slots and embeddings, and beyond that nothing.
+    assert last - first < 0.1 * kept(1, False)
+    assert kept(5, False) > 4 * kept(1, False)
+
+
+def test_adam_keeps_its_graph() -> None:
+    with pytest.raises(ValueError, match="recompute goes with optimizer sgd, not 'adam'"):
+        GradientConfig(recompute=True, optimizer="adam")
