@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memwrite.config import Config, PartConfig, load_config, to_dict
+from memwrite.evaluation.machine import machine
 from memwrite.evaluation.recall import Recall, recall
 from memwrite.memory import Memory
 from memwrite.progress import track
@@ -130,8 +128,7 @@ class Results:
             "no_memory": to_dict(self.no_memory),
             "full_context": to_dict(self.full_context),
             "config": to_dict(self.config),
-            "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} "
-            f"threads, torch {torch.__version__}",
+            "machine": machine(),
         }
 
 

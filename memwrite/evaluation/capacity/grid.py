@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -83,6 +84,8 @@ def fill(cells: Sequence[Cell], folder: Path) -> list[Result]:
     """
     for part in (CELLS, LOCKS):
         make_folder(folder / part)
+        if not os.access(folder / part, os.W_OK):
+            raise StorageError(f"the folder '{folder / part}' cannot be written")
 
     runs = {cell.run.label: cell.run for cell in cells}
 

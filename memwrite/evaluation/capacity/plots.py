@@ -269,7 +269,7 @@ def _name(axes: Axes, ends: Sequence[End]) -> None:
 
 
 def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as it takes, in order, so that no two are nearer than `gap`.
+    """The heights moved as little as it takes, in order, so that no two are nearer than `gap` and none is below 0.
 
     Each crowd of neighbours that are too near is spread evenly about its middle, least squares by pooling
     (Barlow et al. 1972).
@@ -286,5 +286,5 @@ def apart(heights: Sequence[float], gap: float) -> list[float]:
     spread = [middle for middle, members in crowds for _ in range(members)]
     moved = [0.0] * len(heights)
     for rank, index in enumerate(order):
-        moved[index] = spread[rank] + rank * gap
+        moved[index] = max(spread[rank], 0.0) + rank * gap
     return moved

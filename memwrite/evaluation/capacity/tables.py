@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memwrite.evaluation.capacity.figures import Spread
 from memwrite.evaluation.capacity.summary import Group, Row
 
 
@@ -48,42 +47,65 @@ def times(value: float) -> str:
 
 
 Format = Callable[[float], str]
+Column = Callable[[Row], str]
 
-_RECALL: Mapping[str, tuple[str, Format]] = {
-    "exact match": ("exact_match", share),
-    "characters": ("token_accuracy", share),
-    "set recall": ("set_recall", share),
-    "binding": ("binding", share),
-    "bits recalled": ("bits_recalled", bits),
-    "bits gained": ("bits_gained", bits),
-    "bits per float": ("bits_per_float", rate),
-    "gained per float": ("bits_gained_per_float", rate),
+
+def _of(name: str, show: Format) -> Column:
+    """The mean of a figure over runs, with their range where they differ; or why there is none."""
+
+    def cell(row: Row) -> str:
+        figure = row.figures[name]
+        if figure is None or show(figure.least) == show(figure.most):
+            return _mean(row, name, show)
+        return f"{_mean(row, name, show)} ({show(figure.least)} to {show(figure.most)})"
+
+    return cell
+
+
+def _interval(row: Row) -> str:
+    """Of exact match."""
+    exact = row.figures["exact_match"]
+    if exact is None or exact.interval is None:
+        return _nothing(row)
+    return f"{share(exact.interval.low)} to {share(exact.interval.high)}"
+
+
+_RECALL: Mapping[str, Column] = {
+    "exact match": _of("exact_match", share),
+    "95% interval": _interval,
+    "characters": _of("token_accuracy", share),
+    "set recall": _of("set_recall", share),
+    "binding": _of("binding", share),
+    "bits recalled": _of("bits_recalled", bits),
+    "bits gained": _of("bits_gained", bits),
+    "bits per float": _of("bits_per_float", rate),
+    "gained per float": _of("bits_gained_per_float", rate),
 }
-_TIME: Mapping[str, tuple[str, Format]] = {
-    "WRITE, ms": ("write", milliseconds),
-    "prefill, ms": ("prefill", milliseconds),
-    "ratio": ("write_ratio", times),
-    "READ, ms": ("read", milliseconds),
-    "visible, ms": ("visible_read", milliseconds),
-    "ratio ": ("read_ratio", times),
-    "batch": ("batch", count),
-    "WRITE of batch, ms": ("batch_write", milliseconds),
-    "prefill of batch, ms": ("batch_prefill", milliseconds),
-    "ratio  ": ("batch_write_ratio", times),
-    "READ of batch, ms": ("batch_read", milliseconds),
-    "visible of batch, ms": ("batch_visible_read", milliseconds),
-    "ratio   ": ("batch_read_ratio", times),
+_TIME: Mapping[str, Column] = {
+    "WRITE, ms": _of("write", milliseconds),
+    "prefill, ms": _of("prefill", milliseconds),
+    "WRITE / prefill": _of("write_ratio", times),
+    "READ, ms": _of("read", milliseconds),
+    "visible, ms": _of("visible_read", milliseconds),
+    "READ / visible": _of("read_ratio", times),
+    "batch": _of("batch", count),
+    "WRITE of batch, ms": _of("batch_write", milliseconds),
+    "prefill of batch, ms": _of("batch_prefill", milliseconds),
+    "WRITE / prefill of batch": _of("batch_write_ratio", times),
+    "READ of batch, ms": _of("batch_read", milliseconds),
+    "visible of batch, ms": _of("batch_visible_read", milliseconds),
+    "READ / visible of batch": _of("batch_read_ratio", times),
 }
-_BYTES: Mapping[str, tuple[str, Format]] = {
-    "state numbers": ("state_floats", count),
-    "state bytes": ("state_bytes", count),
-    "KV-cache bytes": ("kv_bytes", count),
+_BYTES: Mapping[str, Column] = {
+    "state numbers": _of("state_floats", count),
+    "state bytes": _of("state_bytes", count),
+    "KV-cache bytes": _of("kv_bytes", count),
 }
-_CONTROLS: Mapping[str, tuple[str, Format]] = {
-    "its own state": ("exact_match", share),
-    "zeros": ("zero_state", share),
-    "another's state": ("shuffled_state", share),
-    "context visible": ("context_visible", share),
+_CONTROLS: Mapping[str, Column] = {
+    "its own state": _of("exact_match", share),
+    "zeros": _of("zero_state", share),
+    "another's state": _of("shuffled_state", share),
+    "context visible": _of("context_visible", share),
 }
 
 
@@ -104,21 +126,20 @@ def summary(groups: Sequence[Group]) -> Table:
 
 def _summary_row(group: Group, row: Row) -> list[str]:
     exact = row.figures["exact_match"]
-    interval = exact.interval if exact else None
     return [
         group.name,
         group.writer,
         str(group.seeds),
         f"N={group.pairs}" + (f", K={_range(group.steps)}" if group.steps else ""),
         _steps(row),
-        _cell(row, "state_floats", count),
-        _cell(row, "exact_match", share),
+        _mean(row, "state_floats", count),
+        _mean(row, "exact_match", share),
         f"{share(exact.least)} to {share(exact.most)}" if exact and len(exact.runs) > 1 else "–",
-        f"{share(interval.low)} to {share(interval.high)}" if interval else "–",
-        interval.over if interval else "–",
-        _cell(row, "binding", share),
-        _cell(row, "bits_gained", bits),
-        _cell(row, "bits_per_float", rate),
+        _interval(row),
+        exact.interval.over if exact and exact.interval else "–",
+        _mean(row, "binding", share),
+        _mean(row, "bits_gained", bits),
+        _mean(row, "bits_per_float", rate),
         _most(group, row.steps),
     ]
 
@@ -160,16 +181,11 @@ def controls(groups: Sequence[Group]) -> Table:
     return _full(groups, _CONTROLS)
 
 
-def _full(groups: Sequence[Group], columns: Mapping[str, tuple[str, Format]]) -> Table:
+def _full(groups: Sequence[Group], columns: Mapping[str, Column]) -> Table:
     return Table(
-        ["runs", "N", "K", *(head.strip() for head in columns)],
+        ["runs", "N", "K", *columns],
         [
-            [
-                group.name,
-                str(row.pairs),
-                _steps(row),
-                *(_cell(row, name, show, of_runs=True) for name, show in columns.values()),
-            ]
+            [group.name, str(row.pairs), _steps(row), *(cell(row) for cell in columns.values())]
             for group in groups
             for row in group.rows
         ],
@@ -180,19 +196,11 @@ def _steps(row: Row) -> str:
     return "–" if row.steps is None else str(row.steps)
 
 
-def _cell(row: Row, name: str, show: Format, of_runs: bool = False) -> str:
-    """The mean over runs and, `of_runs` with several, their range; or why there is none."""
-    figure = row.figures[name]
-    if figure is None:
+def _mean(row: Row, name: str, show: Format) -> str:
+    mean = row.mean(name)
+    if mean is None:
         return _nothing(row)
-    text = show(figure.mean)
-    if of_runs and _differ(figure, show):
-        text += f" ({show(figure.least)} to {show(figure.most)})"
-    return text + (f", {len(row.failures)} failed" if row.failures else "")
-
-
-def _differ(figure: Spread, show: Format) -> bool:
-    return show(figure.least) != show(figure.most)
+    return show(mean) + (f", {len(row.failures)} failed" if row.failures else "")
 
 
 def _nothing(row: Row) -> str:
