@@ -22,7 +22,7 @@ from memwrite.training.run import train
 _TOUCHES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rmtree")
 
 # How many of them each attempt lives to see: it ends between steps, within checkpoints, and while a stage is saved.
-KILLS = (14, 30, 40, 27)
+KILLS = (14, 30, 40)
 
 
 def forked(config: Path, overrides: Sequence[str], kill: int | None, env: Mapping[str, str]) -> int:

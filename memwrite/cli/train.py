@@ -15,8 +15,8 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
 
     OVERRIDES change the config, as in training.out=runs/mine training.steps=2000.
 
-    Resume: the same command goes on from the last checkpoint (one every training.every steps) of a run that was
-    interrupted or killed, and ends with what it would have ended with, to the bit.
+    Resume: the same command, with as many processes, goes on from the last checkpoint (one every training.every
+    steps) of a run that was interrupted or killed, and ends with what it would have ended with, to the bit.
 
     Start: training.start=RUN begins with the weights of a finished run, as far as they fit. training.until=0.95 stops
     once the exact match on held-out examples is that.

@@ -110,7 +110,7 @@ def _with_device(config: Config) -> Config:
     us, backbone = PartialState(), config.backbone
     if us.num_processes == 1 or backbone.device == "cpu":
         return config
-    return replace(config, backbone=replace(backbone, device=str(us.device)))
+    return replace(config, backbone=replace(backbone, device=f"cuda:{us.local_process_index}"))
 
 
 def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
