@@ -357,7 +357,7 @@ def parses_or_refuses(settings: QuestionsConfig, path: Path, data: bytes) -> Non
         assert f"'{path}'" in reason
 
 
-FUZZED = settings(max_examples=max(80, settings.default.max_examples))
+FUZZED = settings(max_examples=max(50, settings.default.max_examples))
 Edit = Callable[[bytes], bytes]
 
 
