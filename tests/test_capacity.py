@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import shutil
 import signal
 import time
@@ -36,6 +37,7 @@ from memwrite.evaluation.capacity.cost import Cost, Seconds
 from memwrite.evaluation.capacity.figures import FIGURES, SHARES, spread, t_interval
 from memwrite.evaluation.capacity.grid import default_pairs, fill, path_of, plan
 from memwrite.evaluation.capacity.plots import apart
+from memwrite.evaluation.capacity.report import Report, make_report
 from memwrite.evaluation.capacity.runs import Run, open_runs, training_digest
 from memwrite.evaluation.capacity.summary import Group, summarise
 from memwrite.evaluation.scores import Scores, wilson
@@ -532,10 +534,37 @@ def numbers(text: str) -> list[tuple[float, float]]:
     return found
 
 
-def test_every_number_in_the_tables_is_one_of_the_json(made: tuple[Path, Result]) -> None:
-    """Means and ranges of the five tables, to the digits shown."""
-    page = Page((made[0] / "index.html").read_text())
-    groups = json.loads((made[0] / "report.json").read_text())["groups"]
+def any_result(cell: Cell) -> Measured:
+    """Figures all different from each other, or a failure."""
+    chance = random.Random(cell.name)
+
+    def scores() -> Scores:
+        drawn = [chance.random() for _ in range(4)]
+        return Scores(drawn[0], wilson(drawn[0], 100), 100, *drawn[1:])
+
+    def seconds(batch: int) -> Seconds:
+        return Seconds(batch, *(chance.lognormvariate(-3, 2) for _ in range(4)))
+
+    outcome = chance.choices(["measured", "too long", "diverged"], [8, 1, 1])[0]
+    sizes = (cell.contexts, cell.pairs, 2, chance.randrange(9**6), chance.randrange(9**6))
+    recall = kv.Evaluation(*sizes, 9 * chance.random(), *(scores() for _ in range(4)))
+    spent = Cost(seconds(1), seconds(chance.randrange(2, 99)), chance.randrange(9**8))
+    found = fake_result(cell, 0, outcome)
+    return replace(found, recall=recall, cost=spent) if found.recall else found
+
+
+def test_every_number_in_the_tables_is_one_of_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means, ranges and intervals, to the digits shown; and where there is none, why."""
+    monkeypatch.setattr(Report, "_figures", lambda report: {})
+    planned = plan(
+        [fake_run(f"a-{n}", n) for n in range(3)] + [fake_run("b", learning_rate=1.0)],
+        [2, 4, 8], [1, 2], [0, 1], 4,
+    )  # fmt: skip
+    make_report([], planned, [*map(any_result, planned)], "").save(tmp_path)
+    page = Page((tmp_path / "index.html").read_text())
+    groups = json.loads((tmp_path / "report.json").read_text())["groups"]
     shown = {
         1: "exact_match interval token_accuracy set_recall binding bits_recalled bits_gained bits_per_float "
         "bits_gained_per_float",
@@ -545,27 +574,34 @@ def test_every_number_in_the_tables_is_one_of_the_json(made: tuple[Path, Result]
         4: "exact_match zero_state shuffled_state context_visible",
     }
     rows = [(group, row) for group in groups for row in group["rows"]]
-    assert len(rows) == 2 * (2 + 1 + 1)
-    checked = 0
+    assert {len(row["failures"]) for _, row in rows} >= {0, 1}
     for table, names in shown.items():
         assert len(page.tables[table]) == 1 + len(rows)
-        for (group, row), cells_of in zip(rows, page.tables[table][1:], strict=True):
-            assert cells_of[0].startswith(group["label"])
-            steps = "–" if row["steps"] is None else str(row["steps"])
-            assert cells_of[1:3] == [str(row["pairs"]), steps]
-            for name, text in zip(names.split(), cells_of[3:], strict=True):
-                figure = row["figures"]["exact_match" if name == "interval" else name]
-                if figure is None:
-                    assert text == ("–" if row["measured"] else "too long")
-                    continue
-                unit = 1000 if table == 2 and "ratio" not in name and name != "batch" else 1
-                wanted = [figure[key] * unit for key in ("mean", "least", "most")]
-                if name == "interval":
-                    wanted = [figure["interval"]["low"], figure["interval"]["high"]]
-                for (value, off), number in zip(numbers(text), wanted, strict=False):
-                    assert abs(value - number) <= off, (name, text, figure)
-                    checked += 1
-    assert checked > 80
+        for (group, row), told in zip(rows, page.tables[table][1:], strict=True):
+            assert told[0].startswith(group["label"])
+            assert told[1:3] == [str(row["pairs"]), str(row["steps"])]
+            for name, text in zip(names.split(), told[3:], strict=True):
+                check(row, name, text, 1000 if table == 2 else 1)
+
+
+def check(row: Any, name: str, text: str, per_second: int) -> None:
+    """A cell of a table says what the row of the JSON says of `name`, and no more."""
+    figure = row["figures"]["exact_match" if name == "interval" else name]
+    if figure is None:
+        assert text == ("diverged" if row["diverged"] else "too long")
+        return
+    wanted = [figure["interval"][end] for end in ("low", "high")] if name == "interval" else [
+        figure["mean"], *([len(row["failures"])] * bool(row["failures"])),
+        *([figure["least"], figure["most"]] * (row["measured"] > 1)),
+    ]  # fmt: skip
+    if name.endswith(("write", "read", "prefill")):
+        wanted = [number * per_second for number in wanted]
+        if row["failures"]:
+            wanted[1] /= per_second
+    told = numbers(text)
+    assert len(told) == len(wanted), (name, text, figure)
+    for (value, off), number in zip(told, wanted, strict=True):
+        assert abs(value - number) <= off, (name, text, figure)
 
 
 def test_the_summary_is_of_the_own_number_of_pairs(made: tuple[Path, Result]) -> None:
