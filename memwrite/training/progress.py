@@ -61,19 +61,24 @@ class Advance(nn.Module):
         return {"exact_match": round(self.exact.item(), 4), "stage": stage}
 
 
+#: What a log counts from its beginning on: time on the wall, and on the cores of this process.
+_CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}
+
+
 class Log(TrainerCallback):  # type: ignore[misc]
     """Appends what the Trainer reports to a file of JSON lines, which ends where a resumed run begins."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self._begun = time.monotonic()
+        self._begun: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         kept = [entry for entry in self._entries() if self._stands(entry, state.global_step)]
         if state.is_world_process_zero:
             text = "".join(json.dumps(entry) + "\n" for entry in kept)
             write_bytes(self._stage.log, text.encode())
-        self._begun = time.monotonic() - (kept[-1]["seconds"] if kept else 0)
+        for name, clock in _CLOCKS.items():
+            self._begun[name] = clock() - (kept[-1].get(name, 0.0) if kept else 0.0)
 
     def _entries(self) -> list[dict[str, Any]]:
         for path in (self._stage.log, self._stage.earlier_log):
@@ -90,7 +95,8 @@ class Log(TrainerCallback):  # type: ignore[misc]
         # The summary in the end knows nothing of what was before a resumed run began.
         if not state.is_world_process_zero or "train_runtime" in logs:
             return
-        entry = {"step": state.global_step, "seconds": round(time.monotonic() - self._begun, 1)}
+        spent = {name: round(clock() - self._begun[name], 1) for name, clock in _CLOCKS.items()}
+        entry = {"step": state.global_step, **spent}
         with self._stage.log.open("a") as file:
             file.write(json.dumps({**entry, **logs}) + "\n")
 

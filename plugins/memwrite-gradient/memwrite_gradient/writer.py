@@ -123,8 +123,7 @@ class GradientWriter(nn.Module):
                 fast, loss, lead = inner(point, embeddings, second)
             losses.append(loss.detach())
             accuracies.append(((lead > 0) & context.mask).sum(1) / count)
-            if self.config.stop_when_exact:
-                active = active & ((lead <= EXACT) & context.mask).any(1)
+            active = active & self._inexact(lead, context)
             if last:
                 written = wanted * loss
             if not keep or self.config.order == "none":
@@ -154,15 +153,21 @@ class GradientWriter(nn.Module):
         gradients = torch.autograd.grad(
             objective, point, create_graph=second, retain_graph=second or last
         )
-        moved = []
+        moved, moving = [], active & self._inexact(lead, context)
         sizes = self._sizes(len(point))
         for index, (start, gradient) in enumerate(zip(point, gradients, strict=True)):
             move = clip(gradient, self.config.clip_value, self.config.clip_norm)
             if adams is not None:
                 move = adams[index](move)
-            rows = active.view(-1, *[1] * (start.ndim - 1))
+            rows = moving.view(-1, *[1] * (start.ndim - 1))
             moved.append(torch.where(rows, start - share * sizes[index] * move, start))
         return moved, loss, lead
+
+    def _inexact(self, lead: Tensor, context: Tokens) -> Tensor:
+        """(B,) bool: whether a row, with these leads of its tokens, is still to be descended."""
+        if not self.config.stop_when_exact:
+            return torch.ones_like(context.lengths, dtype=torch.bool)
+        return ((lead <= EXACT) & context.mask).any(1)
 
     def _weights(self) -> list[Tensor]:
         """Everything besides its variables that a step's outcome depends on and that may be learned."""
