@@ -123,10 +123,12 @@ class TransformersBackbone:
         batch, length = embeddings.shape[:2]
         steps = torch.arange(length, device=embeddings.device).expand(batch, length)
         positions = steps if past is None else steps + past.next_position[:, None]
-        if length and int(positions[:, -1].max()) >= self.info.positions:
+        # Without a past their number is known without a look at the tensor, which could not be compiled.
+        used = length if past is None or not length else int(positions[:, -1].max()) + 1
+        if used > self.info.positions:
             raise InputError(
-                f"{int(positions[:, -1].max()) + 1} positions are needed, but the model has only "
-                f"{self.info.positions}: shorten the context or query"
+                f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
+                f"context or query"
             )
         cached = past is not None or keep
         if cached and not self.caches:

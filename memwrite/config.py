@@ -15,6 +15,7 @@ from memwrite.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
 
+SCHEDULES = ("cosine", "stable")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -102,7 +103,9 @@ class TrainingConfig:
             every evaluation.
         batch_size: examples per step, over all processes.
         accumulate: parts that each process takes its share of a batch in, one after the other.
-        learning_rate: peak of a cosine schedule that ends at a fiftieth of it.
+        learning_rate: the peak; after the last step it is a fiftieth of it.
+        schedule: "cosine" from the peak on, or "stable": at the peak for the first half of the steps, then falling
+            linearly (arXiv 2404.06395).
         warmup: steps of linear warm-up.
         weight_decay: of AdamW, on matrices.
         clip: largest norm of the gradient.
@@ -120,6 +123,7 @@ class TrainingConfig:
     batch_size: int = 32
     accumulate: int = 1
     learning_rate: float = 1e-3
+    schedule: str = "cosine"
     warmup: int = 100
     weight_decay: float = 0.1
     clip: float = 1.0
@@ -137,6 +141,9 @@ class TrainingConfig:
         if self.save_dtype not in DTYPES:
             hint = did_you_mean(self.save_dtype, DTYPES)
             raise ConfigError(f"training.save_dtype = '{self.save_dtype}': {hint}")
+        if self.schedule not in SCHEDULES:
+            hint = did_you_mean(self.schedule, SCHEDULES)
+            raise ConfigError(f"training.schedule = '{self.schedule}': {hint}")
         if self.learning_rate <= 0:
             raise ConfigError(f"training.learning_rate must be positive, got {self.learning_rate}")
 

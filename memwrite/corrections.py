@@ -120,6 +120,10 @@ def _enter(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("past_key_values")
     corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None) or {}
+    if torch.compiler.is_compiling():
+        if corrections:
+            raise ConfigError("corrections of projections cannot be compiled: leave out compile")
+        return args, kwargs
     correction = corrections.get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
     with _full_precision(hidden):
@@ -128,7 +132,8 @@ def _enter(
 
 
 def _leave(_module: nn.Module, _args: Any, _output: Any) -> None:
-    _additions.set(None)
+    if not torch.compiler.is_compiling():
+        _additions.set(None)
 
 
 def _add(
@@ -138,7 +143,7 @@ def _add(
     args: tuple[Tensor, ...],
     output: Tensor,
 ) -> Tensor | None:
-    additions = _additions.get()
+    additions = None if torch.compiler.is_compiling() else _additions.get()
     if not additions or not any(name in additions for name in names):
         return None
     parts = []

@@ -209,6 +209,18 @@ def task(tmp_path: Path, text: str, **params: Any) -> TextTask:
     return TextTask(part_config(TextConfig, data, "task.params"), ByteCodec())
 
 
+def test_a_stable_schedule_falls_linearly_over_the_second_half(
+    config: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "stable"
+    wanted = ["schedule=stable", "learning_rate=0.01", "steps=8", "warmup=2", "every=1"]
+    runs.train(config, [f"training.{key}" for key in (*wanted, f"out={out}")])
+    lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
+    rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
+    falling = [0.01 * (0.02 + 0.98 * left / 4) for left in (4, 3, 2, 1)]
+    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, *falling])
+
+
 def test_windows_depend_on_seed_and_index_alone(tmp_path: Path) -> None:
     examples = task(tmp_path, TEXT, length=40).training(20, seed=3)
     again = task(tmp_path, TEXT, length=40).training(20, seed=3)

@@ -25,6 +25,8 @@ from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorbo
 from memwrite.training.stages import Stage
 
 WEIGHTS = "model.safetensors"
+#: Of the peak, after the last step.
+LAST_RATE = 0.02
 
 
 class _Trainee(nn.Module):
@@ -179,8 +181,7 @@ def _arguments(stage: Stage, evaluate: bool) -> TrainingArguments:
         gradient_accumulation_steps=wanted.accumulate,
         ddp_find_unused_parameters=True,  # a writer need not use all of its own in every step
         learning_rate=wanted.learning_rate,
-        lr_scheduler_type="cosine_with_min_lr",
-        lr_scheduler_kwargs={"min_lr_rate": 0.02},
+        **_schedule(wanted),
         warmup_steps=wanted.warmup,
         weight_decay=wanted.weight_decay,
         max_grad_norm=wanted.clip,
@@ -197,6 +198,14 @@ def _arguments(stage: Stage, evaluate: bool) -> TrainingArguments:
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
+
+
+def _schedule(wanted: TrainingConfig) -> dict[str, Any]:
+    kind, options = "cosine_with_min_lr", {"min_lr_rate": LAST_RATE}
+    if wanted.schedule == "stable":
+        falling: dict[str, Any] = {"num_decay_steps": wanted.steps // 2, "decay_type": "linear"}
+        kind, options = "warmup_stable_decay", {**falling, "min_lr_ratio": LAST_RATE}
+    return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options}
 
 
 def _logging_steps(every: int) -> int:

@@ -16,10 +16,11 @@ from memwrite.prefix import ControlTokens
 from memwrite.progress import track
 from memwrite.protocols import Backbone, Written
 from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite_gradient.apart import apart
+from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast import FastWeights
 from memwrite_gradient.lora import WriteLora
-from memwrite_gradient.recompute import recomputed
 from memwrite_gradient.steps import Adam, clip
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
@@ -54,6 +55,7 @@ class GradientWriter(nn.Module):
         shapes = {"memory": (self.reserve, width)}
         if config.control_tokens or config.projection != "none":
             shapes["latent"] = self.fast.size
+        self._compiled = compiled(self._step) if config.compile else None
         self.spec = StateSpec("prefix", shapes, dtype=dtype)
 
     def init(self, batch_size: int, /) -> MemoryState:
@@ -116,11 +118,14 @@ class GradientWriter(nn.Module):
             second = keep and self._second(step, steps)
             last = bool(wanted) and step == steps - 1
             point = [t if keep and t.requires_grad else t.detach().requires_grad_() for t in fast]
-            inner = partial(self._step, context, active, self._share(step, steps), adams, last)
-            if second and self.config.recompute:
-                fast, loss, lead = recomputed(inner, point, embeddings, self._weights())
+            fixed = context, active, self._share(step, steps), adams, last
+            if second and (self.config.recompute or self.config.compile):
+                inner = partial(self._compiled or self._step, *fixed)
+                fast, loss, lead = apart(
+                    inner, point, embeddings, self._weights(), self.config.recompute
+                )
             else:
-                fast, loss, lead = inner(point, embeddings, second)
+                fast, loss, lead = self._step(*fixed, point, embeddings, second)
             losses.append(loss.detach())
             accuracies.append(((lead > 0) & context.mask).sum(1) / count)
             active = active & self._inexact(lead, context)
@@ -161,7 +166,7 @@ class GradientWriter(nn.Module):
                 move = adams[index](move)
             rows = moving.view(-1, *[1] * (start.ndim - 1))
             moved.append(torch.where(rows, start - share * sizes[index] * move, start))
-        return moved, loss, lead
+        return moved, loss if second or last else loss.detach(), lead
 
     def _inexact(self, lead: Tensor, context: Tokens) -> Tensor:
         """(B,) bool: whether a row, with these leads of its tokens, is still to be descended."""

@@ -1,8 +1,11 @@
-"""Inner steps run anew in the backward pass, against the graph kept whole."""
+"""Inner steps with a graph of their own, run anew or compiled, against the graph kept whole."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,6 +116,46 @@ def test_what_is_kept_for_the_backward_pass_is_flat_in_k() -> None:
     assert kept(5, False) > 4 * kept(1, False)
 
 
-def test_adam_keeps_its_graph() -> None:
-    with pytest.raises(ValueError, match="recompute goes with optimizer sgd, not 'adam'"):
-        GradientConfig(recompute=True, optimizer="adam")
+COMPILED = """
+import sys; sys.path[:0] = {paths}
+from functools import partial
+import torch
+torch.compile = partial(torch.compile, backend="aot_eager")
+from test_apart import TINY, build, gradients
+params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1}}
+expected = gradients(build(TINY, **params))
+found = gradients(build(TINY, compile=True, **params))
+for name, gradient in expected.items():
+    torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
+"""
+
+
+def test_compiled_steps_have_the_gradients_of_eager_ones() -> None:
+    """All but the last stage of compilation, which wants a C++ compiler and a minute.
+
+    In a process of its own: what a compiler keeps would look to other tests like something a write left behind.
+    """
+    code = COMPILED.format(paths=[path for path in sys.path if path])
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+
+
+def test_a_backward_pass_can_be_repeated() -> None:
+    memory = build(TINY, recompute=True)
+    state = memory.write(CONTEXT).state["memory"].sum()
+    first, second = (
+        torch.autograd.grad(state, memory.writer.fast.slots, retain_graph=True)[0] for _ in range(2)
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"recompute": True, "optimizer": "adam"}, "recompute goes with optimizer sgd, not 'adam'"),
+        ({"compile": True, "optimizer": "adam"}, "compile goes with optimizer sgd, not 'adam'"),
+        ({"compile": True, "lora_rank": 1}, "compile goes without lora_rank"),
+    ],
+)
+def test_what_cannot_have_a_graph_of_its_own(params: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GradientConfig(**params)
