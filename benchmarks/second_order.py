@@ -1,0 +1,212 @@
+"""What a training step of the gradient writer costs, beside the official GradMem, on one core in one run.
+
+    MEMWRITE_OFFICIAL_GRADMEM=FOLDER python benchmarks/second_order.py
+
+FOLDER is a checkout of github.com/yurakuratov/gradmem; without it only memwrite's own ways are compared. The setting is the
+paper's: Llama with 4 layers of width 128, 8 slots, 16 pairs with two-character keys and values, batches of 64, one query a
+context. Every way runs in a process of its own, from the same weights. Only ratios within a run mean something elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import torch
+from torch.nn import functional as F
+
+from memwrite import Memory
+from memwrite.loss import Batch
+from memwrite.tasks.base import Example, collate
+from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.training.heap import keep_freed_memory
+
+PAIRS, BATCH, SLOTS = 16, 64, 8
+MODEL = {
+    "hidden_size": 128,
+    "intermediate_size": 344,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": True,
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "memwrite": {},
+    "memwrite, compiled": {"compile": True},
+    "memwrite, recomputed": {"recompute": True},
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one training step: CPU seconds (median), peak memory above that of the model, and the loss."""
+
+    seconds: float
+    bytes: int
+    loss: float
+
+
+def memory_of(steps: int, **params: Any) -> Memory:
+    """The paper's writer with K = `steps`, from seed 0."""
+    writer = {"slots": SLOTS, "steps": steps, "lr": 0.04, "write_head": True}
+    return Memory.from_config(
+        {
+            "backbone": {
+                "type": "llama",
+                "params": MODEL,
+                "tokenizer": "characters",
+                "attention": "eager",
+                "trainable": True,
+            },
+            "writer": {
+                "name": "gradient",
+                "params": {**writer, "reconstruction_weight": 0.5, **params},
+            },
+            "reader": {"name": "prefix"},
+        }
+    )
+
+
+def batch_of(memory: Memory) -> Batch:
+    """Contexts with one query each."""
+    drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.codec).training(BATCH, 0)
+    examples = [drawn[index] for index in range(BATCH)]
+    return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
+
+
+def official(folder: str, memory: Memory, batch: Batch) -> tuple[Callable[[], Any], Any]:
+    """The authors' model with this memory's weights: its loss of the batch, and the model."""
+    sys.path.insert(0, folder)
+    # Attention for GPUs, which asks for triton when it is imported.
+    sys.modules.setdefault("attn_double_bwd", types.ModuleType("attn_double_bwd"))
+    from grad_memgpt import GradMemGPT, GradMemGPTConfig  # type: ignore[import-not-found]
+
+    config = GradMemGPTConfig(
+        base_config=memory.model.config,
+        n_mem_tokens=SLOTS,
+        K=memory.writer.config.steps,
+        lr=memory.writer.config.lr,
+        grad_mode="second",
+        use_write_head=True,
+        add_inner_loss_to_outer=True,
+        inner_loss_weight=0.5,
+    )
+    model = GradMemGPT(config).train()
+    model.model.load_state_dict(memory.model.state_dict())
+    with torch.no_grad():
+        model.mem.copy_(memory.writer.fast.slots)
+        model.write_head.weight.copy_(memory.writer.head)
+    ids = {"context_input_ids": batch.context.ids, "query_input_ids": batch.queries.ids[:, 0]}
+    return lambda: model(ids, labels=batch.labels[:, 0])["loss"], model
+
+
+def training_step(way: str, steps: int, repeats: int) -> Cost:
+    """Measure one way; to be called in a fresh process."""
+    torch.set_num_threads(1)
+    memory = memory_of(steps, **WAYS.get(way, {})).train()
+    batch = batch_of(memory)
+    loss: Callable[[], Any] = lambda: memory(batch).loss  # noqa: E731
+    model: Any = memory
+    if way == "official":
+        loss, model = official(os.environ["MEMWRITE_OFFICIAL_GRADMEM"], memory, batch)
+    else:
+        keep_freed_memory()  # as `memwrite train` does
+
+    def step() -> float:
+        model.zero_grad()
+        value = loss()
+        value.backward()
+        return float(value.detach())
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = step()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return Cost(median(step, repeats), peak * 1024, found)
+
+
+def inference(steps: int, repeats: int) -> tuple[float, float]:
+    """CPU seconds of a write, and of K passes of the bare model forward and back to its inputs."""
+    torch.set_num_threads(1)
+    memory = memory_of(steps).eval().requires_grad_(False)
+    context = batch_of(memory).context
+    rows = len(context.ids)
+
+    def bare() -> None:
+        slots = memory.writer.fast.slots.expand(rows, -1, -1)
+        for _ in range(steps):
+            leaf = slots.detach().requires_grad_()
+            inputs = torch.cat([leaf, memory.backbone.embed(context.ids)], 1)
+            hidden = memory.model.base_model(inputs_embeds=inputs, use_cache=False)[0]
+            logits = F.linear(hidden[:, SLOTS - 1 : -1], memory.writer.head)
+            loss = F.cross_entropy(logits.flatten(0, 1), context.ids.flatten(), reduction="sum")
+            torch.autograd.grad(loss, leaf)
+
+    return median(lambda: memory.write(context), repeats), median(bare, repeats)
+
+
+def median(action: Callable[[], object], repeats: int) -> float:
+    """Of the process's own time, which other work on the machine disturbs less; the first call does not count."""
+    action()
+    times = []
+    for _ in range(repeats):
+        start = time.process_time()
+        action()
+        times.append(time.process_time() - start)
+    return statistics.median(times)
+
+
+def alone(work: Callable[..., Any], *arguments: Any) -> Any:
+    """`work(*arguments)` in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+@click.command()
+@click.option("--steps", default="1,2,5", help="Numbers K of inner steps.")
+@click.option("--repeats", default=5, help="Steps measured, of which the median counts.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def main(steps: str, repeats: int, as_json: bool) -> None:
+    """Time and memory of a training step, and time of a write."""
+    known = "MEMWRITE_OFFICIAL_GRADMEM" in os.environ
+    ways = [*(["official"] if known else []), *WAYS]
+    rows = []
+    for count in map(int, steps.split(",")):
+        costs: dict[str, Cost] = {way: alone(training_step, way, count, repeats) for way in ways}
+        base = costs[ways[0]]
+        written, bare = alone(inference, count, repeats)
+        for way, cost in costs.items():
+            row = {
+                "K": count,
+                "way": way,
+                "seconds": cost.seconds,
+                "time": cost.seconds / base.seconds,
+                "megabytes": cost.bytes / 2**20,
+                "memory": cost.bytes / base.bytes,
+                "loss": cost.loss,
+            }
+            rows.append(row)
+            if not as_json:
+                click.echo(
+                    f"K={count} {way:22} {cost.seconds:6.2f} s {row['time']:5.2f}x  "
+                    f"{row['megabytes']:7.0f} MB {row['memory']:5.2f}x  loss {cost.loss:.6f}"
+                )
+        rows.append({"K": count, "way": "write", "seconds": written, "time": written / bare})
+        if not as_json:
+            click.echo(f"K={count} a write at inference, of the bare passes: {written / bare:.2f}x")
+    if as_json:
+        click.echo(json.dumps({"torch": torch.__version__, "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
