@@ -218,7 +218,7 @@ def test_a_stable_schedule_falls_linearly_over_the_second_half(
     lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
     falling = [0.01 * (0.02 + 0.98 * left / 4) for left in (4, 3, 2, 1)]
-    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.01, *falling])
+    assert rates == pytest.approx([0.0002, 0.0051, 0.01, 0.01, *falling])
 
 
 def test_windows_depend_on_seed_and_index_alone(tmp_path: Path) -> None:
