@@ -130,7 +130,7 @@ def test_intervals_cover_what_many_trials_come_to() -> None:
 
 
 def point(pairs: int, exact: float, floats: int = 10) -> Point:
-    scores = Scores(exact, (max(exact - 0.1, 0), min(exact + 0.1, 1)), exact, exact, None)
+    scores = Scores(exact, (max(exact - 0.1, 0), min(exact + 0.1, 1)), 100, exact, exact, None)
     return Point.of(scores, pairs, 4, (floats, 4 * floats))
 
 
