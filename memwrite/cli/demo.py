@@ -6,23 +6,33 @@ from pathlib import Path
 
 import click
 
+#: Writers that have learnt to write: one model with one, two and five gradient steps, and one of forward passes.
+MEMORIES = ("models/gradmem-kv:1", "models/gradmem-kv:2", "models/gradmem-kv:5", "models/rmt-kv")
+
 
 @click.command()
 @click.option("--config", default="configs/cram.yaml", show_default=True, help="YAML config.")
 @click.option("--context", help="UTF-8 text file; by default an embedded paragraph.")
 @click.option(
-    "--run", default="models/gradmem-kv", show_default=True, help="Run folder that answers pairs."
+    "--run",
+    "runs",
+    multiple=True,
+    default=MEMORIES,
+    show_default=True,
+    help="Run folder that answers pairs; RUN:K for another number of steps. Give it many times.",
 )
 @click.option("--pair", "words", multiple=True, help="KEY:VALUE to remember; give it many times.")
 @click.option("--out", default="runs/demo", show_default=True, help="Folder for the report.")
-def demo(config: str, context: str | None, run: str, words: tuple[str, ...], out: str) -> None:
+def demo(
+    config: str, context: str | None, runs: tuple[str, ...], words: tuple[str, ...], out: str
+) -> None:
     """Write a paragraph into vectors, drop it, read it back, and measure; then key-value pairs, asked by key.
 
     Saves report.html and report.json.
     """
     from memwrite.cli.memory import read_text
     from memwrite.evaluation.demo import PARAGRAPH, measure
-    from memwrite.evaluation.pairs import PAIRS, parse_pairs, recall_pairs
+    from memwrite.evaluation.pairs import PAIRS, pair_lines, parse_memory, parse_pairs, recall_pairs
     from memwrite.evaluation.recall import differences
     from memwrite.evaluation.report import save_report
     from memwrite.progress import show_progress
@@ -32,7 +42,7 @@ def demo(config: str, context: str | None, run: str, words: tuple[str, ...], out
     text = read_text(context) if context else PARAGRAPH.read_text(encoding="utf-8").strip()
     folder = Path(out)
     make_folder(folder)
-    answers = recall_pairs(Path(run), pairs, folder)
+    answers = [recall_pairs(*parse_memory(run), pairs, folder) for run in runs]
     with show_progress():
         results = measure(config, text, folder)
     click.echo(f"original ({results.text_bytes} bytes):\n  {text}\n")
@@ -41,9 +51,9 @@ def demo(config: str, context: str | None, run: str, words: tuple[str, ...], out
     click.echo("  " + "".join(_marked(*piece) for piece in pieces) + "\n")
     for line in results.lines():
         click.echo(line)
-    click.echo(f"\n{len(pairs)} pairs written by one gradient step, dropped, and asked for by key:")
-    for line in answers.lines():
-        click.echo(line)
+    click.echo(f"\n{len(pairs)} pairs written, dropped, and asked for by key from the state alone:")
+    for line in pair_lines(answers):
+        click.echo(f"  {line}")
     save_report(results, answers, folder)
     click.echo(f"\nreport: {folder / 'report.html'}")
 

@@ -31,8 +31,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class PairResults:
-    """All answers, and the size of the state that they came from."""
+    """What one memory answered, and the size of the state that it answered from.
 
+    Attributes:
+        name: of the memory, for people.
+        answers: one for each pair, in order.
+        state_bytes: measured from the tensors.
+    """
+
+    name: str
     answers: list[Answer]
     state_bytes: int
 
@@ -41,15 +48,23 @@ class PairResults:
         """How many values came back."""
         return sum(answer.answer == answer.value for answer in self.answers)
 
-    def lines(self) -> list[str]:
-        """A line for each key, and one that sums up."""
-        marks = [
-            f"  {a.key} -> {a.answer}"
-            + ("" if a.answer == a.value else f"   (should be {a.value})")
-            for a in self.answers
-        ]
-        total = f"{self.right} of {len(self.answers)} values right, from {self.state_bytes:,} bytes of state"
-        return [*marks, total]
+
+def pair_lines(results: Sequence[PairResults]) -> list[str]:
+    """A table for people: a row for each pair, a column for each memory, wrong values in brackets."""
+    asked = results[0].answers
+    columns = [
+        ["", *(f"{a.key} : {a.value}" for a in asked), "right", "bytes"],
+        *(_column(result) for result in results),
+    ]
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return ["   ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def _column(result: PairResults) -> list[str]:
+    shown = [a.answer if a.answer == a.value else f"[{a.answer}]" for a in result.answers]
+    right = f"{result.right} of {len(result.answers)}"
+    return [result.name, *shown, right, f"{result.state_bytes:,}"]
 
 
 def parse_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
@@ -67,29 +82,33 @@ def parse_pairs(words: Sequence[str]) -> list[tuple[str, str]]:
     return list(pairs.items())
 
 
-def recall_pairs(run: Path, pairs: Sequence[tuple[str, str]], folder: Path) -> PairResults:
+def parse_memory(word: str) -> tuple[Path, int | None]:
+    """`RUN` or `RUN:K` as a run folder and a number of inner steps, None for the run's own."""
+    run, colon, steps = word.rpartition(":")
+    return (Path(run), int(steps)) if colon and steps.isdigit() else (Path(word), None)
+
+
+def recall_pairs(
+    run: Path, steps: int | None, pairs: Sequence[tuple[str, str]], folder: Path
+) -> PairResults:
     """Write `pairs` in one context, save the state, and ask a memory opened from the file for every key.
 
     Args:
         run: run folder of a memory trained on key-value retrieval.
+        steps: K, in place of the run's own; only for writers that have it.
         pairs: keys and values, of the lengths that it was trained on.
         folder: where the state file goes.
 
     Raises:
-        ConfigError: the run was trained on another task.
+        ConfigError: the run was trained on another task, or has no such number of steps.
         InputError: a key or value has another length, or a character that the model does not know.
     """
-    memory = Memory.from_config(run)
-    task = memory.config.task
+    memory = Memory.from_config(run, [f"writer.params.steps={steps}"] if steps else [])
+    task, writer = memory.config.task, memory.config.writer
     if task is None or task.name != "kv-retrieval":
         raise ConfigError(f"'{run}' was not trained on key-value retrieval")
     config = part_config(KvConfig, task.params, "task.params")
-    for key, value in pairs:
-        if (len(key), len(value)) != (config.key_length, config.value_length):
-            raise InputError(
-                f"the pair '{key}:{value}' should have a key of {config.key_length} characters and a value of "
-                f"{config.value_length}, as the model has learnt them"
-            )
+    _check_lengths(config, pairs)
     context = memory.backbone.codec.encode(context_text(pairs))
     memory.save(memory.write(Tokens.from_rows([context])).state, folder / STATE_FILE)
     reader, state = Memory.load(folder / STATE_FILE)
@@ -98,7 +117,17 @@ def recall_pairs(run: Path, pairs: Sequence[tuple[str, str]], folder: Path) -> P
         Answer(key, value, _value(reader.ask(state, question_text(key), max_new_tokens=length)))
         for key, value in pairs
     ]
-    return PairResults(answers, state.nbytes)
+    taken = f", K={writer.params['steps']}" if "steps" in writer.params else ""
+    return PairResults(f"{writer.name}{taken}", answers, state.nbytes)
+
+
+def _check_lengths(config: KvConfig, pairs: Sequence[tuple[str, str]]) -> None:
+    for key, value in pairs:
+        if (len(key), len(value)) != (config.key_length, config.value_length):
+            raise InputError(
+                f"the pair '{key}:{value}' should have a key of {config.key_length} characters and a value of "
+                f"{config.value_length}, as the model has learnt them"
+            )
 
 
 def _value(answer: str) -> str:

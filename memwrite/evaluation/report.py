@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib import pyplot as plt
@@ -17,7 +18,7 @@ from memwrite.evaluation.recall import differences
 from memwrite.storage import write_bytes
 
 
-def save_report(results: Results, pairs: PairResults, folder: Path) -> None:
+def save_report(results: Results, pairs: Sequence[PairResults], folder: Path) -> None:
     """Write report.html and report.json into `folder`."""
     page = render(
         "report.html",
@@ -32,7 +33,7 @@ def save_report(results: Results, pairs: PairResults, folder: Path) -> None:
         machine=results.as_dict()["machine"],
     )
     write_bytes(folder / "report.html", page)
-    data = {**results.as_dict(), "pairs": {**to_dict(pairs), "right": pairs.right}}
+    data = {**results.as_dict(), "pairs": [{**to_dict(p), "right": p.right} for p in pairs]}
     write_bytes(folder / "report.json", json.dumps(data, indent=1).encode())
 
 
