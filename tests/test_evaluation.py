@@ -87,7 +87,7 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     text = "A tiny text <&>."
     (tmp_path / "text").write_text(text)
     words = ["demo", "--config", tmp_path / "cram.yaml", "--context", tmp_path / "text"]
-    words += ["--pair", "Xy:07", "--pair", "ab:cd"]
+    words += ["--run", "models/gradmem-kv:1", "--run", "models/gradmem-kv:3"]
     result = CliRunner().invoke(main, [str(w) for w in (*words, "--out", tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
@@ -102,9 +102,13 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     assert "A tiny text &lt;&amp;&gt;." in page
     assert page.count("data:image/png;base64,") == 2
     assert "http" not in page.replace("http-equiv", "")
-    assert report["pairs"]["right"] == len(report["pairs"]["answers"]) == 2
-    assert "Xy</td><td>07</td><td>07" in page.replace("\n", "")
-    parts = (text, "state 2,048 bytes", "bits gained", "no memory", "full context", "Xy -> 07")
+    assert [memory["name"] for memory in report["pairs"]] == ["gradient, K=1", "gradient, K=3"]
+    for memory in report["pairs"]:
+        assert memory["right"] == sum(a["answer"] == a["value"] for a in memory["answers"])
+        assert f"{memory['right']} of 8</td>" in page
+    assert report["pairs"][0]["right"] >= 6
+    assert "<td>Ah</td><td>42</td><td>" in page
+    parts = (text, "state 2,048 bytes", "bits gained", "no memory", "full context", "Ah : 42")
     for part in parts:
         assert part in result.output
 
