@@ -7,7 +7,12 @@ from pathlib import Path
 import click
 
 #: Writers that have learnt to write: one model with one, two and five gradient steps, and one of forward passes.
-MEMORIES = ("models/gradmem-kv:1", "models/gradmem-kv:2", "models/gradmem-kv:5", "models/rmt-kv")
+MEMORIES = (
+    "models/gradmem-kv-k2-0:1",
+    "models/gradmem-kv-k2-0:2",
+    "models/gradmem-kv-k2-0:5",
+    "models/rmt-kv-0",
+)
 
 
 @click.command()
