@@ -53,7 +53,11 @@ class _Apart(torch.autograd.Function):
         wanted = [tensor for tensor, need in zip(places, needed, strict=True) if need]
         found = iter(
             torch.autograd.grad(
-                [*moved, loss], wanted, outer[:-1], retain_graph=True, allow_unused=True
+                [*moved, loss],
+                wanted,
+                outer[:-1],
+                retain_graph=ctx.kept is not None,
+                allow_unused=True,
             )
         )
         return None, None, None, *(next(found) if need else None for need in needed)
