@@ -15,7 +15,13 @@ from memwrite.errors import ConfigError
 from memwrite.training.run import train
 
 SHARED = ("step", "exact_match", "stage", "eval_exact_match")
-TIMES = ("seconds", "eval_runtime", "eval_samples_per_second", "eval_steps_per_second")
+TIMES = (
+    "seconds",
+    "cpu_seconds",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+)
 
 
 @pytest.fixture(autouse=True)
