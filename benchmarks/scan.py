@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,6 +18,7 @@ import click
 import torch
 from memwrite_delta import chunked, kernel, naive
 from memwrite_delta.scan import scan_with
+from timing import median
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -67,16 +66,6 @@ def seconds(run: Run, inputs: Sequence[Tensor], repeats: int) -> tuple[float, fl
         torch.autograd.grad(reads.sum() + state.sum(), leaves)
 
     return median(forward, repeats), median(both, repeats)
-
-
-def median(action: Callable[[], None], repeats: int) -> float:
-    """Of the process's own time, which other work on the machine disturbs less."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
 
 
 def measure(rank: int, tokens: int, repeats: int) -> list[dict[str, Any]]:

@@ -13,9 +13,7 @@ import json
 import multiprocessing
 import os
 import resource
-import statistics
 import sys
-import time
 import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +22,7 @@ from typing import Any
 
 import click
 import torch
+from timing import median
 from torch.nn import functional as F
 
 from memwrite import Memory
@@ -130,7 +129,7 @@ def training_step(way: str, steps: int, repeats: int) -> Cost:
         return float(value.detach())
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = step()
+    found = step()  # and the first call, which does not count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     return Cost(median(step, repeats), peak * 1024, found)
 
@@ -152,18 +151,8 @@ def inference(steps: int, repeats: int) -> tuple[float, float]:
             loss = F.cross_entropy(logits.flatten(0, 1), context.ids.flatten(), reduction="sum")
             torch.autograd.grad(loss, leaf)
 
+    memory.write(context), bare()  # the first calls do not count
     return median(lambda: memory.write(context), repeats), median(bare, repeats)
-
-
-def median(action: Callable[[], object], repeats: int) -> float:
-    """Of the process's own time, which other work on the machine disturbs less; the first call does not count."""
-    action()
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
