@@ -13,8 +13,6 @@ import json
 import multiprocessing
 import os
 import resource
-import sys
-import types
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any
 
 import click
 import torch
+from official import CHECKOUT, official_model, outputs
 from timing import median
 from torch.nn import functional as F
 
@@ -84,32 +83,6 @@ def batch_of(memory: Memory) -> Batch:
     return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 
 
-def official(folder: str, memory: Memory, batch: Batch) -> tuple[Callable[[], Any], Any]:
-    """The authors' model with this memory's weights: its loss of the batch, and the model."""
-    sys.path.insert(0, folder)
-    # Attention for GPUs, which asks for triton when it is imported.
-    sys.modules.setdefault("attn_double_bwd", types.ModuleType("attn_double_bwd"))
-    from grad_memgpt import GradMemGPT, GradMemGPTConfig  # type: ignore[import-not-found]
-
-    config = GradMemGPTConfig(
-        base_config=memory.model.config,
-        n_mem_tokens=SLOTS,
-        K=memory.writer.config.steps,
-        lr=memory.writer.config.lr,
-        grad_mode="second",
-        use_write_head=True,
-        add_inner_loss_to_outer=True,
-        inner_loss_weight=0.5,
-    )
-    model = GradMemGPT(config).train()
-    model.model.load_state_dict(memory.model.state_dict())
-    with torch.no_grad():
-        model.mem.copy_(memory.writer.fast.slots)
-        model.write_head.weight.copy_(memory.writer.head)
-    ids = {"context_input_ids": batch.context.ids, "query_input_ids": batch.queries.ids[:, 0]}
-    return lambda: model(ids, labels=batch.labels[:, 0])["loss"], model
-
-
 def training_step(way: str, steps: int, repeats: int) -> Cost:
     """Measure one way; to be called in a fresh process."""
     torch.set_num_threads(1)
@@ -118,7 +91,8 @@ def training_step(way: str, steps: int, repeats: int) -> Cost:
     loss: Callable[[], Any] = lambda: memory(batch).loss  # noqa: E731
     model: Any = memory
     if way == "official":
-        loss, model = official(os.environ["MEMWRITE_OFFICIAL_GRADMEM"], memory, batch)
+        model = official_model(memory)
+        loss = lambda: outputs(model, batch)["loss"]  # noqa: E731
     else:
         keep_freed_memory()  # as `memwrite train` does
 
@@ -167,7 +141,7 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(steps: str, repeats: int, as_json: bool) -> None:
     """Time and memory of a training step, and time of a write."""
-    known = "MEMWRITE_OFFICIAL_GRADMEM" in os.environ
+    known = CHECKOUT in os.environ
     ways = [*(["official"] if known else []), *WAYS]
     rows = []
     for count in map(int, steps.split(",")):
