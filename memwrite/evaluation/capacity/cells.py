@@ -11,7 +11,7 @@ from memwrite.config import part_config, to_dict
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.evaluation.capacity.cost import Cost, Seconds, cost
 from memwrite.evaluation.capacity.runs import Run
-from memwrite.evaluation.kv import Evaluation, batches, evaluate
+from memwrite.evaluation.kv import Evaluation, evaluate
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.scores import Scores
 from memwrite.memory import Memory
@@ -123,7 +123,7 @@ def measure(cell: Cell, memory: Memory) -> Result:
     else:
         try:
             recall = evaluate(memory, examples)
-            spent = cost(memory, examples[: len(next(batches(examples)).labels)])
+            spent = cost(memory, examples)
         except DivergenceError as error:
             outcome, reason = "diverged", str(error)
             recall = None

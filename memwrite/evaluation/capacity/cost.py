@@ -14,7 +14,7 @@ from memwrite.loss import Batch
 from memwrite.memory import Memory
 from memwrite.tasks.base import Example, collate
 
-REPEATS = 5
+REPEATS, BATCH = 5, 32
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Cost:
 
     Attributes:
         single: for one context.
-        batched: for as many as are evaluated at once.
+        batched: for `BATCH`, or as many as there are.
         kv_bytes: of one context's KV cache in the same model, measured from its tensors; None if it is too long.
     """
 
@@ -54,14 +54,14 @@ class Cost:
 
 @torch.no_grad()
 def cost(memory: Memory, examples: list[Example]) -> Cost:
-    """Time writes and reads of the first example, and of all of them in one batch.
+    """Time writes and reads of the first example, and of the first `BATCH` of them at once.
 
     Args:
         memory: in evaluation mode.
-        examples: as many as are evaluated at once.
+        examples: of one length.
     """
     full = context_visible(memory, examples[0])
-    batches = [collate(part)["batch"] for part in (examples[:1], examples)]
+    batches = [collate(part)["batch"] for part in (examples[:1], examples[:BATCH])]
     single, batched = (_seconds(memory, full, batch) for batch in batches)
     kept = full.write(batches[0].context).state.nbytes if full is not None else None
     return Cost(single, batched, kept)
