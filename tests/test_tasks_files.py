@@ -133,6 +133,22 @@ def test_every_epoch_has_every_passage_in_an_order_of_its_own(tmp_path: Path) ->
         fresh[25]
 
 
+def test_buckets_are_of_like_length_and_leave_out_no_more_than_they_must(tmp_path: Path) -> None:
+    told = "".join(
+        "".join(f"{i} Word {i}.\n" for i in range(1, 1 + length))
+        + f"{length + 1} Who?\t{length}\t1\n"
+        for length in range(1, 12)
+    )
+    examples = made("babi", tmp_path, told, held_out=0, bucket=3).training(27, seed=0)
+    rounds = [[len(examples[i].context) for i in range(start, start + 9)] for start in (0, 9, 18)]
+    for lengths in rounds:
+        assert len(set(lengths)) == 9
+        buckets = [sorted(lengths[i : i + 3]) for i in (0, 3, 6)]
+        assert [n for bucket in sorted(buckets) for n in bucket] == sorted(lengths)
+    assert any(lengths != sorted(lengths) for lengths in rounds)
+    assert len({n for lengths in rounds for n in lengths}) > 9
+
+
 @pytest.mark.parametrize(("share", "held"), [(0, 0), (0.01, 1), (0.1, 4), (0.29, 12), (1, 40)])
 def test_the_share_that_is_held_out(tmp_path: Path, share: float, held: int) -> None:
     task = made("babi", tmp_path, STORIES, held_out=share)

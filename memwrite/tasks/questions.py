@@ -66,6 +66,8 @@ class QuestionsConfig(FilesConfig):
         tokens: per context at most; longer ones are left out. None for no limit.
         queries: questions per example at most; None for no limit. In training those of an example are drawn from its
             context's, in evaluation a context with more of them comes several times.
+        bucket: training contexts of about one length that come one after the other; the batch size spares most of
+            the padding, 1 is for no order but chance.
 
     Raises:
         ValueError: a value is out of range.
@@ -76,10 +78,11 @@ class QuestionsConfig(FilesConfig):
 
     tokens: int | None = None
     queries: int | None = 8
+    bucket: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("queries", "tokens"):
+        for name in ("queries", "tokens", "bucket"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -132,12 +135,15 @@ class QuestionsTask:
     def training(self, count: int, seed: int) -> Examples:
         """`count` examples, all passages in random order again and again.
 
+        With buckets, in each round up to `bucket - 1` passages drawn at random are left out.
+
         Raises:
             InputError: there is no passage to train on.
         """
         if not self._train:
             raise InputError("the files leave no text to train on: lower task.params.held_out")
-        return _Shuffled(self, self._train, count, f"training/{seed}")
+        order = _Order([sum(map(len, self._context(p))) for p in self._train], self._config.bucket)
+        return _Shuffled(self, self._train, order, count, f"training/{seed}")
 
     def evaluation(self) -> Examples:
         """The held-out passages in order, with all of their questions."""
@@ -157,7 +163,8 @@ class QuestionsTask:
         """
         if not self._held:
             raise InputError("the files hold nothing out: raise task.params.held_out")
-        return _Shuffled(self, self._held, count, f"fresh/{seed}")
+        order = _Order([0] * len(self._held))
+        return _Shuffled(self, self._held, order, count, f"fresh/{seed}")
 
     def drawn(self, passage: Passage, chance: random.Random) -> AskedExample:
         """The example of a passage with as many of its questions as are asked at once."""
@@ -207,10 +214,31 @@ def prompt(question: str) -> str:
     return f"\nQuestion: {question}\nAnswer:"
 
 
+class _Order:
+    """Random orders of passages of these lengths, in which `bucket` of like length follow each other."""
+
+    def __init__(self, lengths: Sequence[int], bucket: int = 1) -> None:
+        self._lengths = lengths
+        self._bucket = min(bucket, len(lengths))
+        self.count = len(lengths) // self._bucket * self._bucket
+        self.of = lru_cache(maxsize=2)(self._of)
+
+    def _of(self, key: str) -> list[int]:
+        """Indices of `count` of the passages; depends on the key alone."""
+        chance = random.Random(key)
+        drawn = chance.sample(range(len(self._lengths)), self.count)
+        drawn.sort(key=self._lengths.__getitem__)
+        starts = range(0, self.count, self._bucket)
+        buckets = [drawn[start : start + self._bucket] for start in starts]
+        chance.shuffle(buckets)
+        return [index for bucket in buckets for index in bucket]
+
+
 @dataclass(frozen=True)
 class _Shuffled:
     task: QuestionsTask
     passages: Sequence[Passage]
+    order: _Order
     count: int
     key: str
 
@@ -220,12 +248,6 @@ class _Shuffled:
     def __getitem__(self, index: int, /) -> AskedExample:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        epoch, place = divmod(index, len(self.passages))
-        passage = self.passages[_order(len(self.passages), f"{self.key}/{epoch}")[place]]
+        epoch, place = divmod(index, self.order.count)
+        passage = self.passages[self.order.of(f"{self.key}/{epoch}")[place]]
         return self.task.drawn(passage, random.Random(f"{self.key}/{index}"))
-
-
-@lru_cache(maxsize=4)
-def _order(count: int, key: str) -> list[int]:
-    """A permutation that depends on the key alone."""
-    return random.Random(key).sample(range(count), count)
