@@ -105,7 +105,7 @@ class TrainingConfig:
         accumulate: parts that each process takes its share of a batch in, one after the other.
         learning_rate: the peak; after the last step it is a fiftieth of it.
         schedule: "cosine" from the peak on, or "stable": at the peak for the first half of the steps, then falling
-            linearly (arXiv 2404.06395).
+            with the square root of what has passed of the rest (arXiv 2404.06395, 2405.18392).
         warmup: steps of linear warm-up.
         weight_decay: of AdamW, on matrices.
         clip: largest norm of the gradient.

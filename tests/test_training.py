@@ -209,7 +209,7 @@ def task(tmp_path: Path, text: str, **params: Any) -> TextTask:
     return TextTask(part_config(TextConfig, data, "task.params"), ByteCodec())
 
 
-def test_a_stable_schedule_falls_linearly_over_the_second_half(
+def test_a_stable_schedule_falls_with_the_root_over_the_second_half(
     config: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "stable"
@@ -217,7 +217,7 @@ def test_a_stable_schedule_falls_linearly_over_the_second_half(
     runs.train(config, [f"training.{key}" for key in (*wanted, f"out={out}")])
     lines = map(json.loads, (out / "log.jsonl").read_text().splitlines())
     rates = [line["learning_rate"] for line in lines if "learning_rate" in line]
-    falling = [0.01 * (0.02 + 0.98 * left / 4) for left in (4, 3, 2, 1)]
+    falling = [0.01 * (0.02 + 0.98 * (1 - (gone / 4) ** 0.5)) for gone in (0, 1, 2, 3)]
     assert rates == pytest.approx([0.0002, 0.0051, 0.01, 0.01, *falling])
 
 

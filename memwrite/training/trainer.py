@@ -203,7 +203,7 @@ def _arguments(stage: Stage, evaluate: bool) -> TrainingArguments:
 def _schedule(wanted: TrainingConfig) -> dict[str, Any]:
     kind, options = "cosine_with_min_lr", {"min_lr_rate": LAST_RATE}
     if wanted.schedule == "stable":
-        falling: dict[str, Any] = {"num_decay_steps": wanted.steps // 2, "decay_type": "linear"}
+        falling: dict[str, Any] = {"num_decay_steps": wanted.steps // 2, "decay_type": "1-sqrt"}
         kind, options = "warmup_stable_decay", {**falling, "min_lr_ratio": LAST_RATE}
     return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options}
 
