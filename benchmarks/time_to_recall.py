@@ -2,15 +2,15 @@
 
     MEMWRITE_OFFICIAL_GRADMEM=FOLDER python benchmarks/time_to_recall.py --seconds 1200
 
-FOLDER is a checkout of github.com/yurakuratov/gradmem. Each recipe trains in a process of its own on one core, one after the other,
-for so many CPU seconds at most or until it recalls 95% of held-out pairs (two-character keys and values, K=1, 8 slots of
-128 numbers), and prints what it recalls on the way. The recipes:
+FOLDER is a checkout of github.com/yurakuratov/gradmem; without it only memwrite is timed. Each recipe trains in a process of its
+own on one core, one after the other, until it recalls 95% of held-out pairs (two-character keys and values, K=1, 8 slots of 128
+numbers) or its time is over, and prints what it recalls on the way. The recipes:
 
 memwrite        configs/gradmem-kv.yaml, by `memwrite train`
 official        their script's settings for this task: 4 layers of width 128, 4 heads, initial weights of standard deviation
                 0.02, one query a context, batches of 64, AdamW at 1e-4 after 10,000 steps of warm-up, inner step size 0.04
-official, wider the same with the one change that shortens its plateau most: initial weights of 1/sqrt(128), and AdamW at 1e-3 after
-                100 steps of warm-up
+official, wider the same with initial weights of 1/sqrt(128), which shorten its plateau most, and AdamW at 1e-3 after 100 steps of
+                warm-up
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ Curve = list[tuple[float, float]]
 """CPU seconds, and the share of held-out pairs recalled then."""
 
 
-def ours(seed: int, seconds: float) -> Curve:
-    """memwrite's own; its config has a number of steps, whatever the seconds."""
+def ours(seed: int) -> Curve:
+    """memwrite's own, to the end of its config; to be called in a fresh process."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         wanted = [f"seed={seed}", f"training.out={folder}/run", f"training.until={GOAL}"]
@@ -133,7 +133,7 @@ def main(seconds: float, seeds: str, as_json: bool) -> None:
     """What each recipe recalls after how many CPU seconds."""
     rows = []
     for seed in map(int, seeds.split(",")):
-        curves = {"memwrite": alone(ours, seed, seconds)}
+        curves = {"memwrite": alone(ours, seed)}
         if CHECKOUT in os.environ:
             for name, recipe in RECIPES.items():
                 curves[name] = alone(theirs, *recipe.values(), seed, seconds)
