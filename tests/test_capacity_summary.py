@@ -128,6 +128,14 @@ def test_groups_are_runs_that_differ_in_seed_and_folders_alone() -> None:
     assert [group.seeds for group in groups] == [3, 2, 1, 2, 1]
 
 
+def test_runs_from_one_folder_are_a_group_whatever_seed_its_name_ends_in() -> None:
+    planned = plan(
+        [fake_run(f"from-{n}", n, start="runs/first-0") for n in range(3)], [2], [1], [0], 4
+    )
+    [group] = summarise(planned, [*map(fake_result, planned)])
+    assert group.name == "from"
+
+
 def test_every_figure_is_told_of_a_cell() -> None:
     [cell] = plan([fake_run("toy")], [2], [1], [0], 4)
     told = {name: spread(name, [[fake_result(cell, 0.25)]]) for name in FIGURES}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memwrite.config import to_dict
@@ -92,20 +92,33 @@ def summarise(cells: Sequence[Cell], results: Sequence[Result]) -> list[Group]:
         cells: of the grid.
         results: of each of them.
     """
-    members: dict[str, dict[str, Run]] = {}
     found: dict[tuple[str, int, int | None], list[Result]] = {}
     for cell, result in zip(cells, results, strict=True):
-        members.setdefault(_key(cell.run), {})[cell.run.label] = cell.run
         found.setdefault((cell.run.label, cell.pairs, cell.steps), []).append(result)
-    groups = [list(runs.values()) for runs in members.values()]
+    groups = _grouped({cell.run.label: cell.run for cell in cells}.values())
     return [_group(label, runs, found) for label, runs in zip(_labels(groups), groups, strict=True)]
 
 
-def _key(run: Run) -> str:
+def _grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs together that begin from one folder, or each from the one named after its seed."""
+    groups: list[list[Run]] = []
+    known: dict[str, list[Run]] = {}
+    for run in runs:
+        keys = [_key(run, named_after_seed) for named_after_seed in (False, True)]
+        group = next((known[key] for key in keys if key in known), None)
+        if group is None:
+            groups.append(group := [])
+        group.append(run)
+        known |= dict.fromkeys(keys, group)
+    return groups
+
+
+def _key(run: Run, named_after_seed: bool) -> str:
     config = to_dict(run.config)
     del config["seed"], config["training"]["out"], config["backbone"]["device"]
-    for part, name in (("training", "start"), ("backbone", "path")):
-        config[part][name] = _without_seed(run, config[part][name] or "")
+    if named_after_seed:
+        for part, name in (("training", "start"), ("backbone", "path")):
+            config[part][name] = _without_seed(run, config[part][name] or "")
     return json.dumps(config, sort_keys=True)
 
 
