@@ -51,15 +51,7 @@ class _Apart(torch.autograd.Function):
         needed = ctx.needs_input_grad[3:]
         places = [*leaves, *inputs[len(leaves) :]]
         wanted = [tensor for tensor, need in zip(places, needed, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [*moved, loss],
-                wanted,
-                outer[:-1],
-                retain_graph=ctx.kept is not None,
-                allow_unused=True,
-            )
-        )
+        found = iter(torch.autograd.grad([*moved, loss], wanted, outer[:-1], allow_unused=True))
         return None, None, None, *(next(found) if need else None for need in needed)
 
 

@@ -38,10 +38,10 @@ def build(backbone: dict[str, Any], **params: Any) -> Memory:
     ).train()
 
 
-def gradients(memory: Memory) -> dict[str, Tensor]:
+def gradients(memory: Memory, context: Tokens = CONTEXT) -> dict[str, Tensor]:
     """Of a training step's loss with respect to everything that is learned, and the loss."""
     torch.manual_seed(0)
-    loss = memory(Batch(CONTEXT, QUERIES, QUERIES.ids)).loss
+    loss = memory(Batch(context, QUERIES, QUERIES.ids)).loss
     named = dict(memory.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     zero = torch.zeros(())
@@ -121,17 +121,18 @@ import sys; sys.path[:0] = {paths}
 from functools import partial
 import torch
 torch.compile = partial(torch.compile, backend="aot_eager")
-from test_apart import TINY, build, gradients
+from test_apart import CONTEXT, TINY, build, gradients
 params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1}}
-expected = gradients(build(TINY, **params))
-found = gradients(build(TINY, compile=True, **params))
-for name, gradient in expected.items():
-    torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
+memory = build(TINY, compile=True, **params)
+for context in (CONTEXT, CONTEXT.columns(0, 4)):
+    expected, found = gradients(build(TINY, **params), context), gradients(memory, context)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
 """
 
 
 def test_compiled_steps_have_the_gradients_of_eager_ones() -> None:
-    """All but the last stage of compilation, which wants a C++ compiler and a minute.
+    """All but the last stage of compilation, which wants a C++ compiler and a minute; contexts of two lengths.
 
     In a process of its own: what a compiler keeps would look to other tests like something a write left behind.
     """
