@@ -23,6 +23,7 @@ from memwrite.corrections import (
     projection_weight,
 )
 from memwrite.errors import ConfigError, InputError
+from memwrite.fingerprint import Remembered
 from memwrite.protocols import BackboneInfo, Corrects, KeyValues, Pass
 from memwrite.tokenizer import Codec
 from memwrite.windows import Windows
@@ -52,8 +53,7 @@ class TransformersBackbone:
             config.hidden_size // config.num_attention_heads
         )
         self._head_dim = int(head_dim)
-        # With the versions of the weights it was taken of: hashing a large model takes seconds.
-        self._fingerprint: tuple[object, str] | None = None
+        self._fingerprint = Remembered(self._hashed)
         self._kv_heads = int(
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
@@ -243,11 +243,7 @@ class TransformersBackbone:
     @property
     def fingerprint(self) -> str:
         """Architecture and sha256 over its configuration and every weight, in float32."""
-        weights = self.model.state_dict().values()
-        now = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
-        if self._fingerprint is None or self._fingerprint[0] != now:
-            self._fingerprint = now, self._hashed()
-        return self._fingerprint[1]
+        return self._fingerprint.of(self.model.state_dict().values())
 
     def _hashed(self) -> str:
         digest = hashlib.sha256()

@@ -50,7 +50,15 @@ class ContractViolation(MemwriteError):
 
 
 class DivergenceError(MemwriteError, ArithmeticError):
-    """A write produced numbers that are not finite."""
+    """A write produced numbers that are not finite.
+
+    Attributes:
+        rows: those of the batch in which it did; () where that is not known.
+    """
+
+    def __init__(self, message: str, rows: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)
 
 
 class StorageError(MemwriteError):

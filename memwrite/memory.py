@@ -21,6 +21,7 @@ from memwrite.errors import (
     IncompatiblePair,
     InputError,
 )
+from memwrite.fingerprint import Remembered, digest_of
 from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.loss import Batch, MemoryOutput, target_loss
 from memwrite.plugins import registry
@@ -63,6 +64,7 @@ class Memory(nn.Module):
         self.model = backbone.model
         self.writer: Any = writer
         self.reader: Any = reader
+        self._writer_digest = Remembered(lambda: digest_of(self.writer.state_dict()))
 
     # ---- building, loading, saving -------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class Memory(nn.Module):
             IncompatiblePair: this memory's reader does not accept such a state.
             StorageError: the place cannot be written.
         """
-        _check_pair(self.config, state.spec.kind, self.reader.accepts)
+        self.check_state(state)
         save_state(path, StateFile(runs.header(self, state), state, self.reader.state_dict()))
 
     @classmethod
@@ -148,7 +150,21 @@ class Memory(nn.Module):
             StorageError: the file cannot be used, or is for another backbone.
             PluginError: its reader is not installed.
         """
-        file = load_state(path)
+        return cls.opened(
+            load_state(path), str(path), backbone=backbone, device=device, force=force
+        )
+
+    @classmethod
+    def opened(
+        cls,
+        file: StateFile,
+        path: str,
+        *,
+        backbone: str | None = None,
+        device: str | None = None,
+        force: bool = False,
+    ) -> tuple[Memory, MemoryState]:
+        """As `load`, for a state file that has been read already from `path`."""
         config = runs.config_of(file.header, path)
         plugin = registry().reader(config.reader.name)
         _check_pair(config, file.state.spec.kind, plugin.accepts)
@@ -184,6 +200,12 @@ class Memory(nn.Module):
     def granularity(self) -> Granularity:
         """What the writer writes at a time; "token" where it does not care."""
         return self.writer.granularity if isinstance(self.writer, OnlineWriter) else "token"
+
+    @property
+    def writer_fingerprint(self) -> str:
+        """32 hex digits over the writer's weights; "" where it has none, or there is no writer."""
+        weights = {} if self.writer is None else self.writer.state_dict()
+        return self._writer_digest.of(weights.values()) if weights else ""
 
     def session(self, state: MemoryState | None = None, read_only: bool = False) -> Session:
         """Online use from `state` on, by default from nothing; see `Session`."""
@@ -255,7 +277,8 @@ class Memory(nn.Module):
                 wrong = (~finite).nonzero().flatten().tolist()
                 raise DivergenceError(
                     f"writer '{self.config.writer.name}' diverged: '{name}' is not finite in row(s) "
-                    f"{wrong}: use smaller steps, clipped gradients, or settings that bound the state"
+                    f"{wrong}: use smaller steps, clipped gradients, or settings that bound the state",
+                    wrong,
                 )
 
     # ---- read ----------------------------------------------------------------------------------
@@ -295,8 +318,16 @@ class Memory(nn.Module):
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
         self._check_rows(state, query.ids.shape[0])
-        _check_pair(self.config, state.spec.kind, self.reader.accepts)
+        self.check_state(state)
         return query.to(self.backbone.info.device)
+
+    def check_state(self, state: MemoryState) -> None:
+        """See that the reader accepts `state`.
+
+        Raises:
+            IncompatiblePair: it does not.
+        """
+        _check_pair(self.config, state.spec.kind, self.reader.accepts)
 
     def _check_rows(self, state: MemoryState, rows: int) -> None:
         # One state for several rows would be shared among users.

@@ -96,6 +96,7 @@ def header(memory: Memory, state: MemoryState) -> Header:
         writer=config.writer,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         memwrite=memwrite.__version__,
+        writer_fingerprint=memory.writer_fingerprint,
     )
 
 

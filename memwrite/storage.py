@@ -1,8 +1,7 @@
-"""State files: safetensors with a validated header and a checksum. Files are untrusted input."""
+"""State files: sealed safetensors with a validated header. Files are untrusted input."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -11,18 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from memwrite.config import PartConfig, part_config, to_dict
 from memwrite.errors import ConfigError, ContractViolation, StorageError
+from memwrite.sealed import seal, unseal
 from memwrite.state import MemoryState, StateSpec
 
 FORMAT = 1
-MAX_HEADER = 1 << 20
-_UNSEALED = b"0" * 64
 _DTYPES = (
     "float32", "float64", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool",
 )  # fmt: skip
@@ -66,6 +62,7 @@ class Header:
         writer: name and parameters of the writer that made it.
         created: UTC time, ISO 8601.
         memwrite: version of the library.
+        writer_fingerprint: of the writer's weights; "" where it has none.
     """
 
     format: int
@@ -77,6 +74,7 @@ class Header:
     writer: PartConfig
     created: str
     memwrite: str
+    writer_fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,14 @@ class StateFile:
     state: MemoryState
     weights: Mapping[str, Tensor] = field(default_factory=dict)
 
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """State and weights by the names that they have in a file."""
+        return {
+            **{f"state.{name}": tensor for name, tensor in self.state.tensors.items()},
+            **{f"reader.{name}": tensor for name, tensor in self.weights.items()},
+        }
+
 
 def save_state(path: str | Path, file: StateFile) -> None:
     """Write `file`, all or nothing: to a temporary name beside `path`, then renamed.
@@ -94,26 +100,8 @@ def save_state(path: str | Path, file: StateFile) -> None:
     Raises:
         StorageError: the place cannot be written.
     """
-    tensors = {
-        **{f"state.{name}": tensor for name, tensor in file.state.tensors.items()},
-        **{f"reader.{name}": tensor for name, tensor in file.weights.items()},
-    }
-    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     header = json.dumps(to_dict(file.header), sort_keys=True)
-    if len(header) > MAX_HEADER // 2:
-        raise StorageError(f"the header of '{path}' would be {len(header)} bytes, over the limit")
-    write_bytes(Path(path), sealed(header, tensors))
-
-
-def sealed(header: str, tensors: Mapping[str, Tensor]) -> bytes:
-    """A safetensors file whose metadata hold `header` and a checksum of the whole file.
-
-    The checksum is the sha256 of the file with zeros in the checksum's own place.
-    """
-    data = safetensors.torch.save(
-        dict(tensors), {"memwrite": header, "checksum": _UNSEALED.decode()}
-    )
-    return data.replace(_UNSEALED, hashlib.sha256(data).hexdigest().encode(), 1)
+    write_bytes(Path(path), seal(header, file.tensors, str(path)))
 
 
 def load_state(path: str | Path) -> StateFile:
@@ -128,24 +116,36 @@ def load_state(path: str | Path) -> StateFile:
         raise StorageError(f"no state file at '{path}'") from None
     except OSError as error:
         raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
-    metadata = _metadata(data, path)
-    checksum = str(metadata.get("checksum")).encode()
-    unsealed = data.replace(checksum, _UNSEALED, 1)
-    if checksum != hashlib.sha256(unsealed).hexdigest().encode():
-        raise StorageError(f"'{path}' is truncated or damaged: its checksum does not match")
+    return restored(*unseal(data, str(path)), str(path))
+
+
+def restored(header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> StateFile:
+    """The state file that `header` and `tensors`, both untrusted, make together.
+
+    Raises:
+        StorageError: they make none.
+    """
+    checked = read_header(header, where)
     try:
-        tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError, KeyError, RuntimeError, OverflowError) as error:
-        raise StorageError(f"'{path}' is no safetensors file: {error}") from None
-    try:
-        header = _header(metadata["memwrite"])
         state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
         weights = {
             n.removeprefix("reader."): t for n, t in tensors.items() if n.startswith("reader.")
         }
-        return StateFile(header, MemoryState(header.spec.restore(), state), weights)
-    except (ConfigError, ContractViolation, RecursionError) as error:
-        raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
+        return StateFile(checked, MemoryState(checked.spec.restore(), state), weights)
+    except (ConfigError, ContractViolation) as error:
+        raise StorageError(f"'{where}' has a header that does not fit: {error}") from None
+
+
+def read_header(data: Mapping[str, Any], where: str) -> Header:
+    """The header that plain, untrusted data make.
+
+    Raises:
+        StorageError: they make none.
+    """
+    try:
+        return _header(data)
+    except (ConfigError, RecursionError) as error:
+        raise StorageError(f"'{where}' has a header that does not fit: {error}") from None
 
 
 def make_folder(path: Path) -> None:
@@ -182,30 +182,9 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise StorageError(f"'{path}' cannot be written: {error.strerror}") from None
 
 
-def _metadata(data: bytes, path: str | Path) -> dict[str, str]:
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > MAX_HEADER or data[8:9] != b"{":
-        raise StorageError(f"'{path}' is not a memwrite state file")
-    if 8 + size > len(data):
-        raise StorageError(f"'{path}' is truncated: it ends within its header")
-    try:
-        metadata = json.loads(data[8 : 8 + size]).get("__metadata__")
-    except (ValueError, RecursionError):
-        raise StorageError(f"'{path}' is damaged: its header is not JSON") from None
-    if not isinstance(metadata, dict) or not isinstance(metadata.get("memwrite"), str):
-        raise StorageError(f"'{path}' is a safetensors file, but not a memwrite state")
-    return metadata
-
-
-def _header(text: str) -> Header:
-    try:
-        data = json.loads(text)
-    except ValueError as error:
-        raise ConfigError(f"it is not JSON ({error})") from None
-    if not isinstance(data, dict):
-        raise ConfigError("it is not a JSON object")
+def _header(data: Mapping[str, Any]) -> Header:
     if data.get("format") != FORMAT:
         raise ConfigError(f"format {data.get('format')!r}, but this memwrite reads {FORMAT}")
-    if "${" in json.dumps(data):  # not in `text`, which may spell it with escapes
+    if "${" in json.dumps(data):
         raise ConfigError("it holds an interpolation, and a header must be data only")
     return part_config(Header, data, "header")

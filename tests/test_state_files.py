@@ -17,9 +17,10 @@ import safetensors.torch
 import torch
 from support import MODELS
 
-from memwrite import Memory, MemoryState, StateSpec, Tokens, storage
+from memwrite import Memory, MemoryState, StateSpec, Tokens
 from memwrite.errors import ContractViolation, IncompatiblePair, MemwriteError, StorageError
 from memwrite.plugins import registry
+from memwrite.sealed import seal
 from memwrite.storage import load_state, save_state
 
 SECRET = "the launch code is 7361-Ωmega"
@@ -177,7 +178,7 @@ def forged(
     text = json.dumps(header)
     if escape:
         text = text.replace(escape, f"\\u{ord(escape):04x}")
-    out.write_bytes(storage.sealed(text, safetensors.torch.load(data)))
+    out.write_bytes(seal(text, safetensors.torch.load(data), str(out)))
     return out
 
 

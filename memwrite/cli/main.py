@@ -108,6 +108,7 @@ def _register() -> None:
     from memwrite.cli.imports import export, import_
     from memwrite.cli.memory import ask, recall, write
     from memwrite.cli.plugins import plugins
+    from memwrite.cli.store import store
     from memwrite.cli.train import train
 
     for command in (
@@ -122,6 +123,7 @@ def _register() -> None:
         export,
         demo,
         bench,
+        store,
     ):
         main.add_command(command)
 

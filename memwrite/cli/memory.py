@@ -23,14 +23,51 @@ F = TypeVar("F", bound=Callable[..., Any])
 @click.command()
 @click.argument("config")
 @click.argument("overrides", nargs=-1)
-@click.option("--context", required=True, help="UTF-8 text file to write; - for standard input.")
-@click.option("--out", required=True, help="State file to make.")
+@click.option("--context", help="UTF-8 text file to write; - for standard input.")
+@click.option("--input", "documents", help='JSONL file to write, {"id": ..., "text": ...} a line.')
+@click.option("--out", required=True, help="State file to make, or the store for --input.")
+@click.option(
+    "--batch-size",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Documents of --input that are written together.",
+)
+@click.option("--days", type=click.FloatRange(min=0), help="Until what --input writes expires.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
-def write(config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool) -> None:
-    """Write a text into a memory state.
+def write(
+    config: str,
+    overrides: tuple[str, ...],
+    context: str | None,
+    documents: str | None,
+    out: str,
+    batch_size: int,
+    days: float | None,
+    as_json: bool,
+) -> None:
+    """Write a text into a memory state, or many documents into a store of memories.
 
     CONFIG is a YAML file or a run folder; OVERRIDES change it, as in writer.params.slots=8.
+
+    With --context the text becomes one state file. With --input each line's text becomes a memory in the store OUT,
+    under the line's id (its number, if it has none): a file, or a URL like s3://bucket/memories. The same command again
+    writes what is missing or has another text, so it may be interrupted. Lines that cannot be written are told and
+    skipped; the exit code is then 3. torchrun --nproc-per-node 2 -m memwrite write ... shares the work.
     """
+    if (context is None) == (documents is None):
+        raise click.UsageError("give either --context, a text, or --input, a file of documents")
+    if documents is not None:
+        from memwrite.cli.documents import write_file
+
+        write_file(config, overrides, Path(documents), out, batch_size, days, as_json)
+        return
+    assert context is not None
+    _write_text(config, overrides, context, out, as_json)
+
+
+def _write_text(
+    config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool
+) -> None:
     text = read_text(context)
     _check_target(Path(out))
     from memwrite.memory import Memory
@@ -76,6 +113,7 @@ def write(config: str, overrides: tuple[str, ...], context: str, out: str, as_js
 
 def _state_options(command: F) -> F:
     for option in (
+        click.option("--key", help="Of the memory, where STATE is a store of many."),
         click.option("--backbone", help="Folder of the backbone; by default where the file says."),
         click.option("--device", help="cpu, cuda, ...; by default where the writer ran."),
         click.option("--force", is_flag=True, help="Read with another backbone all the same."),
@@ -89,10 +127,15 @@ def _state_options(command: F) -> F:
 @click.command()
 @_state_options
 def recall(
-    state: str, backbone: str | None, device: str | None, force: bool, as_json: bool
+    state: str,
+    key: str | None,
+    backbone: str | None,
+    device: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
-    """Print the text that the state file STATE holds, decoded from the state alone."""
-    memory, loaded = _open(state, backbone, device, force)
+    """Print the text that the state file STATE, or a memory in the store STATE, holds: decoded from the state alone."""
+    memory, loaded = _open(state, key, backbone, device, force)
     text = memory.ask(loaded)
     click.echo(json.dumps({"text": text, "state_bytes": loaded.nbytes}) if as_json else text)
 
@@ -103,6 +146,7 @@ def recall(
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1))
 def ask(
     state: str,
+    key: str | None,
     prompt: str,
     backbone: str | None,
     device: str | None,
@@ -110,8 +154,8 @@ def ask(
     as_json: bool,
     max_new_tokens: int,
 ) -> None:
-    """Continue PROMPT given only the state file STATE."""
-    memory, loaded = _open(state, backbone, device, force)
+    """Continue PROMPT given only the state file STATE, or a memory in the store STATE."""
+    memory, loaded = _open(state, key, backbone, device, force)
     answer = memory.ask(loaded, prompt, max_new_tokens=max_new_tokens)
     click.echo(json.dumps({"prompt": prompt, "answer": answer}) if as_json else answer)
 
@@ -135,11 +179,16 @@ def read_text(source: str) -> str:
 
 
 def _open(
-    path: str, backbone: str | None, device: str | None, force: bool
+    path: str, key: str | None, backbone: str | None, device: str | None, force: bool
 ) -> tuple[Memory, MemoryState]:
     from memwrite.memory import Memory
+    from memwrite.stores import Store
 
-    memory, state = Memory.load(path, backbone=backbone, device=device, force=force)
+    if key is None:
+        memory, state = Memory.load(path, backbone=backbone, device=device, force=force)
+    else:
+        with Store(path, make=False) as store:
+            memory, state = store.load(key, backbone=backbone, device=device, force=force)
     if state.batch_size not in (None, 1):
         raise InputError(f"'{path}' holds {state.batch_size} memories, and this command reads one")
     return memory, state

@@ -1,0 +1,1 @@
+"""WRITE at scale: a file of documents into a store of memories."""

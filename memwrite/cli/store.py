@@ -1,0 +1,102 @@
+"""`memwrite store`: what a store of memories holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+@click.group()
+def store() -> None:
+    """Look into a store of memories, and remove what is in it.
+
+    A store is what `memwrite write --input` makes: a file, or a URL like s3://bucket/memories.
+    """
+
+
+@store.command("list")
+@click.argument("place")
+@click.option("--prefix", default="", help="Of the keys.")
+@_JSON
+def list_(place: str, prefix: str, as_json: bool) -> None:
+    """Print a line for each memory in the store PLACE, by key."""
+    from memwrite.stores import Store
+    from memwrite.stores.store import described
+
+    with Store(place, make=False) as opened:
+        for entry in opened.list(prefix):
+            told = described(entry)
+            if as_json:
+                click.echo(json.dumps(told))
+                continue
+            until = f"  until {told['expires']}" if entry.expires else ""
+            click.echo(f"{entry.key}  {entry.nbytes} bytes  {told['created']}{until}")
+
+
+@store.command()
+@click.argument("place")
+@click.argument("key")
+@_JSON
+def show(place: str, key: str, as_json: bool) -> None:
+    """Print where the memory KEY in the store PLACE came from."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        told = opened.provenance(key)
+    if as_json:
+        click.echo(json.dumps(told))
+        return
+    for name, value in told.items():
+        click.echo(f"{name}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
+
+
+@store.command()
+@click.argument("place")
+@click.argument("key")
+@click.option("--out", required=True, help="State file to make.")
+def get(place: str, key: str, out: str) -> None:
+    """Copy the memory KEY out of the store PLACE into a state file."""
+    from memwrite.storage import save_state
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        save_state(Path(out), opened.file(key))
+    click.echo(out)
+
+
+@store.command()
+@click.argument("place")
+@click.argument("keys", nargs=-1, required=True)
+def delete(place: str, keys: tuple[str, ...]) -> None:
+    """Remove the memories KEYS from the store PLACE, without a trace."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        click.echo(f"{opened.delete(*keys)} of {len(keys)} deleted")
+
+
+@store.command()
+@click.argument("place")
+def expire(place: str) -> None:
+    """Remove all memories from the store PLACE that have expired, without a trace."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        click.echo(f"{opened.expire()} deleted")
+
+
+@store.command()
+@click.argument("place")
+@_JSON
+def size(place: str, as_json: bool) -> None:
+    """Print how many memories the store PLACE holds, and their bytes."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        found = opened.size()
+    told = {"memories": found.memories, "bytes": found.nbytes}
+    click.echo(json.dumps(told) if as_json else f"{found.memories} memories, {found.nbytes} bytes")

@@ -1,0 +1,297 @@
+"""A store of memories holds what was put and nothing else, whatever place it is in and whoever else uses it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from support import MODELS
+
+from memwrite import Memory, MemoryState
+from memwrite.errors import InputError, StorageError
+from memwrite.stores import Store
+from memwrite.stores.store import source_digest
+
+CONFIG = {
+    "backbone": MODELS["llama"],
+    "writer": {"name": "gradient", "params": {"slots": 2}},
+    "reader": {"name": "prefix"},
+}
+MEMORY = Memory.from_config(CONFIG)
+PLACES: dict[str, Callable[[Path], str]] = {
+    "sqlite": lambda folder: str(folder / "store.db"),
+    "folder": lambda folder: f"file://{folder}/store",
+    "objects": lambda folder: f"memory://{folder}/store",
+}
+GONE = timedelta(seconds=-1)
+KEYS = st.sampled_from(["a", "ab", "b", "..", "../b", "a/b", "%2F", "ü ñ", "x" * 200, "'; DROP"])
+
+
+@pytest.fixture(params=PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return PLACES[request.param](tmp_path)
+
+
+def some(number: int) -> MemoryState:
+    """A state that differs from those of other numbers."""
+    spec = MEMORY.writer.spec
+    values = torch.randn(1, *spec.shapes["memory"], generator=torch.Generator().manual_seed(number))
+    return MemoryState(spec, {"memory": values})
+
+
+class Stored(RuleBasedStateMachine):
+    """Against a dictionary."""
+
+    kind = "sqlite"
+
+    @initialize()
+    def open(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.place = PLACES[self.kind](Path(self.folder.name))
+        self.store = Store(self.place)
+        self.held: dict[str, tuple[int, bool]] = {}
+
+    @rule(key=KEYS, number=st.integers(0, 3), gone=st.booleans())
+    def put(self, key: str, number: int, gone: bool) -> None:
+        self.store.put(key, MEMORY, some(number), lifetime=GONE if gone else None)
+        self.held[key] = number, gone
+
+    @rule(keys=st.lists(KEYS, unique=True, min_size=1, max_size=3))
+    def put_rows(self, keys: list[str]) -> None:
+        rows = MemoryState.stack([some(n) for n in range(len(keys))])
+        self.store.put_rows(keys, MEMORY, rows, sources=keys)
+        self.held |= {key: (number, False) for number, key in enumerate(keys)}
+
+    @rule(key=KEYS)
+    def get(self, key: str) -> None:
+        number, gone = self.held.get(key, (0, True))
+        if gone:
+            with pytest.raises(StorageError, match="holds nothing"):
+                self.store.get(key, MEMORY)
+        else:
+            assert torch.equal(self.store.get(key, MEMORY)["memory"], some(number)["memory"])
+
+    @rule(prefix=st.sampled_from(["", "a", "a/", "..", "zz"]))
+    def look(self, prefix: str) -> None:
+        alive = sorted(key for key, (_, gone) in self.held.items() if not gone)
+        assert [e.key for e in self.store.list(prefix)] == [
+            k for k in alive if k.startswith(prefix)
+        ]
+        assert sorted(self.store.find([*self.held, "nobody"])) == alive
+        assert self.store.size().memories == len(self.held)
+
+    @rule(key=KEYS)
+    def delete(self, key: str) -> None:
+        assert self.store.delete(key) == (key in self.held)
+        self.held.pop(key, None)
+
+    @rule()
+    def expire(self) -> None:
+        gone = [key for key, (_, gone) in self.held.items() if gone]
+        assert self.store.expire() == len(gone)
+        for key in gone:
+            del self.held[key]
+
+    @rule()
+    def reopen(self) -> None:
+        self.store.close()
+        self.store = Store(self.place, make=False)
+
+    def teardown(self) -> None:
+        self.store.close()
+        self.folder.cleanup()
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_a_store_is_a_dictionary_that_lasts(kind: str) -> None:
+    machine: Any = type("Stored", (Stored,), {"kind": kind})
+    case = machine.TestCase
+    case.settings = settings(max_examples=10, stateful_step_count=12, deadline=None)
+    case("runTest").runTest()
+
+
+def test_where_a_memory_came_from_is_told_and_its_text_is_not(place: str, tmp_path: Path) -> None:
+    secret = "the launch code is 7361"
+    written = MEMORY.write(secret)
+    with Store(place) as store:
+        store.put("doc", MEMORY, written.state, source=secret, lifetime=timedelta(days=1))
+        told = store.provenance("doc")
+        file = store.file("doc")
+    assert told["source"] == source_digest(secret)
+    assert told["writer"] == {"name": "gradient", "params": {"slots": 2}}
+    assert told["fingerprint"] == MEMORY.backbone.fingerprint
+    assert told["writer_fingerprint"] == MEMORY.writer_fingerprint != ""
+    assert told["created"] < told["expires"]
+    assert torch.equal(file.state["memory"], written.state["memory"])
+    data = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert secret.encode() not in data
+
+
+def test_a_memory_is_read_by_what_it_was_written_for_alone(place: str) -> None:
+    other = Memory.from_config({**CONFIG, "seed": 3})
+    with Store(place) as store:
+        store.put("doc", MEMORY, some(1))
+        with pytest.raises(StorageError, match="was written for the backbone"):
+            store.get("doc", other)
+        reader, state = store.load("doc")
+    assert reader.ask(state, "ab", max_new_tokens=3) == MEMORY.ask(some(1), "ab", max_new_tokens=3)
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201, "new\nline", "\ud800", "nul\0"])
+def test_keys_that_are_none_are_refused(place: str, key: str) -> None:
+    with Store(place) as store:
+        for use in (lambda: store.put(key, MEMORY, some(0)), lambda: store.file(key)):
+            with pytest.raises(InputError, match="key"):
+                use()
+
+
+def test_names_that_a_folder_cannot_hold_are_refused(tmp_path: Path) -> None:
+    with Store(PLACES["folder"](tmp_path)) as store, pytest.raises(InputError, match="too long"):
+        store.put("ü" * 100, MEMORY, some(0))
+
+
+def test_rows_and_keys_must_be_as_many(place: str) -> None:
+    with Store(place) as store, pytest.raises(InputError, match="1 rows, but 2 keys"):
+        store.put_rows(["a", "b"], MEMORY, some(0))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+def test_nothing_is_left_of_what_was_deleted(kind: str, tmp_path: Path) -> None:
+    """Neither in the file nor in its log."""
+    place, numbers = PLACES[kind](tmp_path), range(6)
+    with Store(place) as store:
+        for number in numbers:
+            store.put(str(number), MEMORY, some(number), lifetime=GONE if number == 4 else None)
+        store.put("5", MEMORY, some(0))
+        store.delete("1", "2")
+        store.expire()
+        data = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    found = [n for n in numbers if some(n)["memory"].numpy().tobytes() in data]
+    assert found == [0, 3]
+
+
+def _write_on(place: str, first: int, told: Any) -> None:
+    store = Store(place)
+    for number in range(first, first + 10_000):
+        store.put(str(number), MEMORY, some(number))
+        os.write(told, number.to_bytes(4, "little"))
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+def test_what_was_acknowledged_outlives_killed_writers(kind: str, tmp_path: Path) -> None:
+    """Three processes at once, each killed in the midst of it; what they were told is kept is there, and whole."""
+    place = PLACES[kind](tmp_path)
+    before = Store(place)  # goes through the fork
+    before.put("before", MEMORY, some(7))
+    fork, acknowledged = multiprocessing.get_context("fork"), []
+    for turn in range(2):
+        children = []
+        for writer in range(3):
+            read, write = os.pipe()
+            first = (3 * turn + writer) * 10_000
+            child = fork.Process(target=_write_on, args=(place, first, write))
+            child.start()
+            os.close(write)
+            children.append((child, read))
+        for child, read in children:
+            for _ in range(5):
+                acknowledged.append(int.from_bytes(os.read(read, 4), "little"))
+            os.kill(child.pid, signal.SIGKILL)
+            while rest := os.read(read, 4):
+                acknowledged.append(int.from_bytes(rest, "little"))
+            os.close(read)
+            child.join()
+    with Store(place, make=False) as store:
+        for number in acknowledged:
+            assert torch.equal(store.get(str(number), MEMORY)["memory"], some(number)["memory"])
+        there = [entry.key for entry in store.list()]
+        for key in there:
+            store.file(key)
+        assert len(acknowledged) >= 30
+        assert {*map(str, acknowledged), "before"} <= {*there}
+    assert torch.equal(before.get("before", MEMORY)["memory"], some(7)["memory"])
+
+
+def test_another_database_is_no_store(tmp_path: Path) -> None:
+    """Nor one with our tables and a view or a trigger besides, which would run where it is read."""
+    path = tmp_path / "other.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE people (name TEXT)")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(path)
+    ours = tmp_path / "ours.db"
+    Store(ours).close()
+    with sqlite3.connect(ours) as connection:
+        connection.execute("CREATE TRIGGER t AFTER DELETE ON memories BEGIN SELECT 1; END")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(ours)
+
+
+def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database, but long enough to be looked at as one" * 20)
+    for place, message in (
+        (tmp_path / "none" / "s.db", "no folder"),
+        (tmp_path / "text", "not a database"),
+        (tmp_path, "unable to open"),
+        ("nosuch://x/y", "nosuch"),
+        (f"file://{tmp_path}/text/s", "cannot be used"),
+    ):
+        with pytest.raises(StorageError, match=message) as caught:
+            Store(place)
+        assert "\n" not in str(caught.value)
+    for place in (tmp_path / "s.db", f"file://{tmp_path}/s"):
+        with pytest.raises(StorageError, match="there is no store"):
+            Store(place, make=False)
+
+
+def test_a_record_under_another_key_is_no_memory_of_that_user(tmp_path: Path) -> None:
+    """Someone who may rename files, or write rows, cannot hand one user another's memory."""
+    folder = Store(PLACES["folder"](tmp_path))
+    folder.put("eve", MEMORY, some(1))
+    records = tmp_path / "store" / "memories"
+    (records / "eve.memory").rename(records / "bob.memory")
+    database = Store(PLACES["sqlite"](tmp_path))
+    database.put("eve", MEMORY, some(1))
+    with sqlite3.connect(tmp_path / "store.db") as connection:
+        connection.execute("UPDATE memories SET key = 'bob'")
+    for store in (folder, database):
+        with pytest.raises(StorageError, match="lies 'eve'"):
+            store.file("bob")
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    path = tmp_path_factory.mktemp("damaged") / "store.db"
+    with Store(path) as store:
+        store.put_rows(list("abc"), MEMORY, MemoryState.stack([some(n) for n in range(3)]))
+    return path, path.read_bytes()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_damage_is_told_or_without_effect(damaged: tuple[Path, bytes], data: st.DataObject) -> None:
+    """Any bytes of the database changed or cut off: an error of ours, or the states as they were."""
+    path, whole = damaged
+    changed = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 3))):
+        changed[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    path.write_bytes(changed[: data.draw(st.sampled_from([len(whole), len(whole) // 2, 100]))])
+    with suppress(StorageError), Store(path) as store:
+        for number, key in enumerate("abc"):
+            assert torch.equal(store.get(key, MEMORY)["memory"], some(number)["memory"])
+        list(store.list())
+    for name in ("-wal", "-shm", "-journal"):
+        Path(f"{path}{name}").unlink(missing_ok=True)
