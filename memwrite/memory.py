@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from memwrite import online, reading, runs
+from memwrite import reading, runs, writing
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import Config, load_config, part_config
 from memwrite.encoding import batched, pieces
 from memwrite.errors import (
-    ConfigError,
-    ContractViolation,
-    DivergenceError,
     IncompatiblePair,
     InputError,
 )
@@ -25,9 +22,10 @@ from memwrite.fingerprint import Remembered, digest_of
 from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.loss import Batch, MemoryOutput, target_loss
 from memwrite.plugins import registry
+from memwrite.prefill import PrefillCache, Prefilled
 from memwrite.protocols import (
+    Conditioning,
     Granularity,
-    LayerReader,
     OnlineWriter,
     Reader,
     ReadOutput,
@@ -49,12 +47,19 @@ class Memory(nn.Module):
         reader: must accept the writer's kind of state.
         config: what it was built from; goes into the files it saves.
 
+    Attributes:
+        prefills: a `PrefillCache` where states are to be asked more than once; None, the default, for none.
+
     Raises:
         IncompatiblePair: the reader does not accept what the writer emits.
     """
 
     def __init__(
-        self, backbone: TransformersBackbone, writer: Writer | None, reader: Reader, config: Config
+        self,
+        backbone: TransformersBackbone,
+        writer: Writer | None,
+        reader: Reader,
+        config: Config,
     ) -> None:
         super().__init__()
         if writer is not None:
@@ -64,6 +69,7 @@ class Memory(nn.Module):
         self.model = backbone.model
         self.writer: Any = writer
         self.reader: Any = reader
+        self.prefills: PrefillCache | None = None
         self._writer_digest = Remembered(lambda: digest_of(self.writer.state_dict()))
 
     # ---- building, loading, saving -------------------------------------------------------------
@@ -235,51 +241,7 @@ class Memory(nn.Module):
             if state is None:
                 state = self.writer.init(packed.ids.shape[0])
             self._check_rows(state, packed.ids.shape[0])
-            if state.spec.kind != self.writer.spec.kind:
-                raise InputError(
-                    f"writer '{self.config.writer.name}' goes on from '{self.writer.spec.kind}' states, "
-                    f"but was given a '{state.spec.kind}' state"
-                )
-            room = self.backbone.info.positions - self.writer.reserve
-            if room < 1:
-                raise ConfigError(
-                    f"writer '{self.config.writer.name}' uses {self.writer.reserve} positions besides the "
-                    f"context, but the model has only {self.backbone.info.positions}: use fewer slots"
-                )
-            parts = []
-            for start in range(0, max(packed.ids.shape[1], 1), room):
-                chunk = packed.columns(start, start + room)
-                written = self._written(state, chunk)
-                self._check(written, chunk.ids.shape[0])
-                state = written.state
-                parts.append((written, chunk.lengths))
-        return _joined(parts)
-
-    def _written(self, state: MemoryState, chunk: Tokens) -> Written:
-        if isinstance(self.writer, OnlineWriter) and isinstance(self.reader, LayerReader):
-            return online.run(self.backbone, self.writer, self.reader, chunk, state).written
-        written: Written = self.writer.write(state, chunk)
-        return written
-
-    def _check(self, written: Written, rows: int) -> None:
-        spec, state = self.writer.spec, written.state
-        if state.batch_size not in (None, rows):
-            raise ContractViolation(
-                f"writer '{self.config.writer.name}' wrote {state.batch_size} rows of {rows} contexts"
-            )
-        if state.spec != spec and (spec.bounded or state.spec.kind != spec.kind):
-            raise ContractViolation(
-                f"writer '{self.config.writer.name}' declared {spec} but wrote {state.spec}"
-            )
-        for name, tensor in state.tensors.items():
-            finite = tensor.isfinite().reshape(tensor.shape[0], -1).all(1)
-            if not finite.all():
-                wrong = (~finite).nonzero().flatten().tolist()
-                raise DivergenceError(
-                    f"writer '{self.config.writer.name}' diverged: '{name}' is not finite in row(s) "
-                    f"{wrong}: use smaller steps, clipped gradients, or settings that bound the state",
-                    wrong,
-                )
+            return writing.write(self, packed, state)
 
     # ---- read ----------------------------------------------------------------------------------
 
@@ -294,7 +256,9 @@ class Memory(nn.Module):
             InputError: the query does not fit the state's batch or the model's positions.
         """
         query = self._fitting(state, query)
-        return reading.read(self.backbone, self.reader.condition(state), query)
+        conditioning = self.reader.condition(state)
+        prefilled = self._prefilled(state, conditioning)
+        return reading.read(self.backbone, conditioning, query, prefilled)
 
     @torch.no_grad()
     def generate(self, state: MemoryState, query: Tokens | None = None, **options: Any) -> Tensor:
@@ -312,9 +276,20 @@ class Memory(nn.Module):
         if query is None:
             query = Tokens.from_rows([[]] * (state.batch_size or 1))
         query = self._fitting(state, query)
-        new = reading.generate(self.backbone, self.reader.condition(state), query, options)
+        conditioning = self.reader.condition(state)
+        prefilled = self._prefilled(state, conditioning)
+        new = reading.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
+
+    def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> Prefilled | None:
+        """What the cache has of it, where there is one and no gradient could be lost in it."""
+        if self.prefills is None or torch.is_grad_enabled() or conditioning.prefix is None:
+            return None
+        weights = [*self.model.state_dict().values(), *self.reader.state_dict().values()]
+        return self.prefills.rows(
+            state, weights, lambda rows: reading.prefill(self.backbone, self.reader.condition(rows))
+        )
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
         self._check_rows(state, query.ids.shape[0])
@@ -334,18 +309,31 @@ class Memory(nn.Module):
         if state.batch_size not in (None, rows):
             raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")
 
-    def ask(self, state: MemoryState, prompt: str = "", **options: Any) -> str:
-        """Continue `prompt` given one memory alone; with no prompt, what the memory itself says.
+    @overload
+    def ask(self, state: MemoryState, prompt: str = "", **options: Any) -> str: ...
+
+    @overload
+    def ask(self, state: MemoryState, prompt: Sequence[str], **options: Any) -> list[str]: ...
+
+    def ask(
+        self, state: MemoryState, prompt: str | Sequence[str] = "", **options: Any
+    ) -> str | list[str]:
+        """Continue a prompt given one memory alone, or one prompt for each of several memories.
 
         Args:
-            state: one row.
-            prompt: text.
+            state: one row for one prompt, or a row for each.
+            prompt: a text; with an empty one, what the memory itself says.
             options: as in `generate`.
+
+        Raises:
+            InputError: there are more or fewer prompts than memories.
         """
-        ids = pieces(self.backbone.codec, prompt, "token")[0] if prompt else []
-        row = self.generate(state, Tokens.from_rows([ids]), **options)[0].tolist()
-        end = self.backbone.info.end
-        return self.backbone.codec.decode(row[: row.index(end)] if end in row else row)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        rows = [pieces(self.backbone.codec, p, "token")[0] if p else [] for p in prompts]
+        new = self.generate(state, Tokens.from_rows(rows), **options).tolist() if rows else []
+        end, decode = self.backbone.info.end, self.backbone.codec.decode
+        answers = [decode(row[: row.index(end)] if end in row else row) for row in new]
+        return answers[0] if isinstance(prompt, str) else answers
 
     # ---- train ---------------------------------------------------------------------------------
 
@@ -369,17 +357,3 @@ def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:
             f"reader '{config.reader.name}' reads {' or '.join(sorted(accepts))} states, but writer "
             f"'{config.writer.name}' emits '{kind}' states: see the pairs in `memwrite plugins`"
         )
-
-
-def _joined(parts: Sequence[tuple[Written, Tensor]]) -> Written:
-    """The writes of one context's chunks as one: the last state, losses weighted by tokens, traces in a row."""
-    if len(parts) == 1:
-        return parts[0][0]
-    total = torch.stack([lengths for _, lengths in parts]).sum(0).clamp(min=1)
-    names, traces = parts[0][0].losses, parts[0][0].trace
-    losses = {
-        n: torch.stack([w.losses[n] * lengths / total for w, lengths in parts]).sum(0)
-        for n in names
-    }
-    trace = {n: torch.cat([w.trace[n] for w, _ in parts]) for n in traces}
-    return Written(parts[-1][0].state, losses, trace)

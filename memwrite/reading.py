@@ -13,12 +13,18 @@ from torch.nn import functional as F
 
 from memwrite.backbone import TransformersBackbone
 from memwrite.errors import InputError
+from memwrite.prefill import Prefilled
 from memwrite.protocols import Conditioning, Corrects, KeyValues, ReadOutput
 from memwrite.state import Tokens
 from memwrite.windows import without_holes
 
 
-def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Tokens) -> ReadOutput:
+def read(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    prefilled: Prefilled | None = None,
+) -> ReadOutput:
     """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
     conditioning = _without_empty_prefix(conditioning)
     packed, order = query.flat().pack()
@@ -27,7 +33,8 @@ def read(backbone: TransformersBackbone, conditioning: Conditioning, query: Toke
     corrections = _rows(conditioning, copies)
     embeddings = backbone.embed(packed.ids)
     if backbone.caches:
-        past, first = _prefill(backbone, conditioning)
+        done = prefilled or prefill(backbone, conditioning)
+        past, first = done.key_values, done.first
         if not packed.ids.shape[1]:
             none = backbone.logits(embeddings)
             return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), first)
@@ -46,11 +53,13 @@ def generate(
     conditioning: Conditioning,
     query: Tokens,
     options: Mapping[str, Any],
+    prefilled: Prefilled | None = None,
 ) -> Tensor:
     """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
     conditioning = _without_empty_prefix(conditioning)
     with evaluating(backbone.model):
-        return _generate(backbone, conditioning, query, options)
+        past = (prefilled or prefill(backbone, conditioning)).key_values
+        return _generate(backbone, conditioning, query, options, past)
 
 
 def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
@@ -77,9 +86,9 @@ def _generate(
     conditioning: Conditioning,
     query: Tokens,
     options: Mapping[str, Any],
+    past: KeyValues | None,
 ) -> Tensor:
     packed, copies = query.flat().packed(), _copies(query)
-    past, _ = _prefill(backbone, conditioning)
     corrections = conditioning.corrections or {}
     end = backbone.info.end
     found: dict[int, Tensor] = {}
@@ -191,19 +200,18 @@ def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, Corrects] | N
     return {layer: c.rows(copies) for layer, c in conditioning.corrections.items()}
 
 
-def _prefill(
-    backbone: TransformersBackbone, conditioning: Conditioning
-) -> tuple[KeyValues | None, Tensor | None]:
+def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> Prefilled:
     """Keys and values of the whole memory, and the logits at its last position."""
+    conditioning = _without_empty_prefix(conditioning)
     if conditioning.prefix is None:
-        return conditioning.key_values, None
+        return Prefilled(conditioning.key_values, None)
     done = backbone.forward(
         conditioning.prefix,
         past=conditioning.key_values,
         corrections=conditioning.corrections,
         keep=True,
     )
-    return done.key_values, backbone.logits(done.hidden[:, -1])
+    return Prefilled(done.key_values, backbone.logits(done.hidden[:, -1]))
 
 
 def _unrolled(
