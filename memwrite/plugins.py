@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import os
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache, partial
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import pluggy
 
 import memwrite
-from memwrite.errors import PluginApiMismatch, PluginBroken
+from memwrite.errors import PluginApiMismatch, PluginBroken, PluginError
 from memwrite.importing import Imported
+from memwrite.installed import ALLOWED, distribution, installed
 from memwrite.protocols import Backbone, Reader, Writer
 from memwrite.shelves import Fault, Owner, Shelf
 from memwrite.state import StateSpec
@@ -137,13 +138,14 @@ class Hooks:
 
 @dataclass
 class Registry:
-    """Everything that was discovered."""
+    """Everything that was discovered; `barred` are plugins that are installed and not allowed, so never imported."""
 
     writers: Shelf[WriterPlugin] = field(default_factory=lambda: Shelf("writer"))
     readers: Shelf[ReaderPlugin] = field(default_factory=lambda: Shelf("reader"))
     importers: Shelf[ImporterPlugin] = field(default_factory=lambda: Shelf("importer"))
     tasks: Shelf[TaskPlugin] = field(default_factory=lambda: Shelf("task"))
     broken: list[Fault] = field(default_factory=list)
+    barred: list[Fault] = field(default_factory=list)
 
     @property
     def shelves(self) -> tuple[Shelf[Any], ...]:
@@ -157,19 +159,19 @@ class Registry:
 
     def writer(self, name: str) -> WriterPlugin:
         """The writer of that name; raises as `Shelf.get`."""
-        return self.writers.get(name, self.broken)
+        return self.writers.get(name, [*self.broken, *self.barred])
 
     def reader(self, name: str) -> ReaderPlugin:
         """The reader of that name; raises as `Shelf.get`."""
-        return self.readers.get(name, self.broken)
+        return self.readers.get(name, [*self.broken, *self.barred])
 
     def importer(self, name: str) -> ImporterPlugin:
         """The importer of that name; raises as `Shelf.get`."""
-        return self.importers.get(name, self.broken)
+        return self.importers.get(name, [*self.broken, *self.barred])
 
     def task(self, name: str) -> TaskPlugin:
         """The task of that name; raises as `Shelf.get`."""
-        return self.tasks.get(name, self.broken)
+        return self.tasks.get(name, [*self.broken, *self.barred])
 
     def pairs(self) -> list[tuple[WriterPlugin, ReaderPlugin]]:
         """Every writer with every reader that accepts its kind of state."""
@@ -185,7 +187,7 @@ class Registry:
 def registry() -> Registry:
     """The registry of this process: built-ins, then every installed entry point of the group "memwrite".
 
-    `MEMWRITE_NO_PLUGINS=1` leaves out the entry points; `MEMWRITE_STRICT=1` raises at the first fault.
+    Which of these may be imported, `memwrite.installed` says; `MEMWRITE_STRICT=1` raises at the first fault.
     """
     sources: list[tuple[Owner, Callable[[], object]]] = [
         (
@@ -194,19 +196,22 @@ def registry() -> Registry:
         )
         for name in ("readers", "baselines", "tasks.builtin")
     ]
-    if os.environ.get("MEMWRITE_NO_PLUGINS") != "1":
-        points = importlib.metadata.entry_points(group=GROUP)
-        for point in sorted(points, key=lambda p: (p.dist.name if p.dist else "", p.name)):
-            dist = point.dist
-            owner = Owner(
-                dist.name if dist else "unknown", dist.version if dist else "?", point.name
-            )
-            sources.append((owner, point.load))
+    allowed, barred = installed(GROUP)
+    sources += [(_owner(point), point.load) for point in allowed]
     found = discover(sources)
+    found.barred = [_bar(_owner(point)) for point in barred]
     if os.environ.get("MEMWRITE_STRICT") == "1":
         for fault in found.faults:
             raise fault.error
     return found
+
+
+def _bar(owner: Owner) -> Fault:
+    return Fault(owner, PluginError(f"the plugin {owner} is not one that {ALLOWED} allows"))
+
+
+def _owner(point: EntryPoint) -> Owner:
+    return Owner(distribution(point), point.dist.version if point.dist else "?", point.name)
 
 
 def discover(sources: Iterable[tuple[Owner, Callable[[], object]]]) -> Registry:

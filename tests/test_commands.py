@@ -8,6 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 
+from memwrite import installed
 from memwrite.cli import main as cli
 
 
@@ -27,7 +28,7 @@ def brought(monkeypatch: pytest.MonkeyPatch) -> None:
         EntryPoint("write", "no_such_module:write", "memwrite.commands"),
     ]
     monkeypatch.setattr(EntryPoint, "load", lambda point: greet if point.name == "greet" else _no())
-    monkeypatch.setattr(cli, "entry_points", lambda group: points)
+    monkeypatch.setattr(installed, "entry_points", lambda group: points)
 
 
 def _no() -> None:

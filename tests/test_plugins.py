@@ -276,6 +276,32 @@ def registries(site: Path, *variables: dict[str, str]) -> list[Any]:
 BUILT_IN = ["full-context", "no-memory"]
 
 
+def test_only_those_that_are_allowed_are_imported(tmp_path: Path) -> None:
+    """By their distributions' names, however they are spelled; who asks for another is told why it is not there."""
+    distribution(tmp_path, "acme-one", "1.0", HEALTHY.format(name="shiny"))
+    distribution(tmp_path, "acme-two", "2.5", "open('ran', 'w')")
+    code = """
+from memwrite.errors import PluginError
+from memwrite.plugins import registry
+found = registry()
+print(*[name for name in found.writers.entries if name not in ("full-context", "no-memory")])
+print(*[fault.owner.distribution for fault in found.barred if "acme" in fault.owner.distribution], found.faults)
+try:
+    found.writer("acme_two_entry")
+except PluginError as error:
+    print(error)
+"""
+    allowing = {"MEMWRITE_PLUGINS": " Acme_One ,nobody"}
+    names, barred, asked = child(tmp_path, f"import os; os.environ |= {allowing}\n{code}").split(
+        "\n"
+    )
+    assert names == "shiny"
+    assert barred == "acme-two []"
+    assert asked == "the plugin acme-two 2.5 is not one that MEMWRITE_PLUGINS allows"
+    assert not (tmp_path / "ran").exists()
+    assert not Path("ran").exists()
+
+
 def test_installed_distributions(tmp_path: Path) -> None:
     """A healthy one is found beside broken ones and beside another with the same name in it;
     strict mode raises at once; without plugins there are only the built-ins, which are in order.

@@ -5,20 +5,21 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 import click
 
 import memwrite
 from memwrite.errors import MemwriteError
+from memwrite.installed import installed
 
 
 class _Group(click.Group):
     """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1.
 
-    Installed packages may bring further commands: entry points of the group "memwrite.commands", which
-    `MEMWRITE_NO_PLUGINS=1` leaves out. They are loaded when they are asked for.
+    Installed packages may bring further commands: entry points of the group "memwrite.commands", where
+    `memwrite.installed` allows them. They are loaded when they are asked for.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -78,9 +79,7 @@ def _broken(name: str, error: Exception) -> click.Command:
 
 
 def _brought() -> dict[str, EntryPoint]:
-    if os.environ.get("MEMWRITE_NO_PLUGINS") == "1":
-        return {}
-    return {point.name: point for point in entry_points(group="memwrite.commands")}
+    return {point.name: point for point in installed("memwrite.commands")[0]}
 
 
 def _sentence(

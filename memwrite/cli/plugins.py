@@ -14,7 +14,9 @@ import click
 def plugins(as_json: bool, traceback: bool) -> None:
     """List writers, readers, importers and tasks with origin, version, health and the pairs that fit.
 
-    Plugins are code: a listed one has run. Exit code 2 when one is broken or two share a name.
+    Plugins are code: a listed one has run, with all that you may do. MEMWRITE_PLUGINS=memwrite-gradient,memwrite-lora
+    allows these distributions alone, MEMWRITE_NO_PLUGINS=1 none; nothing is imported of the others. Exit code 2 when one
+    is broken or two share a name.
     """
     from memwrite.plugins import registry
 
@@ -38,7 +40,9 @@ def plugins(as_json: bool, traceback: bool) -> None:
     pairs = [(writer.name, reader.name) for writer, reader in found.pairs()]
     if as_json:
         faults = [{"origin": str(f.owner), "error": str(f.error)} for f in found.faults]
-        click.echo(json.dumps({"plugins": parts, "pairs": pairs, "faults": faults}))
+        barred = [str(fault.owner) for fault in found.barred]
+        told = {"plugins": parts, "pairs": pairs, "faults": faults, "not_allowed": barred}
+        click.echo(json.dumps(told))
     else:
         columns = ("role", "name", "kinds", "origin", "version", "health", "summary")
         rows = [columns, *(tuple(_cell(part[c]) for c in columns) for part in parts)]
@@ -48,6 +52,8 @@ def plugins(as_json: bool, traceback: bool) -> None:
                 "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             )
         click.echo("\npairs that fit: " + ", ".join(f"{w} + {r}" for w, r in pairs))
+        if found.barred:
+            click.echo("not allowed: " + ", ".join(str(fault.owner) for fault in found.barred))
     for fault in found.faults:
         click.echo(f"Error: {fault.error}", err=True)
         if traceback and fault.traceback:

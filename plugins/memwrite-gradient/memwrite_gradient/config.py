@@ -32,6 +32,8 @@ class GradientConfig:
             no longer grows with the steps, which take a third more time.
         compile: in training, compile the second-order step with torch.compile: it takes a minute once for each shape of
             batch, and a quarter off the step's time from then on. Needs a C++ compiler.
+        backtrack: outside of training, halve a step, up to twenty times, that leads to numbers that are not finite;
+            else the write stops there.
         settled_weight: weight in the descended loss, from 0 to 1, of tokens that are safely the model's first
             choice already. 1 is GradMem; less spends a small memory on what is still wrong.
         stop_when_exact: stop an example once every token of its context is the model's first choice.
@@ -61,6 +63,7 @@ class GradientConfig:
     second_steps: int | None = None
     recompute: bool = False
     compile: bool = False
+    backtrack: bool = False
     settled_weight: float = 1.0
     stop_when_exact: bool = False
     init_std: float = 0.02
@@ -97,7 +100,7 @@ class GradientConfig:
                 )
         if self.most_steps is not None and self.most_steps < self.steps:
             raise ValueError(f"most_steps must be at least steps, got {self.most_steps}")
-        for name in ("recompute", "compile"):
+        for name in ("recompute", "compile", "backtrack"):
             if getattr(self, name) and self.optimizer != "sgd":
                 raise ValueError(f"{name} goes with optimizer sgd, not '{self.optimizer}'")
         if self.compile and self.lora_rank:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,23 @@ def clip(gradient: Tensor, value: float | None, norm: float | None) -> Tensor:
         size = gradient.flatten(1).norm(dim=1).view(-1, *[1] * (gradient.ndim - 1))
         gradient = torch.where(size > norm, gradient * (norm / (size + 1e-6)), gradient)
     return gradient
+
+
+def astray(loss: Tensor, fast: Sequence[Tensor]) -> Tensor:
+    """(B,) bool: rows in which the loss (B,) or a variable (B, ...) is not finite."""
+    wrong = ~loss.detach().isfinite()
+    for tensor in fast:
+        wrong = wrong | ~tensor.detach().isfinite().flatten(1).all(1)
+    return wrong
+
+
+def halfway(start: Sequence[Tensor], end: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """`end`, but in `rows` (B,) half the way there from `start`: leaves to take a gradient for."""
+    moved = []
+    for first, last in zip(start, end, strict=True):
+        chosen = rows.view(-1, *[1] * (first.ndim - 1))
+        moved.append(torch.where(chosen, (first + last) / 2, last).detach().requires_grad_())
+    return moved
 
 
 class Adam:

@@ -21,11 +21,13 @@ from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast import FastWeights
 from memwrite_gradient.lora import WriteLora
-from memwrite_gradient.steps import Adam, clip
+from memwrite_gradient.steps import Adam, astray, clip, halfway
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
 # size, kernel or machine cannot undo; a token is settled when the next steps will hardly undo it.
 EXACT, SETTLED = 0.1, 0.3
+#: Of one step, until it leads to finite numbers.
+HALVINGS = 20
 
 
 class GradientWriter(nn.Module):
@@ -80,7 +82,7 @@ class GradientWriter(nn.Module):
 
         Raises:
             ConfigError: second order is wanted through attention that has no second derivative.
-            DivergenceError: the loss is not finite.
+            DivergenceError: loss or variables are not finite, and with `backtrack` half steps did not help.
         """
         keep = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
         if keep and self.config.order == "second" and not self._backbone.info.double_backward:
@@ -112,6 +114,7 @@ class GradientWriter(nn.Module):
         losses, accuracies, written = [], [], None
         adams = [Adam() for _ in fast] if self.config.optimizer == "adam" else None
         steps = self._steps()
+        before: list[Tensor] | None = None
         for step in track(range(steps), "write"):
             if not active.any():
                 break
@@ -126,6 +129,18 @@ class GradientWriter(nn.Module):
                 )
             else:
                 fast, loss, lead = self._step(*fixed, point, embeddings, second)
+            halvings = HALVINGS if self.config.backtrack and not keep and before else 0
+            while (wrong := astray(loss, fast)).any():
+                if not halvings:
+                    # A loss that is not finite is what the step before led to.
+                    here = bool(loss.isfinite().all()) or before is None
+                    at, number = (point, step + 1) if here else (before or point, step)
+                    raise self._diverged(wrong, f"{number} of {steps}", at, embeddings, context)
+                assert before is not None
+                halvings -= 1
+                point = halfway(before, point, wrong)
+                fast, loss, lead = self._step(*fixed, point, embeddings, False)
+            before = point
             losses.append(loss.detach())
             accuracies.append(((lead > 0) & context.mask).sum(1) / count)
             active = active & self._inexact(lead, context)
@@ -167,6 +182,28 @@ class GradientWriter(nn.Module):
             rows = moving.view(-1, *[1] * (start.ndim - 1))
             moved.append(torch.where(rows, start - share * sizes[index] * move, start))
         return moved, loss if second or last else loss.detach(), lead
+
+    def _diverged(
+        self,
+        wrong: Tensor,
+        step: str,
+        point: list[Tensor],
+        embeddings: Tensor,
+        context: Tokens,
+    ) -> DivergenceError:
+        """What to raise where `step`, gone from `point`, went wrong in these rows."""
+        point = [tensor.detach().requires_grad_() for tensor in point]
+        nll, _ = self._reconstruct(self.fast.project(point), embeddings.detach(), context)
+        loss = (nll * context.mask).sum(1) / context.lengths.clamp(min=1)
+        gradients = torch.autograd.grad(loss.sum(), point)
+        norms = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
+        rows = wrong.nonzero().flatten().tolist()
+        return DivergenceError(
+            f"the write diverged at step {step} in row(s) {rows}: before it the loss was "
+            f"{loss[rows[0]].item():.3g} and the norm of its gradient {norms[rows[0]].item():.3g}: use a smaller "
+            f"writer.params.lr, set clip_norm, or backtrack=true",
+            rows,
+        )
 
     def _inexact(self, lead: Tensor, context: Tokens) -> Tensor:
         """(B,) bool: whether a row, with these leads of its tokens, is still to be descended."""
@@ -230,13 +267,6 @@ class GradientWriter(nn.Module):
     ) -> dict[str, Tensor]:
         empty = torch.zeros(0, context.ids.shape[0], device=context.ids.device)
         loss = torch.stack(losses) if losses else empty
-        if not loss.isfinite().all():
-            step, row = (~loss.isfinite()).nonzero()[0].tolist()
-            before = loss[step - 1, row].item() if step else float("nan")
-            raise DivergenceError(
-                f"the write diverged at step {step} of {len(losses)} in row {row} (loss before it "
-                f"{before:.3g}): use a smaller writer.params.lr or set clip_norm"
-            )
         return {"loss": loss, "accuracy": torch.stack(accuracies) if accuracies else empty}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -328,3 +329,40 @@ def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         part_config(GradientConfig, params, "writer.params")
     assert message in str(caught.value)
+
+
+WILD = {"slots": 2, "steps": 6, "lr": 1e22, "init_std": 0.5}
+TEXTS = Tokens.from_rows([[5, 6, 7], [8, 9], [10, 11, 12, 13]])
+
+
+def wild(**params: Any) -> Memory:
+    return Memory.from_config(
+        {
+            "backbone": {**MODELS["gpt2"], "attention": "eager"},
+            "writer": {"name": "gradient", "params": {**WILD, **params}},
+            "reader": {"name": "prefix"},
+        }
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_divergent_write_stops_where_it_diverged(optimizer: str) -> None:
+    """With the step, the rows, and what loss and gradient were before it."""
+    memory = wild(optimizer=optimizer, lr=1e38)
+    with pytest.raises(DivergenceError) as caught:
+        memory.write(TEXTS)
+    assert re.search(
+        r"diverged at step [12] of 6 in row\(s\) \[.*\]: before it the loss was \d.* norm of its gradient \d",
+        str(caught.value),
+    )
+    assert caught.value.rows
+
+
+def test_a_write_that_backtracks_goes_on() -> None:
+    """Rows that did not diverge are as they would have been."""
+    memory = wild(backtrack=True)
+    state = memory.write(TEXTS).state["memory"]
+    assert state.isfinite().all()
+    calm = {"lr": 0.1, "steps": 3}
+    plain, careful = (wild(**calm, backtrack=flag).write(TEXTS).state for flag in (False, True))
+    assert torch.equal(plain["memory"], careful["memory"])
