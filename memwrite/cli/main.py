@@ -100,6 +100,7 @@ def main() -> None:
 
 
 def _register() -> None:
+    from memwrite.cli.audit import audit
     from memwrite.cli.bench import bench
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
@@ -123,6 +124,7 @@ def _register() -> None:
         demo,
         bench,
         store,
+        audit,
     ):
         main.add_command(command)
 

@@ -111,7 +111,8 @@ def _write_text(
         )
 
 
-def _state_options(command: F) -> F:
+def state_options(command: F) -> F:
+    """What every command that reads a state takes: state, key, backbone, device, force, as_json."""
     for option in (
         click.option("--key", help="Of the memory, where STATE is a store of many."),
         click.option("--backbone", help="Folder of the backbone; by default where the file says."),
@@ -125,7 +126,7 @@ def _state_options(command: F) -> F:
 
 
 @click.command()
-@_state_options
+@state_options
 def recall(
     state: str,
     key: str | None,
@@ -135,13 +136,13 @@ def recall(
     as_json: bool,
 ) -> None:
     """Print the text that the state file STATE, or a memory in the store STATE, holds: decoded from the state alone."""
-    memory, loaded = _open(state, key, backbone, device, force)
+    memory, loaded = open_state(state, key, backbone, device, force)
     text = memory.ask(loaded)
     click.echo(json.dumps({"text": text, "state_bytes": loaded.nbytes}) if as_json else text)
 
 
 @click.command()
-@_state_options
+@state_options
 @click.argument("prompt")
 @click.option("--max-new-tokens", default=64, show_default=True, type=click.IntRange(min=1))
 def ask(
@@ -155,7 +156,7 @@ def ask(
     max_new_tokens: int,
 ) -> None:
     """Continue PROMPT given only the state file STATE, or a memory in the store STATE."""
-    memory, loaded = _open(state, key, backbone, device, force)
+    memory, loaded = open_state(state, key, backbone, device, force)
     answer = memory.ask(loaded, prompt, max_new_tokens=max_new_tokens)
     click.echo(json.dumps({"prompt": prompt, "answer": answer}) if as_json else answer)
 
@@ -178,9 +179,14 @@ def read_text(source: str) -> str:
     return text
 
 
-def _open(
+def open_state(
     path: str, key: str | None, backbone: str | None, device: str | None, force: bool
 ) -> tuple[Memory, MemoryState]:
+    """The memory that reads a state file, or one key of a store, and its state of one row.
+
+    Raises:
+        StorageError, InputError: it cannot be read, or holds several.
+    """
     from memwrite.memory import Memory
     from memwrite.stores import Store
 
