@@ -35,6 +35,7 @@ tests: install
 soak: export OMP_NUM_THREADS := 1
 soak: install
 	$(BIN)/pytest -n 2 --hypothesis-profile=soak
+	FUZZ_FACTOR=50 $(BIN)/pytest -n 2 tests/test_fuzz.py
 	$(BIN)/memwrite check --all --seeds 50
 
 clean:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
@@ -16,6 +18,8 @@ from memwrite.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 SCHEDULES = ("cosine", "stable")
+_DEEPEST = 50
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -175,6 +179,8 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
             raise ConfigError(f"override '{override}' is not of the form key.path=value")
     base = dict(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     try:
+        for override in overrides:
+            _check_depth(override.partition("=")[2])
         changes = _plain(OmegaConf.from_dotlist(list(overrides)))
     except Exception as error:  # the parsers below OmegaConf raise errors of many kinds
         raise ConfigError(f"an override cannot be read: {_reason(error)}") from None
@@ -199,7 +205,9 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        data = _plain(OmegaConf.load(path))
+        text = path.read_bytes().decode("utf-8-sig")
+        _check_depth(text)
+        data = _plain(OmegaConf.load(io.StringIO(text)))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at '{path}'") from None
     except Exception as error:
@@ -207,6 +215,16 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"'{path}' should hold a mapping such as 'writer: {{name: gradient}}'")
     return data
+
+
+def _check_depth(text: str) -> None:
+    """The parser below OmegaConf calls itself for every level, and takes the process with it when the stack is full."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_PARSER):
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
 
 
 def _plain(data: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from memwrite.backbone import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
+from memwrite.limits import check_folder, check_numbers, count_weights
 from memwrite.tokenizer import Codec, load_codec
 
 # A run folder keeps the model it trained in here.
@@ -43,8 +45,13 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
 def _check_logits(backbone: TransformersBackbone) -> None:
     """Some families scale their embeddings or logits in ways we do not know: better an error than other logits."""
     ids = torch.tensor([[backbone.info.start]], device=backbone.info.device)
-    expected = backbone.model(ids, use_cache=False).logits.float()
-    found = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
+    try:
+        expected = backbone.model(ids, use_cache=False).logits.float()
+        found = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"the '{backbone.info.architecture}' that is described cannot be run: {error}"
+        ) from None
     bar = 0.01 * float(expected.abs().max())
     if not torch.allclose(found, expected, rtol=0, atol=bar, equal_nan=True):
         raise ConfigError(
@@ -52,7 +59,22 @@ def _check_logits(backbone: TransformersBackbone) -> None:
         )
 
 
+def built_weights(config: BackboneConfig) -> int:
+    """The number of weights of a model that is to be built from scratch.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    described = _described(config, load_codec(config.tokenizer))
+    try:
+        return count_weights(described)
+    except Exception as error:  # impossible sizes make transformers raise errors of every kind
+        raise _undescribed(config, error) from None
+
+
 def _pretrained(config: BackboneConfig, source: str) -> Any:
+    if os.path.isdir(source):
+        check_folder(Path(source))
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -64,7 +86,7 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
             )
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
         reason = str(error) or type(error).__name__
-        if Path(source).is_dir():
+        if os.path.isdir(source):
             what = "holds no model that can be loaded"
         else:
             what = f"is no folder in '{Path.cwd()}', and no hub model that can be loaded"
@@ -118,10 +140,11 @@ def _device(name: str) -> torch.device:
 
 def _model_source(path: str) -> str:
     inner = Path(path) / MODEL_FOLDER
-    return str(inner) if inner.is_dir() else path
+    return str(inner) if os.path.isdir(inner) else path
 
 
 def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
+    check_numbers(config.params, "backbone.params.")
     params = {"vocab_size": codec.vocab_size, **config.params}
     params.setdefault("bos_token_id", codec.start)
     params.setdefault("eos_token_id", codec.end)

@@ -172,6 +172,7 @@ class Memory(nn.Module):
     ) -> tuple[Memory, MemoryState]:
         """As `load`, for a state file that has been read already from `path`."""
         config = runs.config_of(file.header, path)
+        runs.check_finite(file.state, path)
         plugin = registry().reader(config.reader.name)
         _check_pair(config, file.state.spec.kind, plugin.accepts)
         part = replace(config.backbone, device=device or config.backbone.device, trainable=False)

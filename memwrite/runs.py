@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +20,9 @@ from torch import Tensor
 import memwrite
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import BackboneConfig, Config, part_config, to_dict
-from memwrite.errors import ConfigError, ContractViolation, StorageError
-from memwrite.loading import MODEL_FOLDER, load_backbone
+from memwrite.errors import ConfigError, ContractViolation, MemwriteError, StorageError
+from memwrite.limits import MOST_BUILT
+from memwrite.loading import MODEL_FOLDER, built_weights, load_backbone
 from memwrite.plugins import ReaderPlugin
 from memwrite.state import MemoryState
 from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, write_bytes
@@ -129,10 +131,15 @@ def load_backbone_of(
     """
     source = config.tokenizer if config.path is None else config.path
     built_in = config.path is None and source in BUILT_IN
-    if not built_in and not Path(source).is_dir():
+    if not built_in and not os.path.isdir(source):
         raise StorageError(
             f"'{path}' needs the backbone {header.fingerprint}, looked for in '{source}', which is "
             f"no folder here: name its folder with --backbone"
+        )
+    if config.path is None and not force and built_weights(config) > MOST_BUILT:
+        raise StorageError(
+            f"'{path}' describes a model of {built_weights(config)} weights to be built for it, more than {MOST_BUILT}: "
+            f"name its folder with --backbone, or force it"
         )
     backbone = load_backbone(config, header.seed)
     if backbone.fingerprint != header.fingerprint and not force:
@@ -154,12 +161,38 @@ def load_reader_of(
     """
     with _reading_header(path):
         config = part_config(plugin.config, file.header.reader.params, "reader.params")
-    with torch.random.fork_rng(devices=[]):
-        reader: Any = plugin.build(config, backbone, file.state.spec)
-    if _shapes(reader.state_dict()) != _shapes(file.weights):
-        raise StorageError(f"'{path}' holds other weights than its reader '{plugin.name}' has")
+    try:
+        with torch.random.fork_rng(devices=[]):
+            # First without memory for it: the file says how large it is, and may say anything.
+            with torch.device("meta"), suppress(NotImplementedError):
+                first: Any = plugin.build(config, backbone, file.state.spec)
+                _check_reader(first, file, plugin.name, path)
+            reader: Any = plugin.build(config, backbone, file.state.spec)
+    except MemwriteError:
+        raise
+    except Exception as error:  # the plugin's own, on what a stranger's file says
+        raise StorageError(
+            f"'{path}' is no state that its reader '{plugin.name}' can read: {type(error).__name__}: {error}"
+        ) from None
+    _check_reader(reader, file, plugin.name, path)
     reader.load_state_dict(file.weights)
     return reader
+
+
+def _check_reader(reader: Any, file: StateFile, name: str, path: str | Path) -> None:
+    if _shapes(reader.state_dict()) != _shapes(file.weights):
+        raise StorageError(f"'{path}' holds other weights than its reader '{name}' has")
+
+
+def check_finite(state: MemoryState, path: str | Path) -> None:
+    """Refuse a state that would make every answer a number that is none.
+
+    Raises:
+        StorageError: it holds infinities or no numbers.
+    """
+    for name, tensor in state.tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise StorageError(f"'{path}' is damaged: its '{name}' is not finite")
 
 
 def state_for(memory: Memory, file: StateFile, path: str | Path) -> MemoryState:
@@ -181,6 +214,7 @@ def state_for(memory: Memory, file: StateFile, path: str | Path) -> MemoryState:
         raise StorageError(f"'{path}' was written for another reader than this memory has")
     if memory.writer is not None and file.state.spec != memory.writer.spec:
         raise StorageError(f"'{path}' holds a state of another size than this memory writes")
+    check_finite(file.state, path)
     return file.state
 
 

@@ -43,6 +43,9 @@ class StoredSpec:
     def restore(self) -> StateSpec:
         if self.dtype not in _DTYPES:
             raise ConfigError(f"spec.dtype '{self.dtype}' is not one of {', '.join(_DTYPES)}")
+        numbers = [*self.layers, *(size for shape in self.shapes.values() for size in shape)]
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise ConfigError("spec.layers and spec.shapes are not whole numbers from 0 on")
         shapes = {name: tuple(shape) for name, shape in self.shapes.items()}
         dtype = getattr(torch, self.dtype)
         return StateSpec(self.kind, shapes, tuple(self.layers), dtype, self.bounded)

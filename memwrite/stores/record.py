@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -144,9 +145,12 @@ def entry_of(note: Mapping[str, Any], nbytes: int, where: str) -> Entry:
     """
     try:
         expires, source = note["expires"], note["source"]
-        texts = [note["key"], note["recipe"], note["created"], expires or "", source or ""]
+        texts = [note["key"], note["recipe"], note["created"]]
+        texts += [text for text in (expires, source) if text is not None]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError("a text is none")
+        if not re.fullmatch("[0-9a-f]{64}", note["recipe"]):
+            raise ValueError(f"'{note['recipe'][:80]}' is no recipe")
         return Entry(
             key=check_key(note["key"]),
             recipe=note["recipe"],

@@ -144,7 +144,7 @@ class SqlitePlace:
         try:
             with self._lock:
                 yield self._open()
-        except (sqlite3.Error, OverflowError) as error:
+        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
             raise StorageError(f"the store '{self.name}' cannot be used: {error}") from None
 
     @contextmanager
