@@ -35,7 +35,7 @@ tests: install
 soak: export OMP_NUM_THREADS := 1
 soak: install
 	$(BIN)/pytest -n 2 --hypothesis-profile=soak
-	FUZZ_FACTOR=50 $(BIN)/pytest -n 2 tests/test_fuzz.py
+	SOAK=50 $(BIN)/pytest -n 2 tests/test_fuzz.py tests/test_endurance.py tests/test_bulk.py tests/test_training_parts.py
 	$(BIN)/memwrite check --all --seeds 50
 
 clean:

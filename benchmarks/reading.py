@@ -149,18 +149,27 @@ def plot(report: dict[str, Any], path: Path) -> None:
     ):  # fmt: skip
         for name, legend in names.items():
             axes.plot(lengths, [row[name] for row in report["by_length"]], "o-", label=legend)
-        axes.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=label)
+        axes.set(yscale="log", xlabel="tokens of context", ylabel=label)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(length) for length in lengths])
         axes.legend(frameon=False)
     for kind, legend in (("gradmem", "gradient writer, five steps"), ("full", "context in sight")):
         rows = [row for row in report["by_accuracy"] if row["model"].startswith(kind)]
         right_axes.plot(
             [row["exact_match"] for row in rows], [row["bytes"] for row in rows], "o", label=legend
         )
-        for row in rows:
-            place = (row["exact_match"], row["bytes"])
-            right_axes.annotate(f" {row['pairs']} pairs, {row['ask_ms']:.1f} ms", place, fontsize=7)
-    right_axes.set(xlabel="exact match", ylabel="bytes kept", yscale="log")
-    right_axes.legend(frameon=False)
+        for turn, row in enumerate(rows):
+            offset = (-8, 9 + 11 * turn if kind == "gradmem" else -3)
+            right_axes.annotate(
+                f"{row['pairs']} pairs, {row['ask_ms']:.1f} ms",
+                (row["exact_match"], row["bytes"]),
+                offset,
+                textcoords="offset points",
+                fontsize=7,
+                ha="right",
+            )
+    right_axes.set(xlabel="exact match", ylabel="bytes kept", yscale="log", xlim=(0.5, 1.02))
+    right_axes.legend(frameon=False, loc="center left")
     figure.savefig(path, dpi=120)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 from memwrite import Memory
 from memwrite.config import BackboneConfig, Config
 from memwrite.loading import load_backbone
+
+#: How much more than in the tests is to be tried; `make soak` asks for fifty times as much.
+SOAK = float(os.environ.get("SOAK", "1"))
 
 MODELS: dict[str, dict[str, Any]] = {
     "gpt2": {

@@ -18,7 +18,7 @@ import yaml
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MODELS
+from support import MODELS, SOAK
 from torch import Tensor
 
 from memwrite import Memory
@@ -240,23 +240,33 @@ def _processes(words: list[str], count: int) -> list[subprocess.Popen[bytes]]:
     ]
 
 
+def _count(place: Path) -> int:
+    return Store(place).size().memories if place.exists() else 0
+
+
 def test_two_processes_and_a_kill_end_with_the_same_bytes(tmp_path: Path) -> None:
-    """Two are killed in the midst of it; two go on; and the result is that of one alone."""
-    texts = {f"{key}-{turn}": f"{turn} {text}" for turn in range(20) for key, text in TEXTS.items()}
+    """Two are killed in the midst of it, in a soak twenty times over; two go on; and the result is that of one alone."""
+    texts = {
+        f"{key}-{turn}": f"{turn} {text}"
+        for turn in range(round(20 * min(SOAK, 10)))
+        for key, text in TEXTS.items()
+    }
     path, config = lines(tmp_path / "docs.jsonl", texts), tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     place = tmp_path / "shared.db"
     words = ["memwrite", "write", str(config), "--input", str(path), "--batch-size", "16"]
     words += ["--json", "--out", str(place)]
-    killed = _processes(words, 2)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not (place.exists() and Store(place).size().memories):
-        time.sleep(0.02)
-    for process in killed:
-        process.kill()
-        process.communicate()
-    before = len(states(place))
-    assert 0 < before < len(texts)
+    before = 0
+    for _ in range(1 if SOAK == 1 else 20):
+        killed = _processes(words, 2)
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and _count(place) <= before:
+            time.sleep(0.02)
+        for process in killed:
+            process.kill()
+            process.communicate()
+        assert before < len(states(place)) < len(texts)
+        before = len(states(place))
     first, second = _processes(words, 2)
     said = first.communicate()[0]
     assert (first.returncode, second.wait()) == (0, 0), said

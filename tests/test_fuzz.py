@@ -1,13 +1,12 @@
 """Whatever a file holds that came from a stranger: an error of ours in a sentence, or what it honestly says.
 
-`FUZZ_FACTOR` times as many cases are tried as in the tests; `make soak` asks for fifty times as many.
+`make soak` tries fifty times as many cases as the tests.
 """
 
 from __future__ import annotations
 
 import faulthandler
 import json
-import os
 import resource
 import shutil
 import sqlite3
@@ -22,7 +21,7 @@ import safetensors.torch
 import torch
 import yaml
 from fuzzing import mutated_bytes, mutated_data
-from support import MODELS
+from support import MODELS, SOAK
 
 from memwrite import Memory, MemoryState
 from memwrite.config import load_config
@@ -31,7 +30,6 @@ from memwrite.sealed import seal, unseal
 from memwrite.storage import load_state
 from memwrite.stores import Store
 
-FACTOR = float(os.environ.get("FUZZ_FACTOR", "1"))
 #: Beyond what the process holds when a test begins: more than any honest file here could want.
 ROOM = 3 << 30
 SECONDS = 60
@@ -62,7 +60,7 @@ def bounded() -> Iterator[None]:
 
 def fuzz(cases: int, case: Callable[[Random], object]) -> tuple[int, int]:
     """Run `case` on each seed; how many were taken and how many refused."""
-    taken, cases = 0, round(cases * FACTOR)
+    taken, cases = 0, round(cases * SOAK)
     for seed in range(cases):
         faulthandler.dump_traceback_later(SECONDS, exit=True)
         with warnings.catch_warnings():

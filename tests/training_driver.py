@@ -15,6 +15,7 @@ from typing import Any
 
 import ragged
 import yaml
+from support import SOAK
 
 from memwrite.training.run import train
 
@@ -23,6 +24,8 @@ _TOUCHES = ("open", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "shutil.rm
 
 # How many of them each attempt lives to see: it ends between steps, within checkpoints, and while a stage is saved.
 KILLS = (14, 30, 40)
+#: In a soak, so many more that come soon after each other.
+MORE_KILLS = tuple(3 + 5 * turn % 14 for turn in range(17)) if SOAK > 1 else ()
 
 
 def forked(config: Path, overrides: Sequence[str], kill: int | None, env: Mapping[str, str]) -> int:
@@ -95,7 +98,7 @@ def _killed_over_and_over(folder: Path) -> None:
     config = folder / "staged.yaml"
     config.write_text(yaml.safe_dump(staged(folder)))
     assert ended(forked(config, [f"training.out={folder / 'whole'}"], None, {})) == 0
-    for kill in KILLS:
+    for kill in (*KILLS, *MORE_KILLS):
         code = ended(forked(config, [f"training.out={folder / 'killed'}"], kill, {}))
         assert code == -signal.SIGKILL, code
     assert ended(forked(config, [f"training.out={folder / 'killed'}"], None, {})) == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -84,12 +84,10 @@ class RemotePlace:
         """Remove records; how many were there."""
         gone = 0
         for key in keys:
-            try:
-                with self._reading():
-                    self._system.rm_file(self._path(key))
+            path = self._path(key)
+            with self._reading(), suppress(FileNotFoundError):
+                self._system.rm_file(path)
                 gone += 1
-            except FileNotFoundError:
-                pass
         return gone
 
     def expire(self, now: datetime) -> int:
@@ -128,11 +126,9 @@ class RemotePlace:
         return f"{self._memories}/{name}"
 
     def _read(self, path: str) -> bytes | None:
-        try:
-            with self._reading():
-                return bytes(self._system.cat_file(path))
-        except FileNotFoundError:
-            return None
+        with self._reading(), suppress(FileNotFoundError):
+            return bytes(self._system.cat_file(path))
+        return None
 
     def _write(self, path: str, data: bytes) -> None:
         if isinstance(self._system, LocalFileSystem):
@@ -146,7 +142,7 @@ class RemotePlace:
     def _reading(self) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, StorageError):
+        except StorageError:
             raise
         except Exception as error:  # every file system raises its own
             reason = (
