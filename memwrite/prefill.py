@@ -47,6 +47,7 @@ class Prefilled:
 class PrefillCache:
     """The latest memories that were read, as the model sees them, up to so many bytes.
 
+    `Memory.generate` and `ask` use it, and `Memory.read` where grad mode is off, so that no gradient is lost in it.
     A memory is known by its numbers, so whoever finds one here has it already. Threads may share a cache. What a
     memory became stays until it is pushed out or the cache is cleared, also when its state is deleted elsewhere.
 
