@@ -143,7 +143,7 @@ def test_headers_and_tensors_of_state_files(
         if state.batch_size == 1:
             ask(memory, state)
 
-    taken, refused = fuzz(250, case)
+    taken, refused = fuzz(200, case)
     assert min(taken, refused) > 0
 
 
