@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 import yaml
 from fuzzing import mutated_bytes, mutated_data
@@ -245,9 +245,14 @@ def test_what_is_declared_is_not_taken_at_its_word(saved: dict[str, Path], tmp_p
         )
         with pytest.raises(MemwriteError, match=r"can be meant|to be built for it"):
             Memory.load(path)
-    reader = {"name": "lora", "params": {"rank": 10**9}}
-    path.write_bytes(seal(json.dumps({**header, "reader": reader}), tensors, "x"))
-    with pytest.raises(MemwriteError):
+    static = Memory.from_config(
+        {**CONFIG, "writer": {"name": "no-memory"}, "reader": {"name": "static-lora"}}
+    )
+    static.save(static.write("a secret").state, path)
+    header, tensors = unseal(path.read_bytes(), "x")
+    header["reader"]["params"]["rank"] = 10**9
+    path.write_bytes(seal(json.dumps(header), tensors, "x"))
+    with pytest.raises(MemwriteError, match="holds other weights than its reader 'static-lora'"):
         Memory.load(path)
     shutil.copytree(saved["run"], tmp_path / "run")
     described = tmp_path / "run" / "backbone" / "config.json"
@@ -256,4 +261,58 @@ def test_what_is_declared_is_not_taken_at_its_word(saved: dict[str, Path], tmp_p
         described.write_text(json.dumps({**json.loads(text), name: value}))
         with pytest.raises(MemwriteError, match=r"can be meant|the files beside it hold"):
             Memory.from_config(tmp_path / "run")
-    safetensors.torch.save_file({"w": torch.ones(2)}, tmp_path / "w.safetensors")
+
+
+DEEP = "[" * 50_000
+
+
+@pytest.mark.parametrize("text", [f"backbone: {DEEP}", f"a: {'{b: ' * 200}"])
+def test_yaml_nested_beyond_the_stack_is_refused(tmp_path: Path, text: str) -> None:
+    """The parser's own stack overflowed, and took the process with it."""
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(MemwriteError, match="levels deep"):
+        load_config(path)
+    with pytest.raises(MemwriteError, match="levels deep"):
+        load_config(CONFIG, [f"backbone.params.x={DEEP}"])
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("layers", [[0], [1]]),
+        ("path", "é" * 3000),
+        ("dropout", float("nan")),
+    ],
+)
+def test_headers_that_once_ended_in_a_traceback(
+    saved: dict[str, Path], tmp_path: Path, part: str, value: Any
+) -> None:
+    header, tensors = unseal(saved["lora"].read_bytes(), "x")
+    if part == "layers":
+        header["spec"]["layers"] = value
+    elif part == "path":
+        header["backbone"] |= {"path": value, "type": None, "params": {}}
+    else:
+        header["backbone"]["params"]["resid_pdrop"] = value
+    path = tmp_path / "x.st"
+    path.write_bytes(seal(json.dumps(header), tensors, "x"))
+    with pytest.raises(MemwriteError) as caught:
+        Memory.load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("expires", []), ("recipe", "\ud800"), ("source", 7)])
+def test_notes_of_records_that_once_ended_in_a_traceback(
+    tmp_path: Path, name: str, value: Any
+) -> None:
+    memory, path = Memory.from_config(CONFIG), tmp_path / "x.db"
+    with Store(path) as store:
+        store.put("a", memory, memory.write("one").state)
+    with sqlite3.connect(path) as connection:
+        [(data,)] = connection.execute("SELECT data FROM memories").fetchall()
+        note, tensors = unseal(data, "record")
+        changed = seal(json.dumps({**note, name: value}), tensors, "record")
+        connection.execute("UPDATE memories SET data = ?", (changed,))
+    with Store(path) as store, pytest.raises(MemwriteError, match="its note does not fit"):
+        store.file("a")
