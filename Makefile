@@ -6,7 +6,7 @@ PROJECTS := pyproject.toml constraints.txt specs/pyproject.toml $(wildcard plugi
 EDITABLE := -e '.[dev]' -e specs $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/memwrite-*/pyproject.toml))
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: install demo test lint types tests soak clean
+.PHONY: install demo test lint types tests bench soak clean
 
 install: $(STAMP)
 
@@ -31,6 +31,9 @@ types: install
 tests: export OMP_NUM_THREADS := 1
 tests: install
 	$(BIN)/pytest -n 2
+
+bench: install
+	$(BIN)/python benchmarks/record.py
 
 soak: export OMP_NUM_THREADS := 1
 soak: install

@@ -2,19 +2,18 @@
 
     python benchmarks/layer.py [--json]
 
-Both run in turn, many times over, in one process; the ratio is of their medians.
+Both run in turn, many times over, in one process; the figure is the median of their ratios.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
+from timing import in_turn, ratio
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from memwrite.backbone import TransformersBackbone
@@ -33,25 +32,14 @@ def model() -> Any:
     return AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **SHAPE)).eval()
 
 
-def medians(*runs: Callable[[], object], times: int) -> list[float]:
-    """Seconds of each, run in turn."""
-    found: list[list[float]] = [[] for _ in runs]
-    for _ in range(times):
-        for own, run in zip(found, runs, strict=True):
-            begun = time.perf_counter()
-            run()
-            own.append(time.perf_counter() - begun)
-    return [statistics.median(own) for own in found]
-
-
 @torch.inference_mode()
 def measure(length: int, times: int) -> dict[str, float]:
     frozen, hooked = model(), model()
     backbone = TransformersBackbone(hooked, ByteCodec())
-    found = registry()
-    writer = found.writer("delta").build(found.writer("delta").config(rank=RANK), backbone)
-    reader = found.reader("lora").build(
-        found.reader("lora").config(init="base-slice"), backbone, writer.spec
+    plugins = registry()
+    writer = plugins.writer("delta").build(plugins.writer("delta").config(rank=RANK), backbone)
+    reader = plugins.reader("lora").build(
+        plugins.reader("lora").config(init="base-slice"), backbone, writer.spec
     )
     hidden = torch.randn(1, length, SHAPE["hidden_size"])
     rotary = hooked.model.rotary_emb
@@ -80,12 +68,14 @@ def measure(length: int, times: int) -> dict[str, float]:
 
     result = {}
     for name, run in (("prefill", prefill), ("decode", decode)):
-        plain, ours = medians(
-            lambda run=run: run(frozen),
-            lambda run=run, f=name == "decode": run(hooked, **{KEYWORD: {0: correction(f)}}),
-            times=times,
-        )
-        result[name] = ours / plain - 1
+        works = {
+            "plain": lambda run=run: run(frozen),
+            "ours": lambda run=run, f=name == "decode": run(
+                hooked, **{KEYWORD: {0: correction(f)}}
+            ),
+        }
+        found = in_turn(works, times, time.perf_counter)
+        result[name] = ratio(found["ours"], found["plain"]).median - 1
     return result
 
 

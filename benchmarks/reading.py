@@ -3,23 +3,24 @@
     python benchmarks/reading.py [--json] [--plot FILE]
 
 Asking a state whose keys and values are at hand (`PrefillCache`), beside transformers' own `generate` on context and
-question, for contexts of 256 to 4,096 tokens: both in turn, in one process; ratios are of medians, with the quartiles of
-the pairs. Then the same for models that were trained to remember key-value pairs, by what they answer rightly.
+question, for contexts of 256 to 4,096 tokens: both in turn, in one process; ratios are medians of the pairs' own, with
+their quartiles. Then the same for models that were trained to remember key-value pairs, by what they answer rightly.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
+from timing import in_turn, ratio
 from torch import Tensor
 
 from memwrite import Memory, Tokens
@@ -56,20 +57,6 @@ CONFIG = {
 }
 
 
-def pairs(
-    first: Callable[[], object], second: Callable[[], object], count: int
-) -> list[list[float]]:
-    """Seconds of both, run in turn."""
-    found: list[list[float]] = [[], []]
-    for turn in range(count + 1):
-        for own, run in zip(found, (first, second), strict=True):
-            begun = time.perf_counter()
-            run()
-            if turn:  # the first time is for warming up
-                own.append(time.perf_counter() - begun)
-    return found
-
-
 def rereading(memory: Memory, ids: Tensor) -> Callable[[], object]:
     """transformers' own way to the token behind `ids` (1, T)."""
     mask, end = torch.ones_like(ids), memory.backbone.info.end
@@ -77,34 +64,38 @@ def rereading(memory: Memory, ids: Tensor) -> Callable[[], object]:
     return partial(memory.model.generate, ids, attention_mask=mask, **options)
 
 
+def ways(memory: Memory, length: int) -> dict[str, Callable[[], object]]:
+    """To the first token behind a context of so many tokens: its memory "asked", and all of it "reread"."""
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 256, (1, length + QUESTION), generator=draw)
+    state = memory.write(Tokens.from_rows(ids[:, :length].tolist())).state
+    question = Tokens.from_rows(ids[:, length:].tolist())
+    return {
+        "reread": rereading(memory, ids),
+        "asked": partial(memory.generate, state, question, max_new_tokens=1),
+    }
+
+
 @torch.no_grad()
 def by_length() -> list[dict[str, float]]:
     memory = Memory.from_config(CONFIG)
-    memory.prefills = PrefillCache()
-    info, draw = memory.backbone.info, torch.Generator().manual_seed(0)
-    rows = []
+    cache = memory.prefills = PrefillCache()
+    info, rows = memory.backbone.info, []
     for length in LENGTHS:
-        ids = torch.randint(0, 256, (1, length + QUESTION), generator=draw)
-        state = memory.write(Tokens.from_rows(ids[:, :length].tolist())).state
-        question = Tokens.from_rows(ids[:, length:].tolist())
-        reread, asked = pairs(
-            rereading(memory, ids),
-            partial(memory.generate, state, question, max_new_tokens=1),
-            PAIRS,
-        )
-        ratios = sorted(a / b for a, b in zip(reread, asked, strict=True))
+        found = in_turn(ways(memory, length), PAIRS, time.perf_counter)
+        less = ratio(found["reread"], found["asked"])
         numbers = 2 * info.layers * info.kv_heads * info.head_dim
         rows.append(
             {
                 "tokens": length,
-                "reread_ms": 1e3 * statistics.median(reread),
-                "ask_ms": 1e3 * statistics.median(asked),
-                "ratio": statistics.median(reread) / statistics.median(asked),
-                "low": ratios[len(ratios) // 4],
-                "high": ratios[-1 - len(ratios) // 4],
+                "reread_ms": 1e3 * median(found["reread"]),
+                "ask_ms": 1e3 * median(found["asked"]),
+                "ratio": less.median,
+                "low": less.low,
+                "high": less.high,
                 "cache_bytes": 4 * numbers * (length + QUESTION),
-                "state_bytes": state.nbytes,
-                "prefilled_bytes": memory.prefills.nbytes // len(memory.prefills),
+                "state_bytes": memory.writer.init(1).nbytes,
+                "prefilled_bytes": cache.nbytes // len(cache),
             }
         )
     return rows
@@ -124,14 +115,15 @@ def by_accuracy() -> list[dict[str, Any]]:
         state, question = memory.write(context).state, Tokens.from_rows([[11, 12, 13]])
         whole = torch.cat([context.ids, question.ids], 1)
         asking = partial(memory.generate, state, question, max_new_tokens=1)
-        _, asked = pairs(lambda: None, rereading(memory, whole) if full else asking, PAIRS)
+        run = rereading(memory, whole) if full else asking
+        asked = in_turn({name: run}, PAIRS, time.perf_counter)[name]
         rows.append(
             {
                 "model": name,
                 "pairs": count,
                 "exact_match": result.memory.exact_match,
                 "bytes": result.state_bytes,
-                "ask_ms": 1e3 * statistics.median(asked),
+                "ask_ms": 1e3 * median(asked),
             }
         )
     return rows

@@ -2,8 +2,8 @@
 
     python benchmarks/scan.py
 
-The loop is this repository's own, or with MEMWRITE_OFFICIAL_DELTA=FOLDER that of δ-mem's authors, from a checkout of
-github.com/declare-lab/delta-Mem. Only ratios within a run mean something elsewhere.
+The loop is this repository's own; with MEMWRITE_OFFICIAL_DELTA=FOLDER that of δ-mem's authors runs beside it, from a checkout
+of github.com/declare-lab/delta-Mem. Only ratios within a run mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -12,18 +12,21 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import click
 import torch
 from memwrite_delta import chunked, kernel, naive
 from memwrite_delta.scan import scan_with
-from timing import median
+from timing import in_turn, ratio
 from torch import Tensor
 from torch.nn import functional as F
 
 SIZES = ((8, 8192), (64, 4096))  # rank and tokens
+CHECKOUT = "MEMWRITE_OFFICIAL_DELTA"
 Run = Callable[..., tuple[Tensor, Tensor]]
+Work = Callable[[], None]
 
 
 def inputs_of(rank: int, tokens: int) -> list[Tensor]:
@@ -53,8 +56,8 @@ def official(folder: str) -> Run:
     return run
 
 
-def seconds(run: Run, inputs: Sequence[Tensor], repeats: int) -> tuple[float, float]:
-    """Medians of forward without a graph, and of forward and backward."""
+def in_pieces(run: Run, inputs: Sequence[Tensor]) -> tuple[Work, Work]:
+    """Forward without a graph, and forward and backward."""
     leaves = [x.clone().requires_grad_() for x in inputs]
 
     def forward() -> None:
@@ -65,38 +68,49 @@ def seconds(run: Run, inputs: Sequence[Tensor], repeats: int) -> tuple[float, fl
         reads, state = run(*leaves)
         torch.autograd.grad(reads.sum() + state.sum(), leaves)
 
-    return median(forward, repeats), median(both, repeats)
+    return forward, both
 
 
-def measure(rank: int, tokens: int, repeats: int) -> list[dict[str, Any]]:
-    """A row of the table for each algorithm; the loop comes first and is measured once."""
+def algorithms() -> dict[str, Run]:
+    """The loops first."""
+    runs: dict[str, Run] = {"loop": naive.scan}
+    if CHECKOUT in os.environ:
+        runs["δ-mem's loop"] = official(os.environ[CHECKOUT])
+    runs["chunked"] = lambda *x: scan_with(chunked, x)
+    runs["compiled"] = lambda *x: scan_with(kernel, x)
+    return runs
+
+
+def measure(rank: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
+    """A row of the table for each algorithm; the loop comes first."""
     inputs = inputs_of(rank, tokens)
     expected, _ = naive.scan(*(x.double() for x in inputs))
-    folder = os.environ.get("MEMWRITE_OFFICIAL_DELTA")
-    runs: dict[str, Run] = {
-        "δ-mem's loop" if folder else "loop": official(folder) if folder else naive.scan,
-        "chunked": lambda *x: scan_with(chunked, x),
-        "compiled": lambda *x: scan_with(kernel, x),
-    }
-    rows: list[dict[str, Any]] = []
-    for name, run in runs.items():
-        error = (run(*inputs)[0] - expected).abs().max().item()
-        forward, both = seconds(run, inputs, repeats if rows else 1)
-        row = {"rank": rank, "tokens": tokens, "algorithm": name, "error": error}
-        rows.append({**row, "forward_seconds": forward, "seconds": both})
-    for row in rows:
-        row["forward_ratio"] = rows[0]["forward_seconds"] / row["forward_seconds"]
-        row["ratio"] = rows[0]["seconds"] / row["seconds"]
-    return rows
+    runs = algorithms()
+    pieces = {name: in_pieces(run, inputs) for name, run in runs.items()}
+    forward = in_turn({name: piece[0] for name, piece in pieces.items()}, rounds)
+    both = in_turn({name: piece[1] for name, piece in pieces.items()}, rounds)
+    return [
+        {
+            "rank": rank,
+            "tokens": tokens,
+            "algorithm": name,
+            "error": (run(*inputs)[0] - expected).abs().max().item(),
+            "forward_seconds": median(forward[name]),
+            "seconds": median(both[name]),
+            "forward_ratio": ratio(forward["loop"], forward[name]).median,
+            "ratio": ratio(both["loop"], both[name]).median,
+        }
+        for name, run in runs.items()
+    ]
 
 
 @click.command()
-@click.option("--repeats", default=7, show_default=True, help="Of all but the loop.")
+@click.option("--rounds", default=5, show_default=True, help="Each runs all, in turn.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def main(repeats: int, as_json: bool) -> None:
+def main(rounds: int, as_json: bool) -> None:
     """Time the scan and compare it with the float64 oracle."""
     torch.set_num_threads(1)
-    rows = [row for rank, tokens in SIZES for row in measure(rank, tokens, repeats)]
+    rows = [row for rank, tokens in SIZES for row in measure(rank, tokens, rounds)]
     if as_json:
         click.echo(json.dumps({"torch": torch.__version__, "rows": rows}))
         return

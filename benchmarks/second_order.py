@@ -16,19 +16,20 @@ import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import click
 import torch
 from official import CHECKOUT, official_model, outputs
-from timing import median
+from timing import in_turn, ratio
 from torch.nn import functional as F
 
 from memwrite import Memory
+from memwrite.heap import keep_freed_memory
 from memwrite.loss import Batch
 from memwrite.tasks.base import Example, collate
 from memwrite.tasks.kv import KvConfig, KvTask
-from memwrite.training.heap import keep_freed_memory
 
 PAIRS, BATCH, SLOTS = 16, 64, 8
 MODEL = {
@@ -48,11 +49,16 @@ WAYS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training step: CPU seconds (median), peak memory above that of the model, and the loss."""
+    """Of one training step: CPU seconds in every round, peak memory above that of the model, and the loss."""
 
-    seconds: float
+    rounds: list[float]
     bytes: int
     loss: float
+
+    @property
+    def seconds(self) -> float:
+        """Median."""
+        return median(self.rounds)
 
 
 def memory_of(steps: int, **params: Any) -> Memory:
@@ -83,7 +89,7 @@ def batch_of(memory: Memory) -> Batch:
     return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 
 
-def training_step(way: str, steps: int, repeats: int) -> Cost:
+def training_step(way: str, steps: int, rounds: int) -> Cost:
     """Measure one way; to be called in a fresh process."""
     torch.set_num_threads(1)
     memory = memory_of(steps, **WAYS.get(way, {})).train()
@@ -105,11 +111,11 @@ def training_step(way: str, steps: int, repeats: int) -> Cost:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = step()  # and the first call, which does not count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return Cost(median(step, repeats), peak * 1024, found)
+    return Cost(in_turn({way: step}, rounds)[way], peak * 1024, found)
 
 
-def inference(steps: int, repeats: int) -> tuple[float, float]:
-    """CPU seconds of a write, and of K passes of the bare model forward and back to its inputs."""
+def inference(steps: int, rounds: int) -> dict[str, list[float]]:
+    """CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
     torch.set_num_threads(1)
     memory = memory_of(steps).eval().requires_grad_(False)
     context = batch_of(memory).context
@@ -125,8 +131,7 @@ def inference(steps: int, repeats: int) -> tuple[float, float]:
             loss = F.cross_entropy(logits.flatten(0, 1), context.ids.flatten(), reduction="sum")
             torch.autograd.grad(loss, leaf)
 
-    memory.write(context), bare()  # the first calls do not count
-    return median(lambda: memory.write(context), repeats), median(bare, repeats)
+    return in_turn({"write": lambda: memory.write(context), "bare": bare}, rounds)
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
@@ -137,17 +142,18 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 
 @click.command()
 @click.option("--steps", default="1,2,5", help="Numbers K of inner steps.")
-@click.option("--repeats", default=5, help="Steps measured, of which the median counts.")
+@click.option("--rounds", default=5, help="Steps measured, of which the median counts.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(steps: str, repeats: int, as_json: bool) -> None:
+def main(steps: str, rounds: int, as_json: bool) -> None:
     """Time and memory of a training step, and time of a write."""
     known = CHECKOUT in os.environ
     ways = [*(["official"] if known else []), *WAYS]
     rows = []
     for count in map(int, steps.split(",")):
-        costs: dict[str, Cost] = {way: alone(training_step, way, count, repeats) for way in ways}
+        costs: dict[str, Cost] = {way: alone(training_step, way, count, rounds) for way in ways}
         base = costs[ways[0]]
-        written, bare = alone(inference, count, repeats)
+        found = alone(inference, count, rounds)
+        written = ratio(found["write"], found["bare"]).median
         for way, cost in costs.items():
             row = {
                 "K": count,
@@ -164,9 +170,11 @@ def main(steps: str, repeats: int, as_json: bool) -> None:
                     f"K={count} {way:22} {cost.seconds:6.2f} s {row['time']:5.2f}x  "
                     f"{row['megabytes']:7.0f} MB {row['memory']:5.2f}x  loss {cost.loss:.6f}"
                 )
-        rows.append({"K": count, "way": "write", "seconds": written, "time": written / bare})
+        rows.append(
+            {"K": count, "way": "write", "seconds": median(found["write"]), "time": written}
+        )
         if not as_json:
-            click.echo(f"K={count} a write at inference, of the bare passes: {written / bare:.2f}x")
+            click.echo(f"K={count} a write at inference, of the bare passes: {written:.2f}x")
     if as_json:
         click.echo(json.dumps({"torch": torch.__version__, "rows": rows}))
 

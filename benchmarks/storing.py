@@ -12,13 +12,17 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from itertools import count
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 import torch
+from timing import in_turn, ratio
 
 from memwrite import Memory, MemoryState
 from memwrite.bulk.writing import write_documents
@@ -31,14 +35,8 @@ MODEL = Path("models") / "gradmem-kv-k1-0"
 DOCUMENTS, ROUNDS, READS, AT_ONCE = 1000, 3, 500, 1000
 
 
-def seconds(action: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    action()
-    return time.perf_counter() - begun
-
-
-def bulk(memory: Memory, folder: Path) -> dict[str, float]:
-    """Documents a second, at once and one at a time, and the ratio of each round."""
+def bulk(memory: Memory, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """Seconds for all documents, in "batches" and "one at a time", in every round."""
     draw = random.Random(0)
     texts = {
         str(i): "|".join("".join(draw.choices(ALPHABET, k=5)) for _ in range(draw.randint(4, 16)))
@@ -46,50 +44,40 @@ def bulk(memory: Memory, folder: Path) -> dict[str, float]:
     }
     path = folder / "docs.jsonl"
     path.write_text("".join(json.dumps({"id": k, "text": t}) + "\n" for k, t in texts.items()))
-    one, many = [], []
-    for turn in range(ROUNDS):
-        with Store(folder / f"many-{turn}.db") as store:
-            many.append(seconds(lambda store=store: write_documents(memory, path, store)))
-        with Store(folder / f"one-{turn}.db") as store:
-            one.append(seconds(lambda store=store: _one_by_one(memory, texts, store)))
-    ratios = [a / b for a, b in zip(one, many, strict=True)]
-    return {
-        "documents_a_second": DOCUMENTS / statistics.median(many),
-        "one_at_a_time": DOCUMENTS / statistics.median(one),
-        "ratio": statistics.median(ratios),
-        "low": min(ratios),
-        "high": max(ratios),
-    }
+    fresh = (folder / f"{turn}.db" for turn in count())
+
+    def batches() -> None:
+        with Store(next(fresh)) as store:
+            write_documents(memory, path, store)
+
+    def one_at_a_time() -> None:
+        with Store(next(fresh)) as store:
+            for key, text in texts.items():
+                store.put(key, memory, memory.write(text).state, source=text)
+
+    runs = {"batches": batches, "one at a time": one_at_a_time}
+    return in_turn(runs, rounds, time.perf_counter)
 
 
-def _one_by_one(memory: Memory, texts: dict[str, str], store: Store) -> None:
-    for key, text in texts.items():
-        store.put(key, memory, memory.write(text).state, source=text)
-
-
-def keeping(memory: Memory, folder: Path, memories: int) -> dict[str, float]:
-    """Milliseconds for one state among so many."""
+def keeping(memory: Memory, folder: Path, memories: int) -> dict[str, Any]:
+    """Bytes of a store of so many, and seconds to read ("read") and put ("put") one of them, and a state file ("file")."""
     shape = memory.writer.spec.shapes["memory"]
     rows = MemoryState(memory.writer.spec, {"memory": torch.randn(AT_ONCE, *shape)})
+    one, path = rows.rows(slice(0, 1)), folder / "one.safetensors"
+    memory.save(one, path)
     with Store(folder / "store.db") as store:
         for start in range(0, memories, AT_ONCE):
             store.put_rows([f"user-{i}" for i in range(start, start + AT_ONCE)], memory, rows)
         draw = random.Random(1)
-        keys = [f"user-{draw.randrange(memories)}" for _ in range(READS)]
-        read = [seconds(lambda key=key: store.get(key, memory)) for key in keys]
-        one = rows.rows(slice(0, 1))
-        put = [seconds(lambda key=key: store.put(key, memory, one)) for key in keys]
-        size = store.size()
-    memory.save(one, folder / "one.safetensors")
-    files = [seconds(lambda: load_state(folder / "one.safetensors")) for _ in keys]
-    return {
-        "memories": size.memories,
-        "bytes_each": (folder / "store.db").stat().st_size / size.memories,
-        "read_ms": 1e3 * statistics.median(read),
-        "read_ms_slowest_of_100": 1e3 * sorted(read)[-READS // 100],
-        "put_ms": 1e3 * statistics.median(put),
-        "file_ms": 1e3 * statistics.median(files),
-    }
+        key = partial(draw.randrange, memories)
+        runs = {
+            "read": lambda: store.get(f"user-{key()}", memory),
+            "put": lambda: store.put(f"user-{key()}", memory, one),
+            "file": lambda: load_state(path),
+        }
+        found = in_turn(runs, READS, time.perf_counter)
+        each = (folder / "store.db").stat().st_size / store.size().memories
+    return {"bytes_each": each, **found}
 
 
 def main() -> None:
@@ -99,24 +87,32 @@ def main() -> None:
     options = parser.parse_args()
     memory = Memory.from_config(MODEL)
     with tempfile.TemporaryDirectory() as name:
-        report = {
-            "machine": machine(),
-            "bulk": bulk(memory, Path(name)),
-            "store": keeping(memory, Path(name), options.memories),
-        }
+        written = bulk(memory, Path(name), ROUNDS)
+        kept = keeping(memory, Path(name), options.memories)
+    report = {
+        "machine": machine(),
+        "documents_a_second": DOCUMENTS / median(written["batches"]),
+        "one_at_a_time": DOCUMENTS / median(written["one at a time"]),
+        "ratio": asdict(ratio(written["one at a time"], written["batches"])),
+        "memories": options.memories,
+        "bytes_each": kept["bytes_each"],
+        "read_ms": 1e3 * median(kept["read"]),
+        "read_ms_slowest_of_100": 1e3 * sorted(kept["read"])[-READS // 100],
+        "put_ms": 1e3 * median(kept["put"]),
+        "file_ms": 1e3 * median(kept["file"]),
+    }
     if options.json:
         print(json.dumps(report))
         return
-    done, kept = report["bulk"], report["store"]
     print(report["machine"])
     print(
-        f"{DOCUMENTS} documents: {done['documents_a_second']:.0f} a second in batches, "
-        f"{done['one_at_a_time']:.0f} one at a time: {done['ratio']:.1f}x ({done['low']:.1f} to {done['high']:.1f})"
+        f"{DOCUMENTS} documents: {report['documents_a_second']:.0f} a second in batches, {report['one_at_a_time']:.0f} one at "
+        f"a time: {ratio(written['one at a time'], written['batches'])}"
     )
     print(
-        f"{kept['memories']} memories of {kept['bytes_each']:.0f} bytes: one is read in {kept['read_ms']:.2f} ms (the "
-        f"slowest of a hundred {kept['read_ms_slowest_of_100']:.2f}) and put in {kept['put_ms']:.2f}; a state file is read in "
-        f"{kept['file_ms']:.2f}"
+        f"{options.memories} memories of {kept['bytes_each']:.0f} bytes: one is read in {report['read_ms']:.2f} ms (the "
+        f"slowest of a hundred {report['read_ms_slowest_of_100']:.2f}) and put in {report['put_ms']:.2f}; a state file is "
+        f"read in {report['file_ms']:.2f}"
     )
 
 

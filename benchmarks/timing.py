@@ -1,17 +1,46 @@
-"""Time that other work on the machine disturbs less."""
+"""Time of things that run in turn, and the ratio of two of them with its spread."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 
-def median(action: Callable[[], object], repeats: int) -> float:
-    """CPU seconds of `action` in this process, the median of so many calls."""
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        action()
-        times.append(time.process_time() - start)
-    return statistics.median(times)
+@dataclass(frozen=True)
+class Ratio:
+    """By how many times one thing takes longer than another: median of the rounds, and their quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.3g}x ({self.low:.3g} to {self.high:.3g})"
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """Of things that ran in turn."""
+    rounds = sorted(a / b for a, b in zip(slow, fast, strict=True))
+    quarter = len(rounds) // 4
+    return Ratio(statistics.median(rounds), rounds[quarter], rounds[-1 - quarter])
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.process_time,
+) -> dict[str, list[float]]:
+    """Seconds of each in every round, after one round that does not count.
+
+    By default they are CPU seconds of this process, which other work on the machine disturbs less.
+    """
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 1):
+        for name, run in runs.items():
+            begun = clock()
+            run()
+            if turn:
+                found[name].append(clock() - begun)
+    return found

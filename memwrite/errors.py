@@ -50,7 +50,7 @@ class ContractViolation(MemwriteError):
 
 
 class DivergenceError(MemwriteError, ArithmeticError):
-    """A write produced numbers that are not finite.
+    """A write, or a step of training, produced numbers that are not finite.
 
     Attributes:
         rows: those of the batch in which it did; () where that is not known.

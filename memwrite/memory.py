@@ -192,16 +192,16 @@ class Memory(nn.Module):
         Raises:
             InputError: a text is empty.
         """
-        rows = []
+        rows, granularity, end = [], self.granularity, self.backbone.info.end
         texts = [texts] if isinstance(texts, str) else texts
         for text in texts:
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
-            *first, last = pieces(self.backbone.codec, text, self.granularity)
-            rows.append([*first, [*last, self.backbone.info.end]])
+            *first, last = pieces(self.backbone.codec, text, granularity)
+            rows.append([*first, [*last, end]])
         if not rows:
             raise InputError("there is no context: give at least one text to write")
-        return batched(rows, self.granularity, self.backbone.info.device)
+        return batched(rows, granularity, self.backbone.info.device)
 
     @property
     def granularity(self) -> Granularity:

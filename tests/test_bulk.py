@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import signal
 import socket
-import subprocess
-import sys
 import time
+import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from accelerate import PartialState
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +32,7 @@ from memwrite.cli.main import main
 from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.stores import Store
 
+FORK = multiprocessing.get_context("fork")
 CONFIG = {
     "backbone": MODELS["gpt2"],
     "writer": {"name": "gradient", "params": {"slots": 2, "steps": 2, "lr": 0.5}},
@@ -85,34 +89,38 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
         assert write_documents(other, path, store).written == 40
 
 
-class Stop(Exception):
-    pass
-
-
 @pytest.mark.parametrize("batches", [1, 4])
 def test_an_interrupted_run_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
 ) -> None:
-    path, left = lines(tmp_path / "docs.jsonl", TEXTS), batches
-    put = Store.put_rows
+    """By SIGINT, which is told in a word."""
+    path, config = lines(tmp_path / "docs.jsonl", TEXTS), tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    words = ["write", str(config), "--input", str(path), "--batch-size", "6", "--out"]
+    put, left = Store.put_rows, batches
 
     def put_some(self: Store, *arguments: Any, **options: Any) -> None:
         nonlocal left
         if not left:
-            raise Stop
+            signal.raise_signal(signal.SIGINT)
         left -= 1
         put(self, *arguments, **options)
 
     monkeypatch.setattr(Store, "put_rows", put_some)
-    with pytest.raises(Stop):
-        written(path, tmp_path / "cut.db", batch_size=6)
+    # Where tests run in the background the shell has had the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    cut = CliRunner().invoke(main, [*words, str(tmp_path / "cut.db")])
+    signal.signal(signal.SIGINT, before)
+    assert (cut.exit_code, cut.stdout) == (130, "")
+    assert cut.stderr.endswith("Interrupted.\n")
     monkeypatch.undo()
-    tally = written(path, tmp_path / "cut.db", batch_size=6)
-    assert (tally.written, tally.already) == (40 - 6 * batches, 6 * batches)
+    again = CliRunner().invoke(main, [*words, str(tmp_path / "cut.db"), "--json"])
+    report = json.loads(again.stdout)
+    assert (report["written"], report["already"]) == (40 - 6 * batches, 6 * batches)
     written(path, tmp_path / "whole.db", batch_size=6)
-    cut, whole = states(tmp_path / "cut.db"), states(tmp_path / "whole.db")
-    assert cut.keys() == whole.keys()
-    assert all(torch.equal(cut[key], whole[key]) for key in whole)
+    found, whole = states(tmp_path / "cut.db"), states(tmp_path / "whole.db")
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in whole)
 
 
 BAD = [
@@ -217,27 +225,30 @@ def test_every_document_is_in_one_batch(sizes: list[int], batch_size: int) -> No
     assert batches == [*plan(documents[::-1], batch_size)]
 
 
-def _processes(words: list[str], count: int) -> list[subprocess.Popen[bytes]]:
-    """As torchrun starts them; it would start them where a signal to it does not reach them."""
+def _processes(words: list[str], out: Path) -> list[Any]:
+    """Two, as torchrun starts them, but forks of this one, which has torch loaded already; the first one prints to `out`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
-    return [
-        subprocess.Popen(
-            [sys.executable, "-m", *words],
-            env={
-                **os.environ,
-                **place,
-                "RANK": str(n),
-                "LOCAL_RANK": str(n),
-                "OMP_NUM_THREADS": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    started = [
+        FORK.Process(
+            target=_process, args=(words, {**place, "RANK": rank, "LOCAL_RANK": rank}, out)
         )
-        for n in range(count)
+        for rank in ("0", "1")
     ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of forks beside threads
+        for process in started:
+            process.start()
+    return started
+
+
+def _process(words: list[str], env: dict[str, str], out: Path) -> None:
+    os.environ.update(env)
+    PartialState._reset_state()
+    with out.with_suffix("." + env["RANK"]).open("w") as file, redirect_stdout(file):
+        main(words)
 
 
 def _count(place: Path) -> int:
@@ -254,23 +265,23 @@ def test_two_processes_and_a_kill_end_with_the_same_bytes(tmp_path: Path) -> Non
     path, config = lines(tmp_path / "docs.jsonl", texts), tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(CONFIG))
     place = tmp_path / "shared.db"
-    words = ["memwrite", "write", str(config), "--input", str(path), "--batch-size", "16"]
+    words = ["write", str(config), "--input", str(path), "--batch-size", "16"]
     words += ["--json", "--out", str(place)]
     before = 0
     for _ in range(1 if SOAK == 1 else 20):
-        killed = _processes(words, 2)
+        killed = _processes(words, tmp_path / "killed")
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and _count(place) <= before:
             time.sleep(0.02)
         for process in killed:
             process.kill()
-            process.communicate()
+            process.join()
         assert before < len(states(place)) < len(texts)
         before = len(states(place))
-    first, second = _processes(words, 2)
-    said = first.communicate()[0]
-    assert (first.returncode, second.wait()) == (0, 0), said
-    report = json.loads(said.splitlines()[-1])
+    for process in (both := _processes(words, tmp_path / "both")):
+        process.join()
+    assert [process.exitcode for process in both] == [0, 0]
+    report = json.loads((tmp_path / "both.0").read_text())
     assert (report["written"], report["already"]) == (len(texts) - before, before)
     written(path, tmp_path / "alone.db", batch_size=16)
     shared, alone = states(place), states(tmp_path / "alone.db")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from memwrite import Memory
 from memwrite.config import part_config
-from memwrite.errors import ConfigError, InputError, PluginNotFound
+from memwrite.errors import ConfigError, DivergenceError, InputError, PluginNotFound
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.tasks.base import IGNORED, collate
 from memwrite.tasks.text import TextConfig, TextTask
@@ -168,6 +169,30 @@ def test_a_curriculum_is_resumed_exactly(tmp_path: Path, monkeypatch: pytest.Mon
     assert seconds == sorted(seconds)
     assert {entry["stage"] for entry in entries if "stage" in entry} == {1, 2, 3}
     assert {"eval_exact_match", "exact_match"} <= {key for entry in entries for key in entry}
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_diverges_ends_the_training(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """With step, loss and gradient norm; what was saved before goes on as if nothing had happened."""
+    steps = count(1)
+
+    def diverging(self: Memory, batch: Batch) -> MemoryOutput:
+        output = forward(self, batch)
+        if not self.training or next(steps) != 4:
+            return output
+        nothing = output.loss - output.loss.detach()
+        loss = output.loss * math.nan if what == "loss" else output.loss + nothing.sqrt()
+        return replace(output, losses={"target": loss})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Memory, "forward", diverging)
+        with pytest.raises(DivergenceError, match=r"step 4 of 6: loss .*, gradient norm nan"):
+            runs.train(config)
+    whole = runs.train(config, [f"training.out={tmp_path / 'whole'}"])
+    weights = [out / "backbone" / "model.safetensors" for out in (whole, runs.train(config))]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
 def test_half_precision_halves_the_file_and_keeps_the_model(config: Path, tmp_path: Path) -> None:

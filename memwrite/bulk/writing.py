@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from memwrite.bulk.documents import Document, Skipped, count_lines, read_documents
 from memwrite.errors import ConfigError, DivergenceError, InputError
+from memwrite.heap import keep_freed_memory
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.store import Store, recipe_of
@@ -59,7 +60,8 @@ def write_documents(
 ) -> Tally:
     """Write every document of a JSONL file into the store, but for those that are there.
 
-    Under torchrun each process takes its share, and each returns the tally of all.
+    Under torchrun each process takes its share, and each returns the tally of all. From here on the process keeps
+    freed memory for itself, see `keep_freed_memory`.
 
     Args:
         memory: that writes.
@@ -78,6 +80,7 @@ def write_documents(
         raise ConfigError(
             f"the states of writer '{memory.config.writer.name}' grow with their texts: a store keeps those that do not"
         )
+    keep_freed_memory()
     # The first process to be done waits for the last one.
     processes = PartialState(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
@@ -134,7 +137,6 @@ class _Work:
 
     def write(self, batch: Sequence[Document], done: set[str]) -> None:
         """Write a batch whole, so that it is rounded as it always is, and keep what the store has not."""
-        batch = [d for d in batch if d.key in done or self._readable(d)]
         self.tally.already += sum(document.key in done for document in batch)
         if all(document.key in done for document in batch):
             return
@@ -152,11 +154,16 @@ class _Work:
     def _states(
         self, batch: Sequence[Document]
     ) -> Iterator[tuple[Sequence[Document], MemoryState]]:
-        """What writing makes of a batch; documents that diverge are told and left out."""
+        """What writing makes of a batch; documents that cannot be read or diverge are told and left out."""
         if not batch:
             return
         try:
             written = self.memory.write([document.text for document in batch])
+        except InputError:
+            readable = [document for document in batch if self._readable(document)]
+            if len(readable) == len(batch):
+                raise
+            yield from self._states(readable)
         except DivergenceError as error:
             if len(batch) == 1:
                 self._skip(batch[0], error)
@@ -164,8 +171,8 @@ class _Work:
             wrong = set(error.rows or range(len(batch)))
             yield from chain.from_iterable(self._states([batch[row]]) for row in sorted(wrong))
             yield from self._states([d for row, d in enumerate(batch) if row not in wrong])
-            return
-        yield batch, written.state.to("cpu")
+        else:
+            yield batch, written.state.to("cpu")
 
     def _readable(self, document: Document) -> bool:
         try:

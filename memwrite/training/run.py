@@ -12,13 +12,13 @@ from accelerate import PartialState
 
 from memwrite.config import Config, load_config, part_config
 from memwrite.errors import ConfigError
+from memwrite.heap import keep_freed_memory
 from memwrite.loading import MODEL_FOLDER
 from memwrite.plugins import registry
 from memwrite.tasks.base import Texts
 from memwrite.tokenizer import LEARNT, Codec, learnt_codec, load_codec
 from memwrite.training import lora
 from memwrite.training.folder import TOKENIZER, claim, finished, last_checkpoint, tidy
-from memwrite.training.heap import keep_freed_memory
 from memwrite.training.stages import Stage, naming, planned
 from memwrite.training.start import begin
 from memwrite.training.trainer import fit
@@ -31,6 +31,7 @@ def train(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
 
     Raises:
         ConfigError: the config is wrong, or the run folder holds another or a finished run.
+        DivergenceError: a loss or a gradient is not finite.
     """
     keep_freed_memory()
     requested = load_config(source, overrides)

@@ -11,12 +11,13 @@ import safetensors.torch
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
 from transformers import ProgressCallback, Trainer, TrainerState, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 
 from memwrite.config import TrainingConfig
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, DivergenceError
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.memory import Memory
 from memwrite.tasks.base import IGNORED, Curriculum, Examples, Task, collate
@@ -57,6 +58,18 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         """Labels in all parts of a batch."""
         labels = sum(_labels(sample["batch"]) for sample in batch_samples)
         return int(self.accelerator.reduce(torch.tensor(labels, device=device)))
+
+    def training_step(self, model: nn.Module, *inputs: Any, **options: Any) -> Tensor:
+        loss: Tensor = super().training_step(model, *inputs, **options)
+        norm = get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        if not (loss.isfinite() and norm.isfinite()):
+            # The Trainer would leave such a loss out of its log, and clip every weight to NaN.
+            raise DivergenceError(
+                f"training diverged in step {self.state.global_step + 1} of {self.state.max_steps}: loss {loss:.3g}, "
+                f"gradient norm {norm:.3g}; the last checkpoint in {self.args.output_dir} is from before. Use a lower "
+                f"training.learning_rate or training.clip, or a longer training.warmup"
+            )
+        return loss
 
     def compute_loss(
         self,
@@ -137,6 +150,7 @@ def fit(memory: Memory, task: Task, stage: Stage, checkpoint: str | None) -> Non
 
     Raises:
         ConfigError: training is to go on until an exact match that is never measured.
+        DivergenceError: a loss or a gradient is not finite.
     """
     config, wanted = stage.config, stage.config.training
     held: Examples | None = task.evaluation()

@@ -1,0 +1,337 @@
+"""The benchmark of record: scan, write, training step, read and store, each beside what it is to be measured by, in one run.
+
+    make bench
+
+Baselines are the naive oracles of this repository, the ways that a user would go without it, and the authors' own code where
+MEMWRITE_OFFICIAL_GRADMEM and MEMWRITE_OFFICIAL_DELTA name checkouts of github.com/yurakuratov/gradmem and
+github.com/declare-lab/delta-Mem. Both sides run in turn; only ratios within a run mean something elsewhere. The report goes to
+docs/benchmarks.md, with its figures and a plot in docs/benchmarks/.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import click
+import official
+import reading
+import scan
+import second_order
+import storing
+import torch
+from matplotlib.figure import Figure
+from memwrite_forward import naive as naive_forward
+from memwrite_gradient import naive as naive_gradient
+from second_order import alone
+from timing import Ratio, in_turn, ratio
+from torch import Tensor
+
+from memwrite import Memory, Tokens
+from memwrite.evaluation.machine import machine
+from memwrite.prefill import PrefillCache
+
+ORACLE, OFFICIAL = "oracle", "official code"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        part: of the library.
+        what: was done, by memwrite.
+        baseline: that did the same.
+        times: as long, or as much memory, the baseline took.
+        ours: seconds or bytes.
+        theirs: seconds or bytes.
+        unit: "s" or "MB".
+        apart: the largest difference between both results; None where they are not numbers.
+    """
+
+    part: str
+    what: str
+    baseline: str
+    times: Ratio
+    ours: float
+    theirs: float
+    unit: str = "s"
+    apart: float | None = None
+
+
+def compared(
+    part: str, what: str, baseline: str, ours: list[float], theirs: list[float], **extra: Any
+) -> Row:
+    """A row of seconds."""
+    return Row(part, what, baseline, ratio(theirs, ours), median(ours), median(theirs), **extra)
+
+
+def scans(rounds: int) -> Iterator[Row]:
+    """The delta rule over a sequence, forward and backward, float32."""
+    for rank, tokens in scan.SIZES:
+        inputs = scan.inputs_of(rank, tokens)
+        runs = scan.algorithms()
+        works = {name: scan.in_pieces(run, inputs)[1] for name, run in runs.items()}
+        found = in_turn(works, rounds)
+        reads = {name: run(*inputs)[0] for name, run in runs.items()}
+        for baseline in ("loop", "δ-mem's loop"):
+            if baseline in runs:
+                yield compared(
+                    "scan",
+                    f"rank {rank}, {tokens:,} tokens, forward and backward",
+                    OFFICIAL if baseline != "loop" else ORACLE,
+                    found["compiled"],
+                    found[baseline],
+                    apart=_apart(reads["compiled"], reads[baseline]),
+                )
+
+
+def writes(rounds: int) -> Iterator[Row]:
+    """A context into a state; contexts and models of the paper's size, with random weights."""
+    memory = second_order.memory_of(1, write_head=False, reconstruction_weight=0.0).eval()
+    forward = _forward().eval()
+    for params in (memory, forward):
+        params.requires_grad_(False)
+    context = second_order.batch_of(memory).context
+    first = Tokens(context.ids[:1], context.mask[:1])
+    ids = first.ids[0].tolist()
+    slots, others = memory.writer.fast.slots, forward.writer.slots
+    oracles: dict[str, tuple[Memory, Callable[[], Tensor]]] = {
+        "gradient writer, K=1": (
+            memory,
+            lambda: naive_gradient.write(memory.backbone, slots, ids, 1, memory.writer.config.lr),
+        ),
+        "forward writer": (
+            forward,
+            torch.no_grad()(lambda: naive_forward.write(forward.backbone, others, ids, 1)),
+        ),
+    }
+    for name, (ours, oracle) in oracles.items():
+        found = in_turn(
+            {
+                "one": partial(ours.write, first),
+                "batch": partial(ours.write, context),
+                "oracle": oracle,
+            },
+            rounds,
+        )
+        apart = _apart(ours.write(first).state["memory"][0], oracle())
+        rows = len(context.ids)
+        for what, seconds in (
+            ("one context", found["one"]),
+            (f"each of {rows} contexts at once", [s / rows for s in found["batch"]]),
+        ):
+            yield compared(
+                "write", f"{name}, {what}", ORACLE, seconds, found["oracle"], apart=apart
+            )
+    for steps in (1, 2, 5):
+        found = alone(second_order.inference, steps, rounds)
+        yield compared(
+            "write",
+            f"gradient writer, K={steps}, 64 contexts",
+            "bare model's passes",
+            found["write"],
+            found["bare"],
+        )
+        if official.CHECKOUT in os.environ:
+            found, apart = alone(answering, steps, rounds)
+            yield compared(
+                "write",
+                f"gradient writer, K={steps}, 64 contexts and an answer",
+                OFFICIAL,
+                found["ours"],
+                found["theirs"],
+                apart=apart,
+            )
+
+
+def _forward() -> Memory:
+    model = second_order.memory_of(1).config.backbone
+    return Memory.from_config(
+        {
+            "backbone": asdict(model),
+            "writer": {"name": "forward", "params": {"slots": second_order.SLOTS}},
+            "reader": {"name": "prefix"},
+        }
+    )
+
+
+def answering(steps: int, rounds: int) -> tuple[dict[str, list[float]], float]:
+    """Contexts written and asked by memwrite and by the authors' code, without training; to be called in a fresh process."""
+    torch.set_num_threads(1)
+    memory = second_order.memory_of(steps).eval()
+    batch = second_order.batch_of(memory)
+    model = official.official_model(memory).eval()
+
+    @torch.no_grad()
+    def ours() -> Tensor:
+        found: Tensor = memory(batch).loss
+        return found
+
+    def theirs() -> Tensor:
+        return official.outputs(model, batch)["loss"].detach()
+
+    return in_turn({"ours": ours, "theirs": theirs}, rounds), _apart(ours(), theirs())
+
+
+def training(rounds: int) -> Iterator[Row]:
+    """A training step through K inner steps: time and peak memory, every way in a process of its own."""
+    known = official.CHECKOUT in os.environ
+    for steps in (1, 2, 5):
+        ways = [*(["official"] if known else []), *second_order.WAYS]
+        costs = {way: alone(second_order.training_step, way, steps, rounds) for way in ways}
+        base = costs[ways[0]]
+        for way in ways[1:]:
+            what = f"K={steps}, {way.removeprefix('memwrite, ').replace('memwrite', 'as it is')}"
+            baseline, apart = OFFICIAL if known else ORACLE, abs(costs[way].loss - base.loss)
+            row = compared(
+                "training step", what, baseline, costs[way].rounds, base.rounds, apart=apart
+            )
+            yield row
+            used, instead = costs[way].bytes / 2**20, base.bytes / 2**20
+            times = Ratio(*[instead / used] * 3)
+            yield replace(
+                row, part="training memory", times=times, ours=used, theirs=instead, unit="MB"
+            )
+
+
+@torch.no_grad()
+def reads(rounds: int) -> Iterator[Row]:
+    """The first token of an answer, from a memory and from the context read again by transformers."""
+    memory = Memory.from_config(reading.CONFIG)
+    memory.prefills = PrefillCache()
+    for length in (256, 1024, 4096):
+        runs = reading.ways(memory, length)
+        found = in_turn(runs, 3 * rounds, time.perf_counter)
+        yield compared(
+            "read",
+            f"first token, context of {length:,} tokens",
+            "context read again",
+            found["asked"],
+            found["reread"],
+        )
+
+
+def stores(rounds: int) -> Iterator[Row]:
+    """Documents into a store, and one memory among many."""
+    memory, memories = Memory.from_config(storing.MODEL), 100_000
+    with tempfile.TemporaryDirectory() as name:
+        found = storing.bulk(memory, Path(name), rounds)
+        yield compared(
+            "store",
+            f"{storing.DOCUMENTS:,} documents written and kept, in batches",
+            "one at a time",
+            found["batches"],
+            found["one at a time"],
+        )
+        kept = storing.keeping(memory, Path(name), memories)
+        yield compared(
+            "store",
+            f"one of {memories:,} memories read by its key",
+            "a state file",
+            kept["read"],
+            kept["file"],
+        )
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    return (ours - theirs).abs().max().item()
+
+
+PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
+    "scan": scans,
+    "write": writes,
+    "training": training,
+    "read": reads,
+    "store": stores,
+}
+
+
+def table(rows: list[Row], about: str) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# The benchmark of record",
+        "",
+        "Made by `make bench`: every row is memwrite beside a baseline that did the same in the same run, in turn, one core but for the "
+        "documents; how many times as long the baseline took, median of the rounds and quartiles. \"Oracle\" is the loop "
+        "in this repository that a student can read, or where there is none the plain way through the graph; \"official code\" is the "
+        "authors' own, from checkouts that `MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest "
+        "difference between both results.",
+        "",
+        about,
+        "",
+        "![Ratios and their quartiles](benchmarks/ratios.png)",
+        "",
+        "| part | memwrite | beside | times as long | ours | theirs | apart |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        spread = (
+            f" ({row.times.low:.3g} to {row.times.high:.3g})"
+            if row.times.low < row.times.high
+            else ""
+        )
+        apart = "" if row.apart is None else f"{row.apart:.0e}"
+        lines.append(
+            f"| {row.part} | {row.what} | {row.baseline} | {row.times.median:.3g}{spread} | "
+            f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {apart} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _amount(amount: float, unit: str) -> str:
+    return f"{amount:,.0f} MB" if unit == "MB" else f"{1e3 * amount:,.3g} ms"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Every ratio with its quartiles, on one logarithmic axis."""
+    figure = Figure(figsize=(10, 0.9 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows), 0, -1)
+    middles = [row.times.median for row in rows]
+    spread = [
+        [row.times.median - row.times.low for row in rows],
+        [row.times.high - row.times.median for row in rows],
+    ]
+    axes.errorbar(middles, places, xerr=spread, fmt="o", markersize=4)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    names = [f"{row.part}: {row.what} / {row.baseline}" for row in rows]
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set(xscale="log", xlabel="times as long as memwrite, or as much memory")
+    figure.savefig(path, dpi=120)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("docs"), show_default=True)
+@click.option("--rounds", default=5, show_default=True)
+@click.option("--parts", default=",".join(PARTS), show_default=True)
+def main(out: Path, rounds: int, parts: str) -> None:
+    """Measure everything and write the report."""
+    threads = torch.get_num_threads()
+    torch.manual_seed(0)
+    rows = []
+    for part in parts.split(","):
+        torch.set_num_threads(threads if part == "store" else 1)
+        for row in PARTS[part](rounds):
+            rows.append(row)
+            click.echo(f"{row.part}: {row.what} / {row.baseline}: {row.times}")
+    folder = out / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = machine()
+    report = {"machine": about, "rounds": rounds, "rows": [asdict(row) for row in rows]}
+    (folder / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    plot(rows, folder / "ratios.png")
+    (out / "benchmarks.md").write_text(table(rows, about))
+    click.echo(f"report: {out / 'benchmarks.md'}")
+
+
+if __name__ == "__main__":
+    main()
