@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
-from memwrite import reading, runs, writing
+from memwrite import building, reading, runs, writing
 from memwrite.backbone import TransformersBackbone
-from memwrite.config import Config, load_config, part_config
+from memwrite.config import Config
 from memwrite.encoding import batched, pieces
-from memwrite.errors import (
-    IncompatiblePair,
-    InputError,
-)
+from memwrite.errors import InputError
 from memwrite.fingerprint import Remembered, digest_of
-from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.loss import Batch, MemoryOutput, target_loss
-from memwrite.plugins import registry
 from memwrite.prefill import PrefillCache, Prefilled
 from memwrite.protocols import (
     Conditioning,
@@ -32,7 +26,6 @@ from memwrite.protocols import (
     Writer,
     Written,
 )
-from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
 from memwrite.session import Session
 from memwrite.state import MemoryState, Tokens
 from memwrite.storage import StateFile, load_state, save_state
@@ -63,7 +56,7 @@ class Memory(nn.Module):
     ) -> None:
         super().__init__()
         if writer is not None:
-            _check_pair(config, writer.spec.kind, reader.accepts)
+            building.check_pair(config, writer.spec.kind, reader.accepts)
         self.backbone = backbone
         self.config = config
         self.model = backbone.model
@@ -92,28 +85,11 @@ class Memory(nn.Module):
             ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
             StorageError: the run folder's weights do not fit.
         """
-        folder = Path(source) if isinstance(source, (str, Path)) and Path(source).is_dir() else None
-        if not isinstance(source, Config):
-            config = load_config(folder / CONFIG_FILE if folder else source, overrides)
-        else:
-            config = source
-        if folder and (folder / MODEL_FOLDER).is_dir():
-            trained = replace(config.backbone, path=str(folder), type=None, params={})
-            config = replace(config, backbone=trained)
-        found = registry()
-        writers, readers = found.writer(config.writer.name), found.reader(config.reader.name)
-        _check_pair(config, writers.emits, readers.accepts)
-        writer_config = part_config(writers.config, config.writer.params, "writer.params")
-        reader_config = part_config(readers.config, config.reader.params, "reader.params")
-        backbone = backbone or load_backbone(config.backbone, config.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            writer = writers.build(writer_config, backbone)
-            reader = readers.build(reader_config, backbone, writer.spec)
-        memory = cls(backbone, writer, reader, config)
-        memory.to(backbone.info.device).eval()
-        if folder and (folder / WEIGHTS_FILE).exists():
-            runs.load_weights(memory, folder / WEIGHTS_FILE)
+        parts, weights = building.from_config(source, overrides, backbone)
+        memory = cls(*parts)
+        memory.to(parts.backbone.info.device).eval()
+        if weights is not None:
+            runs.load_weights(memory, weights)
         return memory
 
     def save_run(self, folder: str | Path) -> None:
@@ -171,18 +147,10 @@ class Memory(nn.Module):
         force: bool = False,
     ) -> tuple[Memory, MemoryState]:
         """As `load`, for a state file that has been read already from `path`."""
-        config = runs.config_of(file.header, path)
-        runs.check_finite(file.state, path)
-        plugin = registry().reader(config.reader.name)
-        _check_pair(config, file.state.spec.kind, plugin.accepts)
-        part = replace(config.backbone, device=device or config.backbone.device, trainable=False)
-        if backbone is not None:
-            part = replace(part, path=backbone, type=None, params={})
-        loaded = runs.load_backbone_of(file.header, part, path, force)
-        reader = runs.load_reader_of(file, plugin, loaded, path)
-        memory = cls(loaded, None, reader, replace(config, backbone=part))
-        memory.to(loaded.info.device).eval()
-        return memory, file.state.to(loaded.info.device)
+        parts = building.from_state_file(file, path, backbone, device, force)
+        memory, device_now = cls(*parts), parts.backbone.info.device
+        memory.to(device_now).eval()
+        return memory, file.state.to(device_now)
 
     # ---- write ---------------------------------------------------------------------------------
 
@@ -303,7 +271,7 @@ class Memory(nn.Module):
         Raises:
             IncompatiblePair: it does not.
         """
-        _check_pair(self.config, state.spec.kind, self.reader.accepts)
+        building.check_pair(self.config, state.spec.kind, self.reader.accepts)
 
     def _check_rows(self, state: MemoryState, rows: int) -> None:
         # One state for several rows would be shared among users.
@@ -350,11 +318,3 @@ class Memory(nn.Module):
         losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
         total = torch.stack(list(losses.values())).sum()
         return MemoryOutput(total, output.logits, losses, exact, asked)
-
-
-def _check_pair(config: Config, kind: str, accepts: frozenset[str]) -> None:
-    if kind not in accepts:
-        raise IncompatiblePair(
-            f"reader '{config.reader.name}' reads {' or '.join(sorted(accepts))} states, but writer "
-            f"'{config.writer.name}' emits '{kind}' states: see the pairs in `memwrite plugins`"
-        )

@@ -25,7 +25,7 @@ from memwrite.limits import MOST_BUILT
 from memwrite.loading import MODEL_FOLDER, built_weights, load_backbone
 from memwrite.plugins import ReaderPlugin
 from memwrite.state import MemoryState
-from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, write_bytes
+from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, saving, write_bytes
 from memwrite.tokenizer import BUILT_IN
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def save_run(memory: Memory, folder: Path) -> None:
 def _save_model(memory: Memory, folder: Path) -> None:
     """Files are renamed into `folder` when all are written."""
     make_folder(folder)
-    with tempfile.TemporaryDirectory(prefix=".saving.", dir=folder.parent) as name:
+    with saving(folder), tempfile.TemporaryDirectory(prefix=".saving.", dir=folder.parent) as name:
         memory.backbone.save(Path(name), getattr(torch, memory.config.training.save_dtype))
         for file in Path(name).iterdir():
             file.replace(folder / file.name)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from memwrite.config import PartConfig, part_config, to_dict
@@ -183,6 +185,21 @@ def write_bytes(path: Path, data: bytes) -> None:
             raise
     except OSError as error:
         raise StorageError(f"'{path}' cannot be written: {error.strerror}") from None
+
+
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """While a library writes files into `folder` in its own way.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:  # the last one is torch's
+        raise StorageError(
+            f"'{folder}' cannot be written: {' '.join(str(error).split())}"
+        ) from None
 
 
 def _header(data: Mapping[str, Any]) -> Header:

@@ -17,6 +17,7 @@ from memwrite import Memory, MemoryState
 from memwrite.errors import StorageError
 from memwrite.prefill import PrefillCache
 from memwrite.stores import Store
+from memwrite.training.run import train
 
 MEMORY = Memory.from_config(
     {
@@ -82,6 +83,30 @@ def test_a_full_disk_loses_nothing(kind: str, tmp_path: Path) -> None:
         assert {"first", "last", *kept} <= there
         for key in there:
             assert torch.equal(store.get(key, MEMORY)["memory"], state["memory"])
+
+
+def test_a_training_on_a_full_disk_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    """It ends in a sentence, whichever of its files does not fit, and then with the bytes of an undisturbed one."""
+    config = {
+        "backbone": {**MODELS["gpt2"], "tokenizer": "characters", "trainable": True},
+        "writer": {"name": "gradient", "params": {"slots": 2, "order": "none"}},
+        "reader": {"name": "prefix"},
+        "task": {"name": "kv-retrieval", "params": {"pairs": 1, "examples": 2}},
+        "training": {"steps": 6, "batch_size": 2, "warmup": 1, "every": 2},
+    }
+    whole = train(config, [f"training.out={tmp_path / 'whole'}"])
+    model = (whole / "backbone" / "model.safetensors").stat().st_size
+    cut, told = [f"training.out={tmp_path / 'cut'}"], []
+    # Too little for its config, for its weights, for its optimizer's moments.
+    for size in (50, model // 2, model + 20_000):
+        with full_disk(size), pytest.raises(StorageError, match=str(tmp_path)) as caught:
+            train(config, cut)
+        told.append(str(caught.value))
+    assert not any("\n" in sentence for sentence in told)
+    assert len({*told}) == 3
+    again = train(config, cut)
+    for name in ("weights.safetensors", "backbone/model.safetensors"):
+        assert (whole / name).read_bytes() == (again / name).read_bytes()
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "folder"])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from memwrite.storage import write_bytes
+from memwrite.storage import saving, write_bytes
 from memwrite.tasks.base import Curriculum
 from memwrite.training.stages import Stage
 
@@ -97,7 +97,7 @@ class Log(TrainerCallback):  # type: ignore[misc]
             return
         spent = {name: round(clock() - self._begun[name], 1) for name, clock in _CLOCKS.items()}
         entry = {"step": state.global_step, **spent}
-        with self._stage.log.open("a") as file:
+        with saving(self._stage.folder), self._stage.log.open("a") as file:
             file.write(json.dumps({**entry, **logs}) + "\n")
 
 

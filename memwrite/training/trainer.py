@@ -20,6 +20,7 @@ from memwrite.config import TrainingConfig
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.loss import Batch, MemoryOutput
 from memwrite.memory import Memory
+from memwrite.storage import saving
 from memwrite.tasks.base import IGNORED, Curriculum, Examples, Task, collate
 from memwrite.training.folder import CHECKPOINTS
 from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
@@ -122,6 +123,10 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         # Examples are random by their index; in order, an index says how far training is.
         return SequentialSampler(train_dataset or self.train_dataset)
 
+    def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        with saving(self._stage.folder):
+            super()._save_checkpoint(*arguments, **options)
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The inherited way refuses tensors that share memory, as tied embeddings do.
         folder = Path(output_dir or self.args.output_dir)
@@ -151,6 +156,7 @@ def fit(memory: Memory, task: Task, stage: Stage, checkpoint: str | None) -> Non
     Raises:
         ConfigError: training is to go on until an exact match that is never measured.
         DivergenceError: a loss or a gradient is not finite.
+        StorageError: the folder cannot be written.
     """
     config, wanted = stage.config, stage.config.training
     held: Examples | None = task.evaluation()
