@@ -52,8 +52,13 @@ def _check_logits(backbone: TransformersBackbone) -> None:
         raise ConfigError(
             f"the '{backbone.info.architecture}' that is described cannot be run: {error}"
         ) from None
+    if expected.isnan().any():
+        raise ConfigError(
+            f"the '{backbone.info.architecture}' that is described gives logits that are no numbers: its weights are "
+            f"damaged, or its sizes and constants do not go together"
+        )
     bar = 0.01 * float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=bar, equal_nan=True):
+    if not torch.allclose(found, expected, rtol=0, atol=bar):
         raise ConfigError(
             f"'{backbone.info.architecture}' computes its logits in a way that is not supported"
         )

@@ -71,6 +71,10 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     },
     "no tokenizer": {"type": "gpt2", "tokenizer": "/no/such/folder"},
     "backbone.path": {"path": "/no/such/folder"},
+    "no numbers": {
+        **MODELS["gpt2"],
+        "params": {**MODELS["gpt2"]["params"], "layer_norm_epsilon": -1e9},
+    },
     "device 'abacus'": {**MODELS["gpt2"], "device": "abacus"},
     "device.*'mps'": {**MODELS["gpt2"], "device": "mps"},
     "device.*'xpu'": {**MODELS["gpt2"], "device": "xpu"},
