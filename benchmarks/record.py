@@ -15,11 +15,9 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from statistics import median
-from typing import Any
 
 import click
 import official
@@ -28,11 +26,11 @@ import scan
 import second_order
 import storing
 import torch
-from matplotlib.figure import Figure
 from memwrite_forward import naive as naive_forward
 from memwrite_gradient import naive as naive_gradient
+from rows import Row, compared, plot, table
 from second_order import alone
-from timing import Ratio, in_turn, ratio
+from timing import Ratio, in_turn
 from torch import Tensor
 
 from memwrite import Memory, Tokens
@@ -40,38 +38,6 @@ from memwrite.evaluation.machine import machine
 from memwrite.prefill import PrefillCache
 
 ORACLE, OFFICIAL = "oracle", "official code"
-
-
-@dataclass(frozen=True)
-class Row:
-    """One comparison.
-
-    Attributes:
-        part: of the library.
-        what: was done, by memwrite.
-        baseline: that did the same.
-        times: as long, or as much memory, the baseline took.
-        ours: seconds or bytes.
-        theirs: seconds or bytes.
-        unit: "s" or "MB".
-        apart: the largest difference between both results; None where they are not numbers.
-    """
-
-    part: str
-    what: str
-    baseline: str
-    times: Ratio
-    ours: float
-    theirs: float
-    unit: str = "s"
-    apart: float | None = None
-
-
-def compared(
-    part: str, what: str, baseline: str, ours: list[float], theirs: list[float], **extra: Any
-) -> Row:
-    """A row of seconds."""
-    return Row(part, what, baseline, ratio(theirs, ours), median(ours), median(theirs), **extra)
 
 
 def scans(rounds: int) -> Iterator[Row]:
@@ -96,10 +62,16 @@ def scans(rounds: int) -> Iterator[Row]:
 
 def writes(rounds: int) -> Iterator[Row]:
     """A context into a state; contexts and models of the paper's size, with random weights."""
+    yield from _beside_oracles(rounds)
+    for steps in (1, 2, 5):
+        yield from _beside_passes(steps, rounds)
+
+
+def _beside_oracles(rounds: int) -> Iterator[Row]:
     memory = second_order.memory_of(1, write_head=False, reconstruction_weight=0.0).eval()
     forward = _forward().eval()
-    for params in (memory, forward):
-        params.requires_grad_(False)
+    for model in (memory, forward):
+        model.requires_grad_(False)
     context = second_order.batch_of(memory).context
     first = Tokens(context.ids[:1], context.mask[:1])
     ids = first.ids[0].tolist()
@@ -132,25 +104,16 @@ def writes(rounds: int) -> Iterator[Row]:
             yield compared(
                 "write", f"{name}, {what}", ORACLE, seconds, found["oracle"], apart=apart
             )
-    for steps in (1, 2, 5):
-        found = alone(second_order.inference, steps, rounds)
-        yield compared(
-            "write",
-            f"gradient writer, K={steps}, 64 contexts",
-            "bare model's passes",
-            found["write"],
-            found["bare"],
-        )
-        if official.CHECKOUT in os.environ:
-            found, apart = alone(answering, steps, rounds)
-            yield compared(
-                "write",
-                f"gradient writer, K={steps}, 64 contexts and an answer",
-                OFFICIAL,
-                found["ours"],
-                found["theirs"],
-                apart=apart,
-            )
+
+
+def _beside_passes(steps: int, rounds: int) -> Iterator[Row]:
+    what = f"gradient writer, K={steps}, {second_order.BATCH} contexts"
+    found = alone(second_order.inference, steps, rounds)
+    yield compared("write", what, "bare model's passes", found["write"], found["bare"])
+    if official.CHECKOUT in os.environ:
+        found, apart = alone(answering, steps, rounds)
+        what = f"{what} and an answer"
+        yield compared("write", what, OFFICIAL, found["ours"], found["theirs"], apart=apart)
 
 
 def _forward() -> Memory:
@@ -253,60 +216,6 @@ PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "read": reads,
     "store": stores,
 }
-
-
-def table(rows: list[Row], about: str) -> str:
-    """The report as Markdown."""
-    lines = [
-        "# The benchmark of record",
-        "",
-        "Made by `make bench`: every row is memwrite beside a baseline that did the same in the same run, in turn, one core but for the "
-        "documents; how many times as long the baseline took, median of the rounds and quartiles. \"Oracle\" is the loop "
-        "in this repository that a student can read, or where there is none the plain way through the graph; \"official code\" is the "
-        "authors' own, from checkouts that `MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest "
-        "difference between both results.",
-        "",
-        about,
-        "",
-        "![Ratios and their quartiles](benchmarks/ratios.png)",
-        "",
-        "| part | memwrite | beside | times as long | ours | theirs | apart |",
-        "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for row in rows:
-        spread = (
-            f" ({row.times.low:.3g} to {row.times.high:.3g})"
-            if row.times.low < row.times.high
-            else ""
-        )
-        apart = "" if row.apart is None else f"{row.apart:.0e}"
-        lines.append(
-            f"| {row.part} | {row.what} | {row.baseline} | {row.times.median:.3g}{spread} | "
-            f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {apart} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def _amount(amount: float, unit: str) -> str:
-    return f"{amount:,.0f} MB" if unit == "MB" else f"{1e3 * amount:,.3g} ms"
-
-
-def plot(rows: list[Row], path: Path) -> None:
-    """Every ratio with its quartiles, on one logarithmic axis."""
-    figure = Figure(figsize=(10, 0.9 + 0.22 * len(rows)), layout="constrained")
-    axes = figure.subplots()
-    places = range(len(rows), 0, -1)
-    middles = [row.times.median for row in rows]
-    spread = [
-        [row.times.median - row.times.low for row in rows],
-        [row.times.high - row.times.median for row in rows],
-    ]
-    axes.errorbar(middles, places, xerr=spread, fmt="o", markersize=4)
-    axes.axvline(1, color="grey", linewidth=0.8)
-    names = [f"{row.part}: {row.what} / {row.baseline}" for row in rows]
-    axes.set_yticks(places, names, fontsize=7)
-    axes.set(xscale="log", xlabel="times as long as memwrite, or as much memory")
-    figure.savefig(path, dpi=120)
 
 
 @click.command()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 import transformers
@@ -13,7 +15,7 @@ import memwrite
 
 def machine(device: torch.device | None = None) -> str:
     """Processor, cores, threads, GPU if `device` is one, and versions, in one line."""
-    parts = [platform.processor() or platform.machine()]
+    parts = [_processor()]
     if device is not None and device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
     return ", ".join(
@@ -28,3 +30,12 @@ def machine(device: torch.device | None = None) -> str:
             f"memwrite {memwrite.__version__}",
         ]
     )
+
+
+def _processor() -> str:
+    """Its name where the system tells it, as Linux does in a file; else its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

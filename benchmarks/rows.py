@@ -1,0 +1,97 @@
+"""The rows of the benchmark of record, as a table and as a plot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from matplotlib.figure import Figure
+from timing import Ratio, ratio
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        part: of the library.
+        what: was done, by memwrite.
+        baseline: that did the same.
+        times: as long, or as much memory, the baseline took.
+        ours: seconds or bytes.
+        theirs: seconds or bytes.
+        unit: "s" or "MB".
+        apart: the largest difference between both results; None where they are not numbers.
+    """
+
+    part: str
+    what: str
+    baseline: str
+    times: Ratio
+    ours: float
+    theirs: float
+    unit: str = "s"
+    apart: float | None = None
+
+
+def compared(
+    part: str, what: str, baseline: str, ours: list[float], theirs: list[float], **extra: Any
+) -> Row:
+    """A row of seconds."""
+    return Row(part, what, baseline, ratio(theirs, ours), median(ours), median(theirs), **extra)
+
+
+def table(rows: list[Row], about: str) -> str:
+    """The report as Markdown."""
+    lines = [
+        "# The benchmark of record",
+        "",
+        "Made by `make bench`: every row is memwrite beside a baseline that did the same in the same run, in turn, one core but for the "
+        "documents; how many times as long the baseline took, median of the rounds and quartiles. \"Oracle\" is the loop "
+        "in this repository that a student can read, or where there is none the plain way through the graph; \"official code\" is the "
+        "authors' own, from checkouts that `MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest "
+        "difference between both results.",
+        "",
+        about,
+        "",
+        "![Ratios and their quartiles](benchmarks/ratios.png)",
+        "",
+        "| part | memwrite | beside | times as long | ours | theirs | apart |",
+        "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in rows:
+        spread = (
+            f" ({row.times.low:.3g} to {row.times.high:.3g})"
+            if row.times.low < row.times.high
+            else ""
+        )
+        apart = "" if row.apart is None else f"{row.apart:.0e}"
+        lines.append(
+            f"| {row.part} | {row.what} | {row.baseline} | {row.times.median:.3g}{spread} | "
+            f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {apart} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _amount(amount: float, unit: str) -> str:
+    return f"{amount:,.0f} MB" if unit == "MB" else f"{1e3 * amount:,.3g} ms"
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Every ratio with its quartiles, on one logarithmic axis."""
+    figure = Figure(figsize=(10, 0.9 + 0.22 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(rows), 0, -1)
+    middles = [row.times.median for row in rows]
+    spread = [
+        [row.times.median - row.times.low for row in rows],
+        [row.times.high - row.times.median for row in rows],
+    ]
+    axes.errorbar(middles, places, xerr=spread, fmt="o", markersize=4)
+    axes.axvline(1, color="grey", linewidth=0.8)
+    names = [f"{row.part}: {row.what} / {row.baseline}" for row in rows]
+    axes.set_yticks(places, names, fontsize=7)
+    axes.set(xscale="log", xlabel="times as long as memwrite, or as much memory")
+    figure.savefig(path, dpi=120)
