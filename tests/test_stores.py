@@ -257,6 +257,27 @@ def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path) -> No
             Store(place, make=False)
 
 
+def test_a_store_that_may_not_be_written_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in an image or on a medium that is read-only; and if others do write it, what they wrote is seen."""
+    path = tmp_path / "a store?.db"
+    with Store(path) as store:
+        store.put("a", MEMORY, some(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        reader = Store(path, make=False)
+        assert torch.equal(reader.get("a", MEMORY)["memory"], some(1)["memory"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(StorageError, match="cannot be used: attempt to write a readonly database"):
+        reader.put("a", MEMORY, some(2))
+    with Store(path) as writer:
+        writer.put("a", MEMORY, some(3))
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert torch.equal(reader.get("a", MEMORY)["memory"], some(3)["memory"])
+    assert torch.equal(reader.get("a", MEMORY)["memory"], some(3)["memory"])
+
+
 def test_a_record_under_another_key_is_no_memory_of_that_user(tmp_path: Path) -> None:
     """Someone who may rename files, or write rows, cannot hand one user another's memory."""
     folder = Store(PLACES["folder"](tmp_path))

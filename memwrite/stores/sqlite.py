@@ -32,6 +32,8 @@ _ENTRY = "SELECT key, recipe, created, expires, source, length(data) AS nbytes F
 class SqlitePlace:
     """See `Place`. A write-ahead log, synchronised with the disk before a write is acknowledged.
 
+    A file that may not be written, or lies in a folder or on a disk that may not, can be read.
+
     Args:
         path: of the file; made if it is not there.
 
@@ -45,7 +47,8 @@ class SqlitePlace:
         self._lock = Lock()
         self._process = 0
         self._connection: sqlite3.Connection | None = None
-        with self._transaction():
+        self._frozen = False
+        with self._reading():
             pass
 
     def put(
@@ -161,13 +164,32 @@ class SqlitePlace:
 
     def _open(self) -> sqlite3.Connection:
         # SQLite's connections must not be used across a fork.
-        if self._connection is None or self._process != os.getpid():
+        if (
+            self._connection is None
+            or self._process != os.getpid()
+            or (self._frozen and self._log.exists())
+        ):
             self._connection, self._process = self._connected(), os.getpid()
         return self._connection
 
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
+
     def _connected(self) -> sqlite3.Connection:
+        options = ""
+        if self._path.exists() and not all(
+            os.access(place, os.W_OK) for place in (self._path, self._path.parent)
+        ):
+            # Where no log can be made beside it; unless somebody has one, nobody is writing.
+            self._frozen = not self._log.exists()
+            options = "?immutable=1" if self._frozen else "?mode=ro"
         connection = sqlite3.connect(
-            self._path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            self._path.absolute().as_uri() + options,
+            timeout=_PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
         )
         try:
             connection.row_factory = sqlite3.Row
