@@ -63,20 +63,27 @@ def table(rows: list[Row], about: str) -> str:
     ]  # fmt: skip
     for row in rows:
         spread = (
-            f" ({row.times.low:.3g} to {row.times.high:.3g})"
+            f" ({_number(row.times.low)} to {_number(row.times.high)})"
             if row.times.low < row.times.high
             else ""
         )
         apart = "" if row.apart is None else f"{row.apart:.0e}"
         lines.append(
-            f"| {row.part} | {row.what} | {row.baseline} | {row.times.median:.3g}{spread} | "
+            f"| {row.part} | {row.what} | {row.baseline} | {_number(row.times.median)}{spread} | "
             f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {apart} |"
         )
     return "\n".join(lines) + "\n"
 
 
+def _number(number: float) -> str:
+    """Three digits, and never an exponent."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def _amount(amount: float, unit: str) -> str:
-    return f"{amount:,.0f} MB" if unit == "MB" else f"{1e3 * amount:,.3g} ms"
+    if unit == "MB":
+        return f"{amount:,.0f} MB"
+    return f"{_number(amount)} s" if amount >= 1 else f"{_number(1e3 * amount)} ms"
 
 
 def plot(rows: list[Row], path: Path) -> None:
