@@ -278,6 +278,23 @@ def test_a_store_that_may_not_be_written_is_read(
     assert torch.equal(reader.get("a", MEMORY)["memory"], some(3)["memory"])
 
 
+def test_a_store_that_may_be_written_again_keeps_its_connection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "s.db"
+    with Store(path):
+        pass
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda *_: False)
+        reader = Store(path, make=False)
+    with Store(path) as writer:
+        writer.put("a", MEMORY, some(1))
+        reader.put("b", MEMORY, some(2))
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite3, "connect", None)
+            assert torch.equal(reader.get("b", MEMORY)["memory"], some(2)["memory"])
+
+
 def test_a_record_under_another_key_is_no_memory_of_that_user(tmp_path: Path) -> None:
     """Someone who may rename files, or write rows, cannot hand one user another's memory."""
     folder = Store(PLACES["folder"](tmp_path))

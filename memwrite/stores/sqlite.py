@@ -177,7 +177,7 @@ class SqlitePlace:
         return self._path.with_name(f"{self._path.name}-wal")
 
     def _connected(self) -> sqlite3.Connection:
-        options = ""
+        options, self._frozen = "", False
         if self._path.exists() and not all(
             os.access(place, os.W_OK) for place in (self._path, self._path.parent)
         ):
