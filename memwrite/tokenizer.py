@@ -6,6 +6,7 @@ import string
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol
 
 from memwrite.errors import ConfigError, InputError
@@ -18,6 +19,8 @@ LEARNT = ("bpe", "words")
 ALPHABET = string.ascii_letters + string.digits
 STRUCTURE = "!?:|"
 
+# Fast tokenizers keep whether special tokens count as such from one call to the next, whatever thread makes it.
+_encoding = Lock()
 
 Message = Mapping[str, str]
 Cut = Callable[[str], list[str]]
@@ -75,7 +78,7 @@ class ByteCodec:
 
 
 class TransformersCodec:
-    """A transformers tokenizer. Special tokens spelled out in a text stay text.
+    """A transformers tokenizer, for any number of threads. Special tokens spelled out in a text stay text.
 
     `encode` raises InputError for a text with characters that the tokenizer does not know.
     """
@@ -100,10 +103,12 @@ class TransformersCodec:
             )
         return ids
 
-    def _ids(self, text: str) -> list[int]:
-        return list(
-            self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        )
+    def _ids(self, text: str, split_special: bool = True) -> list[int]:
+        with _encoding:
+            ids: list[int] = self._tokenizer.encode(
+                text, add_special_tokens=False, split_special_tokens=split_special
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -114,7 +119,7 @@ class TransformersCodec:
             return [self.encode(piece) for line in lines for piece in cut(line)]
         # The template's special tokens are meant as such.
         return [
-            list(self._tokenizer.encode(piece, add_special_tokens=False))
+            self._ids(piece, split_special=False)
             for text in self._turns(messages, answer)
             for piece in cut(text)
         ]

@@ -6,6 +6,8 @@ import operator
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, reduce
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,20 @@ def test_the_chat_template_is_honoured(built: Any) -> None:
     assert len(pieces) == 3
     assert all(piece[0] == codec.start for piece in pieces)
     assert codec.start not in codec.encode("<|start|>user")
+
+
+def test_texts_and_templates_are_encoded_in_any_number_of_threads(built: Any) -> None:
+    """A special token that one thread's user spells out is never read as such because another's template has it."""
+    codec = built("messages").backbone.codec
+    text = "<|start|>" * 200
+    ways: list[Callable[[], Any]] = [
+        lambda: codec.encode(text),
+        lambda: codec.chat([{"role": "user", "content": text}], False, lambda text: [text]),
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        done = [(pool.submit(way), way) for way in ways * 200]
+    alone = {way: way() for way in ways}
+    assert all(future.result() == alone[way] for future, way in done)
 
 
 def test_sentences_are_cut_at_stops() -> None:
