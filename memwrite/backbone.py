@@ -290,8 +290,10 @@ class TransformersBackbone:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keeps transformers' bars for weight files off the screen: they are over before anyone reads them."""
+    shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        if shown:
+            transformers_logging.enable_progress_bar()

@@ -148,9 +148,8 @@ class Memory(nn.Module):
     ) -> tuple[Memory, MemoryState]:
         """As `load`, for a state file that has been read already from `path`."""
         parts = building.from_state_file(file, path, backbone, device, force)
-        memory, device_now = cls(*parts), parts.backbone.info.device
-        memory.to(device_now).eval()
-        return memory, file.state.to(device_now)
+        memory = cls(*parts).to(parts.backbone.info.device).eval()
+        return memory, runs.readable(memory, file.state, path)
 
     # ---- write ---------------------------------------------------------------------------------
 
@@ -225,7 +224,7 @@ class Memory(nn.Module):
             InputError: the query does not fit the state's batch or the model's positions.
         """
         query = self._fitting(state, query)
-        conditioning = self.reader.condition(state)
+        conditioning = self.condition(state)
         prefilled = self._prefilled(state, conditioning)
         return reading.read(self.backbone, conditioning, query, prefilled)
 
@@ -245,11 +244,21 @@ class Memory(nn.Module):
         if query is None:
             query = Tokens.from_rows([[]] * (state.batch_size or 1))
         query = self._fitting(state, query)
-        conditioning = self.reader.condition(state)
+        conditioning = self.condition(state)
         prefilled = self._prefilled(state, conditioning)
         new = reading.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
+
+    def condition(self, state: MemoryState) -> Conditioning:
+        """How the reader lets `state` into the model.
+
+        Raises:
+            InputError: it is not of this model's sizes.
+        """
+        conditioning: Conditioning = self.reader.condition(state)
+        reading.check_fits(conditioning, self.backbone.info)
+        return conditioning
 
     def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> Prefilled | None:
         """What the cache has of it, where there is one and no gradient could be lost in it."""
@@ -257,7 +266,7 @@ class Memory(nn.Module):
             return None
         weights = [*self.model.state_dict().values(), *self.reader.state_dict().values()]
         return self.prefills.rows(
-            state, weights, lambda rows: reading.prefill(self.backbone, self.reader.condition(rows))
+            state, weights, lambda rows: reading.prefill(self.backbone, self.condition(rows))
         )
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:

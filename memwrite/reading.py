@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from memwrite.backbone import TransformersBackbone
 from memwrite.errors import InputError
 from memwrite.prefill import Prefilled
-from memwrite.protocols import Conditioning, Corrects, KeyValues, ReadOutput
+from memwrite.protocols import BackboneInfo, Conditioning, Corrects, KeyValues, ReadOutput
 from memwrite.state import Tokens
 from memwrite.windows import without_holes
 
@@ -60,6 +60,31 @@ def generate(
     with evaluating(backbone.model):
         past = (prefilled or prefill(backbone, conditioning)).key_values
         return _generate(backbone, conditioning, query, options, past)
+
+
+def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
+    """See that what a memory brings is of the model's sizes, whatever a state file said.
+
+    Raises:
+        InputError: it is not.
+    """
+    prefix, past = conditioning.prefix, conditioning.key_values
+    if prefix is not None and prefix.shape[-1] != info.hidden_size:
+        raise InputError(
+            f"this memory is of vectors of {prefix.shape[-1]} numbers, but the model's have {info.hidden_size}: "
+            f"it was written for another model"
+        )
+    if past is None:
+        return
+    keys, values = tuple(past.keys.shape[1:]), tuple(past.values.shape[1:])
+    fitting = (info.layers, info.kv_heads, past.mask.shape[1], info.head_dim)
+    if not keys == values == fitting:
+        raise InputError(
+            f"this memory's keys are {keys} and its values {values}, but both should be {fitting} (layers, heads, "
+            f"slots, width): it was written for another model"
+        )
+    if (past.next_position < 0).any():
+        raise InputError("this memory's next position is negative")
 
 
 def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:

@@ -20,7 +20,13 @@ from torch import Tensor
 import memwrite
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import BackboneConfig, Config, part_config, to_dict
-from memwrite.errors import ConfigError, ContractViolation, MemwriteError, StorageError
+from memwrite.errors import (
+    ConfigError,
+    ContractViolation,
+    InputError,
+    MemwriteError,
+    StorageError,
+)
 from memwrite.limits import MOST_BUILT
 from memwrite.loading import MODEL_FOLDER, built_weights, load_backbone
 from memwrite.plugins import ReaderPlugin
@@ -212,10 +218,24 @@ def state_for(memory: Memory, file: StateFile, path: str | Path) -> MemoryState:
     )
     if file.header.reader.name != memory.config.reader.name or not same:
         raise StorageError(f"'{path}' was written for another reader than this memory has")
-    if memory.writer is not None and file.state.spec != memory.writer.spec:
+    if memory.writer is not None and not memory.writer.spec.admits(file.state.spec):
         raise StorageError(f"'{path}' holds a state of another size than this memory writes")
     check_finite(file.state, path)
-    return file.state
+    return readable(memory, file.state, path)
+
+
+def readable(memory: Memory, state: MemoryState, path: str | Path) -> MemoryState:
+    """The state from the state file `path`, on the memory's device, where its reader can let it into the model.
+
+    Raises:
+        StorageError: it is not of the model's sizes.
+    """
+    state = state.to(memory.backbone.info.device)
+    try:
+        memory.condition(state)
+    except InputError as error:
+        raise StorageError(f"'{path}' cannot be read from: {error}") from None
+    return state
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

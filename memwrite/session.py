@@ -111,8 +111,7 @@ class Session:
         Raises:
             StorageError: it cannot be used, or is for another backbone, reader or size of state.
         """
-        state = runs.state_for(self._memory, load_state(path), path)
-        self.state, self.last = state.to(self._memory.backbone.info.device), None
+        self.state, self.last = runs.state_for(self._memory, load_state(path), path), None
 
     def _empty(self) -> MemoryState:
         if self._memory.writer is None:

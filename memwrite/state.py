@@ -147,6 +147,10 @@ class StateSpec:
         """The dtype of the tensor `name`."""
         return _EXACT_DTYPES.get((self.kind, name), self.dtype)
 
+    def admits(self, other: StateSpec) -> bool:
+        """Whether a state of `other` can stand where one of this was declared."""
+        return self == other or (not self.bounded and self.kind == other.kind)
+
     @property
     def floats(self) -> int:
         """Numbers per example, over all tensors."""

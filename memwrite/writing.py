@@ -60,7 +60,7 @@ def _check(memory: Memory, written: Written, rows: int) -> None:
     name, spec, state = memory.config.writer.name, memory.writer.spec, written.state
     if state.batch_size not in (None, rows):
         raise ContractViolation(f"writer '{name}' wrote {state.batch_size} rows of {rows} contexts")
-    if state.spec != spec and (spec.bounded or state.spec.kind != spec.kind):
+    if not spec.admits(state.spec):
         raise ContractViolation(f"writer '{name}' declared {spec} but wrote {state.spec}")
     for part, tensor in state.tensors.items():
         finite = tensor.isfinite().reshape(tensor.shape[0], -1).all(1)

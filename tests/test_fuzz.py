@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import faulthandler
 import json
 import resource
@@ -47,6 +48,9 @@ LORA = {
 }
 
 
+KEPT = {**CONFIG, "writer": {"name": "full-context"}, "reader": {"name": "key-value"}}
+
+
 @pytest.fixture(autouse=True)
 def bounded() -> Iterator[None]:
     """Memory beyond `ROOM` cannot be had, and a case that hangs ends the process with its traceback."""
@@ -84,11 +88,11 @@ def ask(memory: Memory, state: MemoryState) -> None:
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """State files of a prefix and of a matrix, with the weights of a reader, and a run folder."""
+    """State files of a prefix, of a matrix with the weights of a reader, and of keys and values, and a run folder."""
     folder = tmp_path_factory.mktemp("saved")
-    paths = {name: folder / f"{name}.st" for name in ("prefix", "lora")}
-    for name, config in (("prefix", CONFIG), ("lora", LORA)):
-        memory = Memory.from_config(config)
+    paths = {}
+    for name, config in (("prefix", CONFIG), ("lora", LORA), ("keyvalue", KEPT)):
+        memory, paths[name] = Memory.from_config(config), folder / f"{name}.st"
         memory.save(memory.write("a secret").state, paths[name])
     paths["run"] = folder / "run"
     Memory.from_config(CONFIG).save_run(paths["run"])
@@ -110,7 +114,25 @@ def test_bytes_of_state_files(saved: dict[str, Path], tmp_path: Path, kind: str)
     assert refused > 9 * taken
 
 
-@pytest.mark.parametrize("kind", ["prefix", "lora"])
+def resized(header: Any, tensors: dict[str, Any], random: Random) -> tuple[Any, dict[str, Any]]:
+    """One axis of the state is shorter or longer, in one tensor or in all that have it, and the header says so."""
+    header, tensors = copy.deepcopy(header), dict(tensors)
+    shapes = header["spec"]["shapes"]
+    which = [name for name in shapes if shapes[name]]
+    axis = random.randrange(max(len(shapes[name]) for name in which))
+    size = random.randrange(9)
+    for name in which if random.random() < 0.5 else [random.choice(which)]:
+        if axis < len(shapes[name]):
+            old = tensors[f"state.{name}"]
+            index = torch.arange(size) % max(old.shape[axis + 1], 1)
+            tensors[f"state.{name}"] = new = old.index_select(axis + 1, index)
+            shapes[name] = list(new.shape[1:])
+    if random.random() < 0.3:
+        header["spec"]["layers"] = list(range(size))
+    return header, tensors
+
+
+@pytest.mark.parametrize("kind", ["prefix", "lora", "keyvalue"])
 def test_headers_and_tensors_of_state_files(
     saved: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -119,9 +141,12 @@ def test_headers_and_tensors_of_state_files(
     path = tmp_path / "x.st"
 
     def case(random: Random) -> None:
-        changed = mutated_data(header, random) if random.random() < 0.8 else header
-        held = dict(tensors)
+        changed, held = header, dict(tensors)
         if random.random() < 0.3:
+            changed, held = resized(header, tensors, random)
+        elif random.random() < 0.8:
+            changed = mutated_data(header, random)
+        if random.random() < 0.2:
             name = random.choice([*held])
             tensor = held.pop(name)
             form = random.randrange(6)

@@ -14,7 +14,7 @@ from support import MODELS, Lists, bar, described, each_backbone, reader_only
 from torch import Tensor
 
 from memwrite import Memory, Tokens
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, InputError
 from memwrite.protocols import Conditioning, KeyValues
 from memwrite.readers import KeyValueReader
 from memwrite.reading import generate, read
@@ -194,3 +194,15 @@ def test_a_memory_in_float32_is_read_by_a_model_of_half_precision() -> None:
     half = replace(past, keys=keys.bfloat16(), values=values.bfloat16())
     expected = read(memory.backbone, Conditioning(key_values=half), query).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("parts", [("gradient", "prefix"), ("full-context", "key-value")])
+def test_a_memory_of_another_model_is_refused(parts: tuple[str, str]) -> None:
+    writer, reader = ({"name": name} for name in parts)
+    sizes = {**MODELS["llama"]["params"], "hidden_size": 64}
+    one, other = (
+        Memory.from_config({"backbone": backbone, "writer": writer, "reader": reader})
+        for backbone in (MODELS["llama"], {"type": "llama", "params": sizes})
+    )
+    with pytest.raises(InputError, match="another model"):
+        other.ask(one.write("abc").state, "x")

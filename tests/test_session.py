@@ -22,6 +22,7 @@ from memwrite.cli.main import main
 from memwrite.encoding import sentences
 from memwrite.errors import InputError, StorageError
 from memwrite.session import Session
+from memwrite.stores import Store
 from memwrite.tokenizer import train_bpe
 
 MESSAGES = [
@@ -232,6 +233,23 @@ def test_files_of_sessions(kind: str, built: Any, tmp_path: Path) -> None:
     assert only.ask("It", max_new_tokens=4) == session.ask("It", max_new_tokens=4)
     with pytest.raises(InputError, match="can only read"):
         reader.session(state)
+
+
+def test_states_that_grow_are_taken_back(folder: str, tmp_path: Path) -> None:
+    """A memory that keeps everything has no one size of state; from files and stores it goes on all the same."""
+    parts = {"writer": {"name": "full-context"}, "reader": {"name": "key-value"}}
+    memory = Memory.from_config({"backbone": {"path": f"{folder}/backbone"}, **parts})
+    session, again = memory.session(), memory.session()
+    session.append("The boat is red.")
+    session.save(tmp_path / "s.safetensors")
+    again.load(tmp_path / "s.safetensors")
+    with Store(tmp_path / "s.db") as store:
+        store.put("boat", memory, session.state)
+        stored = store.get("boat", memory)
+    for state in (again.state, stored):
+        for name, tensor in session.state.tensors.items():
+            assert torch.equal(state[name], tensor)
+    assert again.ask("It", max_new_tokens=4) == session.ask("It", max_new_tokens=4)
 
 
 def test_a_file_of_another_reader_is_refused(built: Any, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def _gained(memory: Memory, state: MemoryState, text: str) -> tuple[float, float
 
     Alone is with an empty state or with none at all, whichever tells more of the text.
     """
-    conditioning = memory.reader.condition(state)
+    conditioning = memory.condition(state)
     prefix, past = conditioning.prefix, conditioning.key_values
     used = (0 if prefix is None else prefix.shape[1]) + (0 if past is None else past.mask.shape[1])
     tokens = memory.encode(text).columns(0, max(memory.backbone.info.positions - used - 1, 0))

@@ -120,7 +120,7 @@ class Store:
             StorageError: there is none, it is damaged, or it was written for another backbone or reader.
         """
         file, where = self.file(key), f"{self.name}: {key}"
-        return runs.state_for(memory, file, where).to(memory.backbone.info.device)
+        return runs.state_for(memory, file, where)
 
     def load(
         self,
