@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from memwrite import runs
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import Config, load_config, part_config
@@ -17,6 +15,7 @@ from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.plugins import registry
 from memwrite.protocols import Reader, Writer
 from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
+from memwrite.seeding import seeded
 from memwrite.storage import StateFile
 
 
@@ -49,8 +48,7 @@ def from_config(
     writer_config = part_config(writers.config, config.writer.params, "writer.params")
     reader_config = part_config(readers.config, config.reader.params, "reader.params")
     backbone = backbone or load_backbone(config.backbone, config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
+    with seeded(config.seed):
         writer = writers.build(writer_config, backbone)
         reader = readers.build(reader_config, backbone, writer.spec)
     weights = folder / WEIGHTS_FILE if folder and (folder / WEIGHTS_FILE).exists() else None

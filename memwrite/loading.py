@@ -13,6 +13,7 @@ from memwrite.backbone import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
 from memwrite.limits import check_folder, check_numbers, count_weights
+from memwrite.seeding import seeded
 from memwrite.tokenizer import Codec, load_codec
 
 # A run folder keeps the model it trained in here.
@@ -27,12 +28,13 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
             not supported.
     """
     device = _device(config.device)
-    if config.path is not None:
-        source = _model_source(config.path)
-        model, codec = _pretrained(config, source), load_codec(source)
-    else:
-        codec = load_codec(config.tokenizer)
-        model = _built(config, codec, seed)
+    with seeded(seed):
+        if config.path is not None:
+            source = _model_source(config.path)
+            model, codec = _pretrained(config, source), load_codec(source)
+        else:
+            codec = load_codec(config.tokenizer)
+            model = _built(config, codec)
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
     changes = config.trainable or config.lora_rank > 0
@@ -104,15 +106,13 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
     return model
 
 
-def _built(config: BackboneConfig, codec: Codec, seed: int) -> Any:
+def _built(config: BackboneConfig, codec: Codec) -> Any:
     described = _described(config, codec)
     try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            # Drawn in float32 whatever the dtype, so that one seed means one model.
-            model = AutoModelForCausalLM.from_config(
-                described, attn_implementation=_attention(config), dtype=torch.float32
-            )
+        # Drawn in float32 whatever the dtype, so that one seed means one model.
+        model = AutoModelForCausalLM.from_config(
+            described, attn_implementation=_attention(config), dtype=torch.float32
+        )
     except Exception as error:  # impossible sizes make transformers raise errors of every kind
         raise _undescribed(config, error) from None
     # Not model.to(dtype), which would round the frequencies of rotary embeddings too.

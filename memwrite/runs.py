@@ -30,6 +30,7 @@ from memwrite.errors import (
 from memwrite.limits import MOST_BUILT
 from memwrite.loading import MODEL_FOLDER, built_weights, load_backbone
 from memwrite.plugins import ReaderPlugin
+from memwrite.seeding import seeded
 from memwrite.state import MemoryState
 from memwrite.storage import FORMAT, Header, StateFile, StoredSpec, make_folder, saving, write_bytes
 from memwrite.tokenizer import BUILT_IN
@@ -168,7 +169,7 @@ def load_reader_of(
     with _reading_header(path):
         config = part_config(plugin.config, file.header.reader.params, "reader.params")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with seeded():
             # First without memory for it: the file says how large it is, and may say anything.
             with torch.device("meta"), suppress(NotImplementedError):
                 first: Any = plugin.build(config, backbone, file.state.spec)

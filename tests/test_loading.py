@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,21 @@ def test_a_run_cannot_be_saved_onto_a_file(tmp_path: Path) -> None:
         with pytest.raises(MemwriteError):
             memory.save_run(tmp_path / target)
     assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_threads_build_and_load_the_models_they_ask_for(tmp_path: Path) -> None:
+    """One seed is one model, also while other threads draw another."""
+
+    def built(seed: int) -> Memory:
+        parts = {"writer": {"name": "gradient"}, "reader": {"name": "prefix"}}
+        return Memory.from_config({"backbone": MODELS["llama"], **parts, "seed": seed})
+
+    alone = [built(seed) for seed in range(2)]
+    alone[0].save(alone[0].write("a").state, tmp_path / "a.st")
+    with ThreadPoolExecutor(8) as pool:
+        made = [*pool.map(built, [0, 1] * 8)]
+        loaded = [*pool.map(Memory.load, [tmp_path / "a.st"] * 8)]
+    for number, memory in enumerate(made):
+        assert memory.backbone.fingerprint == alone[number % 2].backbone.fingerprint
+        assert memory.writer_fingerprint == alone[number % 2].writer_fingerprint
+    assert all(m.backbone.fingerprint == alone[0].backbone.fingerprint for m, _ in loaded)

@@ -224,6 +224,8 @@ def test_wrong_parameters_of_all(name: str, params: Params, message: str) -> Non
         ("correlated-keys", {"shared": 4}, "below key_length = 4, got 4"),
         ("correlated-keys", {"shared": -1}, "shared must be at least 0"),
         ("correlated-keys", {"pairs": 63}, "only 62 keys that differ in 1 characters"),
+        ("correlated-keys", {"pairs": 5, "shared": 2, "letters": 2}, "only 4 keys"),
+        ("correlated-keys", {"letters": 63}, "letters must be from 1 to 62, got 63"),
         ("order", {"asked": "befor"}, "asked = 'befor': did you mean 'before'"),
         ("order", {"item_length": 0}, "item_length must be at least 1, got 0"),
         ("order", {"pairs": 62, "item_length": 1}, "only 61 queries"),
@@ -239,6 +241,7 @@ def test_wrong_parameters_of_one(name: str, params: Params, message: str) -> Non
     [
         ("mqar", {"pairs": 31}),
         ("correlated-keys", {"pairs": 62}),
+        ("correlated-keys", {"pairs": 9, "shared": 2, "letters": 3}),
         ("order", {"pairs": 61, "item_length": 1}),
         ("order", {"pairs": 62, "item_length": 1, "asked": "place"}),
         ("overwrite", {"pairs": 62, "key_length": 1}),
@@ -319,6 +322,18 @@ def test_correlated_keys_share_their_beginning() -> None:
         (beginning,) = {key[:3] for key in keys}
         beginnings.add(beginning)
     assert len(beginnings) == 20
+
+
+def test_correlated_keys_are_made_of_few_letters() -> None:
+    """Other ones in each context."""
+    made = task("correlated-keys", {"pairs": 8, "key_length": 2, "shared": 0, "letters": 3})
+    letters = set()
+    for example in first(made.evaluation(), 20):
+        keys = re.findall("!(..):", text("correlated-keys", example.context))
+        assert len(set(keys)) == 8
+        letters.add(frozenset("".join(keys)))
+    assert all(len(few) == 3 for few in letters)
+    assert len(letters) > 15
 
 
 def test_writes_of_different_keys_mix() -> None:

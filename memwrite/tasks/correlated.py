@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from memwrite.tasks.kv import PairsConfig, context_text, pairs_of, question_text, random_text
+from memwrite.tasks.kv import PairsConfig, context_text, keys_of, question_text, random_text
 from memwrite.tasks.synthetic import CharacterTask, Draft
 from memwrite.tokenizer import ALPHABET
 
@@ -16,6 +16,7 @@ class CorrelatedConfig(PairsConfig):
 
     Attributes:
         shared: first characters that all keys of a context have in common; below `key_length`.
+        letters: characters that the rest of a context's keys is made of, others in each; None for any.
 
     Raises:
         ValueError: a value is out of range.
@@ -23,6 +24,7 @@ class CorrelatedConfig(PairsConfig):
 
     key_length: int = 4
     shared: int = 3
+    letters: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -30,8 +32,11 @@ class CorrelatedConfig(PairsConfig):
             raise ValueError(
                 f"shared must be at least 0 and below key_length = {self.key_length}, got {self.shared}"
             )
+        letters = len(ALPHABET) if self.letters is None else self.letters
+        if not 1 <= letters <= len(ALPHABET):
+            raise ValueError(f"letters must be from 1 to {len(ALPHABET)}, got {letters}")
         own = self.key_length - self.shared
-        self._check_room(len(ALPHABET) ** own, f"keys that differ in {own} characters")
+        self._check_room(letters**own, f"keys that differ in {own} characters")
 
 
 class CorrelatedTask(CharacterTask[CorrelatedConfig]):
@@ -40,9 +45,12 @@ class CorrelatedTask(CharacterTask[CorrelatedConfig]):
     name = "correlated-keys"
 
     def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """Every context has a beginning of its keys of its own."""
+        """Every context has a beginning of its keys, and letters that they go on with, of its own."""
         config = self.config
         prefix = random_text(chance, config.shared)
-        ends = pairs_of(chance, pairs, config.key_length - config.shared, config.value_length)
-        drawn = [(prefix + end, value) for end, value in ends]
+        letters = ALPHABET
+        if config.letters is not None:
+            letters = "".join(chance.sample(ALPHABET, config.letters))
+        ends = keys_of(chance, pairs, config.key_length - config.shared, letters)
+        drawn = [(prefix + end, random_text(chance, config.value_length)) for end in ends]
         return Draft([context_text(drawn)], [(question_text(key), value) for key, value in drawn])

@@ -60,16 +60,16 @@ class KvConfig(PairsConfig):
             )
 
 
-def random_text(chance: random.Random, length: int) -> str:
-    """`length` characters of `ALPHABET`, independent and uniform."""
-    return "".join(chance.choices(ALPHABET, k=length))
+def random_text(chance: random.Random, length: int, letters: str = ALPHABET) -> str:
+    """`length` characters of `letters`, independent and uniform."""
+    return "".join(chance.choices(letters, k=length))
 
 
-def keys_of(chance: random.Random, count: int, length: int) -> list[str]:
-    """`count` different keys of `length` characters, of which there must be as many."""
+def keys_of(chance: random.Random, count: int, length: int, letters: str = ALPHABET) -> list[str]:
+    """`count` different keys of `length` characters of `letters`, of which there must be as many."""
     keys: dict[str, None] = {}
     while len(keys) < count:
-        keys[random_text(chance, length)] = None
+        keys[random_text(chance, length, letters)] = None
     return list(keys)
 
 

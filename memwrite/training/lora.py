@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from memwrite.config import BackboneConfig
 from memwrite.corrections import linear_layers
+from memwrite.seeding import seeded
 
 
 class LowRank(nn.Module):
@@ -44,8 +45,7 @@ def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
 
     Names of modules, hooks and second derivatives stay as they are.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for layer in linear_layers(model):
             weight: Tensor = layer.weight  # type: ignore[assignment]
             transposed = not isinstance(layer, nn.Linear)
