@@ -15,7 +15,8 @@ _turn = RLock()
 def seeded(seed: int | None = None) -> Iterator[None]:
     """Draw from torch's generator as it is after `seed`, by default as it is, and leave it as it was.
 
-    Threads take turns: that generator, and what transformers sets while it makes a model, are the whole process's.
+    Threads take turns: that generator, and what transformers sets while it makes a model, are the whole process's. A
+    thread that samples an answer meanwhile takes no turn, and draws from it too.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         if seed is not None:
