@@ -57,6 +57,19 @@ def test_babi_asks_where_the_story_asks(tmp_path: Path) -> None:
     assert {q.group for e in (first, fourth) for q in e.questions} == {"file"}
 
 
+def test_babi_can_want_the_supporting_statements_too(tmp_path: Path) -> None:
+    plain = made("babi", tmp_path, held_out=1).evaluation()
+    found = made("babi", tmp_path, held_out=1, facts=True).evaluation()
+    assert [spelt(example)[0] for example in found] == [spelt(example)[0] for example in plain]
+    assert [answer for example in found for _, answer in spelt(example)[1]] == [
+        " bathroom Mary moved to the bathroom.",
+        " hallway John went to the hallway.",
+        " apple,milk Mary moved to the bathroom. Mary got the milk there.",
+        " office The office is north of the kitchen.",
+        " yes Lily is a frog.",
+    ]
+
+
 def test_windows_line_ends_and_a_byte_order_mark_change_nothing(tmp_path: Path) -> None:
     plain, other = tmp_path / "a", tmp_path / "b"
     plain.write_text(BABI)

@@ -20,27 +20,34 @@ class BabiConfig(QuestionsConfig):
     """bAbI files, of which whole stories are held out.
 
     An example is a place in a story where something is asked: its context are the statements before it, each a
-    segment, its queries the questions that stand there. A question counts under its file's name.
+    segment, its queries the questions that stand there. A question counts under its file's name. Other attributes as
+    in `QuestionsConfig`.
+
+    Attributes:
+        facts: want the supporting statements behind each answer ("strong supervision" in the paper): a first
+            stage of training, since where to look is learnt far sooner from many words than from one.
     """
 
     in_words = False
 
+    facts: bool = False
+
     def read(self, path: Path) -> list[list[Passage]]:
         """See `read_stories`."""
-        return read_stories(path)
+        return read_stories(path, self.facts)
 
 
-def read_stories(path: Path) -> list[list[Passage]]:
+def read_stories(path: Path, facts: bool = False) -> list[list[Passage]]:
     """The stories of a file, each as what stands before its questions and what is asked there.
 
     A line is `ID statement` or, with tabs, `ID question<tab>answer<tab>IDs of supporting statements`. IDs count from 1
-    in every story. The answer may be a list ("apple,football").
+    in every story. The answer may be a list ("apple,football"); with `facts` the supporting statements stand behind it.
 
     Raises:
         ConfigError: the file cannot be read.
         InputError: a line is none of these, a story ends without a question, or there is no story.
     """
-    return [_passages(path, story) for story in _stories(path)]
+    return [_passages(path, story, facts) for story in _stories(path)]
 
 
 def _stories(path: Path) -> Iterator[list[tuple[int, str]]]:
@@ -64,12 +71,12 @@ def _stories(path: Path) -> Iterator[list[tuple[int, str]]]:
     yield story
 
 
-def _passages(path: Path, story: list[tuple[int, str]]) -> list[Passage]:
+def _passages(path: Path, story: list[tuple[int, str]], facts: bool) -> list[Passage]:
     statements: dict[int, str] = {}
     asked: dict[int, list[Question]] = {}
     for own, (number, text) in enumerate(story, 1):
         if "\t" in text:
-            question = _question(path, number, text, statements)
+            question = _question(path, number, text, statements, facts)
             asked.setdefault(len(statements), []).append(question)
         else:
             statements[own] = text.strip()
@@ -80,22 +87,24 @@ def _passages(path: Path, story: list[tuple[int, str]]) -> list[Passage]:
     return [Passage(told[:count], tuple(questions)) for count, questions in asked.items()]
 
 
-def _question(path: Path, number: int, line: str, known: dict[int, str]) -> Question:
+def _question(path: Path, number: int, line: str, known: dict[int, str], facts: bool) -> Question:
     fields = [field.strip() for field in line.split("\t")]
     if len(fields) != 3:
         fault = (
             "a question has 3 fields with tabs between them (question, answer, supporting lines)"
         )
         raise _fault(path, number, f"{fault}, this one has {len(fields)}")
-    asked, answer, facts = fields
+    asked, answer, supporting = fields
     if not asked or not answer:
         raise _fault(path, number, f"the {'answer' if asked else 'question'} is empty")
-    if not _FACTS.fullmatch(facts):
-        raise _fault(path, number, f"the supporting lines should be numbers, are '{facts}'")
-    for fact in facts.split():
-        if int(fact) not in known:
+    if not _FACTS.fullmatch(supporting):
+        raise _fault(path, number, f"the supporting lines should be numbers, are '{supporting}'")
+    lines = [int(fact) for fact in supporting.split()]
+    for fact in lines:
+        if fact not in known:
             raise _fault(path, number, f"the supporting line {fact} is no statement before it")
-    return Question(asked, (answer,), path.name)
+    told = [known[fact] for fact in lines] if facts else []
+    return Question(asked, (" ".join([answer, *told]),), path.name)
 
 
 def _fault(path: Path, number: int, reason: str) -> InputError:
