@@ -8,7 +8,7 @@ import hashlib
 import mmap
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextvars import Context
 from itertools import count
 from typing import Any
@@ -40,6 +40,8 @@ class Heap:
         passed = _FIXED.union(_RUNNING)
         self._old = [thing for thing in gc.get_objects() if type(thing) not in passed]
         self._held = {id(thing): _held(thing) for thing in self._old}
+        # What they hold is kept alive, lest something that comes in its place gets its id.
+        self._parts = {id(part): part for thing in self._old for part in _parts(thing)}
         self._contexts = _values(_contexts(self._old))
         gc.freeze()
 
@@ -50,7 +52,7 @@ class Heap:
         return self._differences(gc.get_objects())
 
     def _differences(self, everything: list[Any]) -> list[str]:
-        own = {id(x) for x in (self, self.__dict__, self._old, self._held, self._contexts)}
+        own = {id(x) for x in (self, self.__dict__, *vars(self).values())}
         new = [x for x in everything if type(x) not in _RUNNING and id(x) not in own]
         contexts = _contexts(new)
         found = [f"{_described(thing)} stays" for thing in new if not _is_context(thing)]
@@ -68,18 +70,23 @@ def _held(thing: Any) -> int:
     if _is_data(thing):
         return hash(_bytes(thing))
     held: list[int] = []
-    for part in gc.get_referents(thing):
+    for part in _parts(thing):
         held.append(id(part))
-        # The collector does not follow a dict of texts and numbers, nor give its owner away.
-        if type(part) is dict and not gc.is_tracked(part):
-            held += map(id, part.values())
-        elif type(part) in _BUFFERS:
+        if type(part) in _BUFFERS:
             held.append(hash(_bytes(part)))
         elif type(part) is torch.Generator:
             held.append(hash(_bytes(part.get_state())))
         elif type(part) is count:
             held.append(hash(repr(part)))
     return hash(tuple(held))
+
+
+def _parts(thing: Any) -> Iterator[Any]:
+    for part in gc.get_referents(thing):
+        yield part
+        # The collector does not follow a dict of texts and numbers, nor give its owner away.
+        if type(part) is dict and not gc.is_tracked(part):
+            yield from part.values()
 
 
 def _is_data(thing: Any) -> bool:
