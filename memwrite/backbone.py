@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
+from memwrite import ngrams
 from memwrite.corrections import (
     KEYWORD,
     CorrectedCache,
@@ -92,6 +93,7 @@ class TransformersBackbone:
             dtype=weight.dtype,
             device=weight.device,
             double_backward=config._attn_implementation == "eager",
+            ngram=getattr(config, ngrams.ATTRIBUTE, 1),
         )
 
     @property
@@ -102,7 +104,7 @@ class TransformersBackbone:
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D)."""
+        """(B, T) int64, each row a text from its beginning -> (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 

@@ -20,6 +20,7 @@ T = TypeVar("T")
 SCHEDULES = ("cosine", "stable")
 _DEEPEST = 50
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+NGRAMS = range(1, 9)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -33,6 +34,8 @@ class BackboneConfig:
         params: the fields of that type's configuration.
         tokenizer: with `type`: "bytes", "characters" (those of key-value retrieval), a folder with a tokenizer, or
             "bpe" or "words" to learn one in `memwrite train` from the training text.
+        ngram: with `type`, from 1 to 8: if not 1, every token's embedding is with a fixed code of it and the `ngram` - 1
+            tokens before it; a model keeps that.
         dtype: "float32", "bfloat16", "float16" or "float64".
         device: "cpu", "cuda", "cuda:1", ...
         attention: "sdpa" (fast) or "eager" (needed by second-order gradients).
@@ -46,6 +49,7 @@ class BackboneConfig:
     type: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = "bytes"
+    ngram: int = 1
     dtype: str = "float32"
     device: str = "cpu"
     attention: str = "sdpa"
@@ -62,6 +66,8 @@ class BackboneConfig:
         ):
             if (value := getattr(self, key)) not in known:
                 raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, known)}")
+        if self.ngram not in NGRAMS:
+            raise ConfigError(f"backbone.ngram must be from 1 to {NGRAMS[-1]}, got {self.ngram}")
         if self.lora_rank < 0 or self.lora_alpha <= 0:
             raise ConfigError(
                 f"backbone.lora_rank must be at least 0 and backbone.lora_alpha positive, got {self.lora_rank} "

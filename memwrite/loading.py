@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from memwrite import ngrams
 from memwrite.backbone import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
@@ -35,6 +36,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         else:
             codec = load_codec(config.tokenizer)
             model = _built(config, codec)
+    ngrams.attach(model)
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
     changes = config.trainable or config.lora_rank > 0
@@ -98,6 +100,10 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
         else:
             what = f"is no folder in '{Path.cwd()}', and no hub model that can be loaded"
         raise ConfigError(f"backbone.path '{config.path}' {what}: {reason}") from None
+    if config.ngram not in (1, length := getattr(model.config, ngrams.ATTRIBUTE, 1)):
+        raise ConfigError(
+            f"backbone.ngram = {config.ngram}, but the model in '{config.path}' was built with {length}, and keeps that"
+        )
     # transformers would go on with random numbers in their place.
     if lacking := sorted(report["missing_keys"]):
         raise ConfigError(
@@ -162,6 +168,8 @@ def _described(config: BackboneConfig, codec: Codec) -> PretrainedConfig:
     for name in config.params:
         if name not in names:
             raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
+    if config.ngram > 1:
+        params[ngrams.ATTRIBUTE] = config.ngram
     try:
         return AutoConfig.for_model(str(config.type), **params)
     except Exception as error:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from memwrite.backbone import TransformersBackbone
+from memwrite.errors import ConfigError
 from memwrite.protocols import (
     Additions,
     Backbone,
@@ -137,7 +138,16 @@ def continue_text(
     Returns:
         New ids (1, T'), and the run over `ids` and them. Beams and samples are drawn with states of their own;
         what is written in the end is the text that was returned.
+
+    Raises:
+        ConfigError: the model's embeddings are of several tokens, and those of a text in pieces are others.
     """
+    if backbone.info.ngram > 1:
+        raise ConfigError(
+            f"this model was built with backbone.ngram = {backbone.info.ngram}, so that a text cannot be embedded in "
+            f"pieces, which is what a session does that writes every token as it is read: make it read-only, or take a "
+            f"model without"
+        )
 
     def everything(ids: Tensor) -> Tokens:
         return Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

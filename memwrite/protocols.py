@@ -141,6 +141,7 @@ class BackboneInfo:
         dtype: of its weights.
         device: of its weights.
         double_backward: whether a gradient through it can be differentiated again.
+        ngram: how many tokens of a text an embedding is made of: of its own and those before; 1 with most models.
     """
 
     architecture: str
@@ -156,6 +157,7 @@ class BackboneInfo:
     dtype: torch.dtype
     device: torch.device
     double_backward: bool
+    ngram: int = 1
 
 
 @dataclass(frozen=True)
@@ -173,7 +175,9 @@ class Backbone(Protocol):
     def info(self) -> BackboneInfo: ...
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) int64 -> (B, T, D): what the first layer receives, embedding scale included."""
+        """(B, T) int64, each row a text from its beginning -> (B, T, D): what the first layer receives, embedding scale
+        included.
+        """
         ...
 
     def forward(
