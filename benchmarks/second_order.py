@@ -26,7 +26,7 @@ from timing import in_turn, ratio
 from torch.nn import functional as F
 
 from memwrite import Memory
-from memwrite.heap import keep_freed_memory
+from memwrite.cpu import tuned_cpu
 from memwrite.loss import Batch
 from memwrite.tasks.base import Example, collate
 from memwrite.tasks.kv import KvConfig, KvTask
@@ -40,11 +40,13 @@ MODEL = {
     "max_position_embeddings": 512,
     "tie_word_embeddings": True,
 }
-WAYS: dict[str, dict[str, Any]] = {
-    "memwrite": {},
-    "memwrite, compiled": {"compile": True},
-    "memwrite, recomputed": {"recompute": True},
+WAYS: dict[str, tuple[dict[str, Any], int]] = {
+    "memwrite": ({}, 1),
+    "memwrite, in eighths": ({}, 8),
+    "memwrite, compiled": ({"compile": True}, 1),
+    "memwrite, recomputed": ({"recompute": True}, 1),
 }
+"""Parameters of the writer, and `training.accumulate`: parts of a batch, one after the other."""
 
 
 @dataclass(frozen=True)
@@ -82,32 +84,37 @@ def memory_of(steps: int, **params: Any) -> Memory:
     )
 
 
-def batch_of(memory: Memory) -> Batch:
-    """Contexts with one query each."""
+def batches_of(memory: Memory, parts: int = 1) -> list[Batch]:
+    """Contexts with one query each, in as many batches."""
     drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.codec).training(BATCH, 0)
     examples = [drawn[index] for index in range(BATCH)]
-    return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
+    examples = [Example(e.context, e.queries[:1], e.labels[:1]) for e in examples]
+    return [collate(examples[part::parts])["batch"] for part in range(parts)]
 
 
 def training_step(way: str, steps: int, rounds: int) -> Cost:
     """Measure one way; to be called in a fresh process."""
     torch.set_num_threads(1)
-    memory = memory_of(steps, **WAYS.get(way, {})).train()
-    batch = batch_of(memory)
-    loss: Callable[[], Any] = lambda: memory(batch).loss  # noqa: E731
+    params, parts = WAYS.get(way, ({}, 1))
+    memory = memory_of(steps, **params).train()
+    batches = batches_of(memory, parts)
+    loss: Callable[[Batch], Any] = lambda batch: memory(batch).loss  # noqa: E731
     model: Any = memory
     if way == "official":
         model = official_model(memory)
-        loss = lambda: outputs(model, batch)["loss"]  # noqa: E731
-    else:
-        keep_freed_memory()  # as `memwrite train` does
+        loss = lambda batch: outputs(model, batch)["loss"]  # noqa: E731
 
     def step() -> float:
         model.zero_grad()
-        value = loss()
-        value.backward()
-        return float(value.detach())
+        found = 0.0
+        for batch in batches:
+            value = loss(batch) / parts
+            value.backward()
+            found += float(value.detach())
+        return found
 
+    if way != "official":
+        step = tuned_cpu()(step)  # as `memwrite train` does
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = step()  # and the first call, which does not count
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -118,7 +125,7 @@ def inference(steps: int, rounds: int) -> dict[str, list[float]]:
     """CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
     torch.set_num_threads(1)
     memory = memory_of(steps).eval().requires_grad_(False)
-    context = batch_of(memory).context
+    context = batches_of(memory)[0].context
     rows = len(context.ids)
 
     def bare() -> None:

@@ -18,8 +18,8 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from memwrite.bulk.documents import Document, Skipped, count_lines, read_documents
+from memwrite.cpu import tuned_cpu
 from memwrite.errors import ConfigError, DivergenceError, InputError
-from memwrite.heap import keep_freed_memory
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.store import Store, recipe_of
@@ -51,6 +51,7 @@ class Tally:
         self.skipped = sorted([*self.skipped, *other.skipped], key=lambda line: line.line)
 
 
+@tuned_cpu()
 def write_documents(
     memory: Memory,
     path: Path,
@@ -61,7 +62,7 @@ def write_documents(
     """Write every document of a JSONL file into the store, but for those that are there.
 
     Under torchrun each process takes its share, and each returns the tally of all. From here on the process keeps
-    freed memory for itself, see `keep_freed_memory`.
+    freed memory for itself, see `tuned_cpu`.
 
     Args:
         memory: that writes.
@@ -80,7 +81,6 @@ def write_documents(
         raise ConfigError(
             f"the states of writer '{memory.config.writer.name}' grow with their texts: a store keeps those that do not"
         )
-    keep_freed_memory()
     # The first process to be done waits for the last one.
     processes = PartialState(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)

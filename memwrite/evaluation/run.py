@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from memwrite.config import PartConfig, load_config, part_config
+from memwrite.cpu import tuned_cpu
 from memwrite.errors import ConfigError
 from memwrite.evaluation import answers, kv
 from memwrite.evaluation.answer_table import AnswerEvaluation
@@ -38,6 +39,7 @@ class Report:
         return {**self.result.as_dict(), "task": self.task.name, "params": self.task.params}
 
 
+@tuned_cpu()
 def evaluate_run(
     run: Path,
     overrides: Sequence[str] = (),

@@ -11,8 +11,8 @@ from typing import Any
 from accelerate import PartialState
 
 from memwrite.config import Config, load_config, part_config
+from memwrite.cpu import tuned_cpu
 from memwrite.errors import ConfigError
-from memwrite.heap import keep_freed_memory
 from memwrite.loading import MODEL_FOLDER
 from memwrite.plugins import registry
 from memwrite.tasks.base import Texts
@@ -24,6 +24,7 @@ from memwrite.training.start import begin
 from memwrite.training.trainer import fit
 
 
+@tuned_cpu()
 def train(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Path:
     """Train what the config describes and return its run folder.
 
@@ -33,7 +34,6 @@ def train(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         ConfigError: the config is wrong, or the run folder holds another or a finished run.
         DivergenceError: a loss or a gradient is not finite.
     """
-    keep_freed_memory()
     requested = load_config(source, overrides)
     us = PartialState(cpu=requested.backbone.device == "cpu")
     stages = planned(requested)

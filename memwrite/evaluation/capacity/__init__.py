@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from memwrite.cpu import tuned_cpu
 from memwrite.evaluation.capacity.grid import fill, plan
 from memwrite.evaluation.capacity.report import Report, make_report
 from memwrite.evaluation.capacity.runs import open_runs
@@ -19,6 +20,7 @@ __all__ = ["SEEDS", "Report", "capacity"]
 SEEDS = (0, 1, 2)
 
 
+@tuned_cpu()
 def capacity(
     runs: Sequence[Path],
     folder: Path,
