@@ -36,7 +36,7 @@ MODELS = Path("models")
 TRAINED = (
     ("gradmem-kv-k2-0", 8),
     ("gradmem-kv-16-k2-0", 16),
-    ("gradmem-kv-32-k2-0", 32),
+    ("gradmem-kv-32-k1to5-0", 32),
     ("full-context-kv-h32-0", 8),
     ("full-context-kv-32-0", 16),
     ("full-context-kv-32-0", 32),

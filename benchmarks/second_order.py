@@ -4,7 +4,8 @@
 
 FOLDER is a checkout of github.com/yurakuratov/gradmem; without it only memwrite's own ways are compared. The setting is the
 paper's: Llama with 4 layers of width 128, 8 slots, 16 pairs with two-character keys and values, batches of 64, one query a
-context. Every way runs in a process of its own, from the same weights. Only ratios within a run mean something elsewhere.
+context. Every way runs in a process of its own, from the same weights, which are random, or with --run those of a trained run.
+Only ratios within a run mean something elsewhere.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import resource
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
@@ -63,18 +64,20 @@ class Cost:
         return median(self.rounds)
 
 
-def memory_of(steps: int, **params: Any) -> Memory:
-    """The paper's writer with K = `steps`, from seed 0."""
+def memory_of(steps: int, run: str | None = None, **params: Any) -> Memory:
+    """The paper's writer with K = `steps`, from seed 0, or with the model, slots and head of a run of its kind."""
+    trained = None if run is None else Memory.from_config(run)
     writer = {"slots": SLOTS, "steps": steps, "lr": 0.04, "write_head": True}
-    return Memory.from_config(
+    backbone = {
+        "type": "llama",
+        "params": MODEL,
+        "tokenizer": "characters",
+        "attention": "eager",
+        "trainable": True,
+    }
+    memory = Memory.from_config(
         {
-            "backbone": {
-                "type": "llama",
-                "params": MODEL,
-                "tokenizer": "characters",
-                "attention": "eager",
-                "trainable": True,
-            },
+            "backbone": backbone if trained is None else asdict(trained.config.backbone),
             "writer": {
                 "name": "gradient",
                 "params": {**writer, "reconstruction_weight": 0.5, **params},
@@ -82,22 +85,30 @@ def memory_of(steps: int, **params: Any) -> Memory:
             "reader": {"name": "prefix"},
         }
     )
+    if trained is not None:
+        memory.load_state_dict(trained.state_dict(), strict=False)  # all but learnt step sizes
+    return memory
 
 
-def batches_of(memory: Memory, parts: int = 1) -> list[Batch]:
-    """Contexts with one query each, in as many batches."""
+def batch_of(memory: Memory) -> Batch:
+    """Contexts with one query each."""
     drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.codec).training(BATCH, 0)
     examples = [drawn[index] for index in range(BATCH)]
-    examples = [Example(e.context, e.queries[:1], e.labels[:1]) for e in examples]
-    return [collate(examples[part::parts])["batch"] for part in range(parts)]
+    return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 
 
-def training_step(way: str, steps: int, rounds: int) -> Cost:
+def parts_of(batch: Batch, count: int) -> list[Batch]:
+    """As many batches of the same rows."""
+    rows = [slice(start, start + BATCH // count) for start in range(0, BATCH, BATCH // count)]
+    return [Batch(batch.context.rows(r), batch.queries.rows(r), batch.labels[r]) for r in rows]
+
+
+def training_step(way: str, steps: int, rounds: int, run: str | None = None) -> Cost:
     """Measure one way; to be called in a fresh process."""
     torch.set_num_threads(1)
     params, parts = WAYS.get(way, ({}, 1))
-    memory = memory_of(steps, **params).train()
-    batches = batches_of(memory, parts)
+    memory = memory_of(steps, run, **params).train()
+    batches = parts_of(batch_of(memory), parts)
     loss: Callable[[Batch], Any] = lambda batch: memory(batch).loss  # noqa: E731
     model: Any = memory
     if way == "official":
@@ -121,11 +132,11 @@ def training_step(way: str, steps: int, rounds: int) -> Cost:
     return Cost(in_turn({way: step}, rounds)[way], peak * 1024, found)
 
 
-def inference(steps: int, rounds: int) -> dict[str, list[float]]:
+def inference(steps: int, rounds: int, run: str | None = None) -> dict[str, list[float]]:
     """CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
     torch.set_num_threads(1)
-    memory = memory_of(steps).eval().requires_grad_(False)
-    context = batches_of(memory)[0].context
+    memory = memory_of(steps, run).eval().requires_grad_(False)
+    context = batch_of(memory).context
     rows = len(context.ids)
 
     def bare() -> None:
@@ -150,16 +161,19 @@ def alone(work: Callable[..., Any], *arguments: Any) -> Any:
 @click.command()
 @click.option("--steps", default="1,2,5", help="Numbers K of inner steps.")
 @click.option("--rounds", default=5, help="Steps measured, of which the median counts.")
+@click.option("--run", help="Folder of a trained run without n-grams; its weights are used.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def main(steps: str, rounds: int, as_json: bool) -> None:
+def main(steps: str, rounds: int, run: str | None, as_json: bool) -> None:
     """Time and memory of a training step, and time of a write."""
     known = CHECKOUT in os.environ
     ways = [*(["official"] if known else []), *WAYS]
     rows = []
     for count in map(int, steps.split(",")):
-        costs: dict[str, Cost] = {way: alone(training_step, way, count, rounds) for way in ways}
+        costs: dict[str, Cost] = {
+            way: alone(training_step, way, count, rounds, run) for way in ways
+        }
         base = costs[ways[0]]
-        found = alone(inference, count, rounds)
+        found = alone(inference, count, rounds, run)
         written = ratio(found["write"], found["bare"]).median
         for way, cost in costs.items():
             row = {

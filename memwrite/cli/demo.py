@@ -8,9 +8,9 @@ import click
 
 #: Writers that have learnt to write: one model with one, two and five gradient steps, and one of forward passes.
 MEMORIES = (
-    "models/gradmem-kv-k2-0:1",
-    "models/gradmem-kv-k2-0:2",
-    "models/gradmem-kv-k2-0:5",
+    "models/gradmem-kv-32-k1to5-0:1",
+    "models/gradmem-kv-32-k1to5-0:2",
+    "models/gradmem-kv-32-k1to5-0:5",
     "models/rmt-kv-0",
 )
 

@@ -1,0 +1,53 @@
+"""What `tuned_cpu` spares in a training step of a trained gradient writer, on one core.
+
+    python benchmarks/tuned.py
+
+The model is models/gradmem-kv-16-k1-0, asked for every pair of 24 contexts. With and without run in processes of their own.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import click
+import torch
+from second_order import alone
+from timing import in_turn, ratio
+
+from memwrite import Memory
+from memwrite.cpu import tuned_cpu
+from memwrite.tasks.base import collate
+from memwrite.tasks.kv import KvConfig, KvTask
+
+MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-16-k1-0"
+BATCH = 24
+
+
+def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
+    """CPU seconds; to be called in a fresh process."""
+    torch.set_num_threads(1)
+    memory = Memory.from_config(MODEL).train()
+    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.codec).training(BATCH, 0)
+    batch = collate([drawn[index] for index in range(BATCH)])["batch"]
+
+    def step() -> None:
+        memory.zero_grad()
+        memory(batch).loss.backward()
+
+    with tuned_cpu() if tuned else nullcontext():
+        return in_turn({"step": step}, rounds)["step"]
+
+
+@click.command()
+@click.option("--pairs", default="16,32", help="As in 16,32.")
+@click.option("--rounds", default=5, help="Steps measured.")
+def main(pairs: str, rounds: int) -> None:
+    """How many times as long a step takes without."""
+    for count in map(int, pairs.split(",")):
+        without, tuned = (alone(training_step, count, way, rounds) for way in (False, True))
+        click.echo(f"{count} pairs: {ratio(without, tuned)}")
+
+
+if __name__ == "__main__":
+    main()
