@@ -12,7 +12,7 @@ import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
-from memwrite.config import Config, to_dict
+from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError
 from memwrite.runs import CONFIG_FILE
 from memwrite.storage import make_folder, write_bytes
@@ -43,20 +43,21 @@ def claim(config: Config, write: bool) -> None:
     out, text = Path(config.training.out), yaml.safe_dump(to_dict(config), sort_keys=False)
     make_folder(out)
     mark = out / REQUESTED
-    asked = None
-    with suppress(FileNotFoundError):  # another process may be removing it
-        asked = mark.read_text()
-    if asked not in (None, text) and any(out.rglob(LOG)):
+    same = False
+    with suppress(ConfigError):  # another process may be removing it
+        same = load_config(mark) == config
+    marked = same or mark.exists()
+    if marked and not same and any(out.rglob(LOG)):
         raise ConfigError(
             f"'{out}' holds an unfinished run of another configuration ({mark}): set training.out to "
             f"another folder"
         )
-    if finished(out) and asked is None:
+    if finished(out) and not marked:
         raise ConfigError(
             f"'{out}' already holds a finished run: set training.out to another folder"
         )
     if write:
-        if asked not in (None, text):  # which failed before it trained
+        if marked and not same:  # which failed before it trained
             shutil.rmtree(out / STAGES, ignore_errors=True)
             tidy(out, staged=False)
         write_bytes(mark, text.encode())
