@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from families import FAMILIES
-from samples import BABI
+from samples import SAMPLES
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from memwrite import Memory
@@ -14,13 +14,15 @@ from memwrite.evaluation.run import evaluate_run
 from memwrite.training.run import train
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_a_pretrained_model_learns_to_write_babi(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "task"), [("qwen3", "babi"), ("llama", "babi"), ("llama", "squad")]
+)
+def test_a_pretrained_model_learns_to_write(family: str, task: str, tmp_path: Path) -> None:
     config = AutoConfig.for_model(family, **FAMILIES[family])
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "model")
-    (tmp_path / "qa.txt").write_text(BABI)
-    data = ["task.params.files=[qa.txt]", f"task.params.folder={tmp_path}"]
+    (tmp_path / "qa").write_text(SAMPLES[task])
+    data = [f"task.name={task}", "task.params.files=[qa]", f"task.params.folder={tmp_path}"]
     small = ["training.steps=3", "training.every=3", "training.batch_size=2", "training.warmup=1"]
     run = train(
         "configs/babi/pretrained.yaml",
