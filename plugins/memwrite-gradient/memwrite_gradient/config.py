@@ -18,6 +18,9 @@ class GradientConfig:
         slots: M, memory vectors.
         steps: K, gradient steps per write.
         most_steps: in training, draw K anew for every write, from `steps` to this.
+        window: predict the context in pieces of so many tokens side by side, each behind a quarter as many of those before
+            it: a token sees from W/4 to 5W/4 earlier ones beside the memory, and a write's cost grows with the context, not
+            its square. All tokens see all earlier ones where it is not set, as in GradMem.
         optimizer: "sgd" as in GradMem, or "adam" for many steps into a model that was never meta-trained.
         lr: inner step size.
         learned_lr: what is learned of the step size with the other parameters, starting at `lr`: "none", "one" for
@@ -53,6 +56,7 @@ class GradientConfig:
     slots: int = 8
     steps: int = 1
     most_steps: int | None = None
+    window: int | None = None
     optimizer: str = "sgd"
     lr: float = 0.04
     learned_lr: str = "none"
@@ -75,7 +79,7 @@ class GradientConfig:
     lora_alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        for name in ("slots", "steps", "second_steps"):
+        for name in ("slots", "steps", "window", "second_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")

@@ -16,13 +16,19 @@ def write(
     steps: int,
     lr: float,
     clip_norm: float | None = None,
+    window: int | None = None,
 ) -> Tensor:
-    """Write one context into one memory (M, D), as GradMem's equations say it."""
+    """Write one context into one memory (M, D), as GradMem's equations say it.
+
+    With a `window` W, each token sees those before it from the last multiple of W on that is at least W/4 back.
+    """
+    window = window or len(ids)
     for _ in range(steps):
         memory = memory.detach().requires_grad_()
         loss = torch.zeros((), dtype=memory.dtype)
         for position, target in enumerate(ids):
-            before = torch.tensor([ids[:position]], dtype=torch.int64)
+            start = max(0, (position - window // 4) // window * window)
+            before = torch.tensor([ids[start:position]], dtype=torch.int64)
             inputs = torch.cat([memory[None], backbone.embed(before)], dim=1)
             hidden = backbone.forward(inputs).hidden[0, -1]
             loss = loss + F.cross_entropy(backbone.logits(hidden), torch.tensor(target)) / len(ids)

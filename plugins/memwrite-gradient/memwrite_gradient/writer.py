@@ -21,6 +21,7 @@ from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast import FastWeights
 from memwrite_gradient.lora import WriteLora
+from memwrite_gradient.pieces import Pieces
 from memwrite_gradient.steps import Adam, astray, clip, halfway
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
@@ -248,19 +249,21 @@ class GradientWriter(nn.Module):
         """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
         other token, in nats, (B, T) each.
         """
-        prefix = self.controls.around_write(memory)
+        tokens = context.ids.shape[1]
+        pieces = Pieces(tokens, self.config.window or tokens)
+        prefix = self.controls.around_write(memory.repeat_interleave(pieces.count, 0))
         corrections = None if self.lora is None else self.lora.corrections()
-        inputs = torch.cat([prefix.to(embeddings.dtype), embeddings], 1)
+        inputs = torch.cat([prefix.to(embeddings.dtype), pieces.cut(embeddings)], 1)
         hidden = self._backbone.forward(inputs, corrections=corrections).hidden
         hidden = hidden[:, prefix.shape[1] - 1 : -1]
-        logits = self._backbone.logits(hidden, self.head)
-        nll = F.cross_entropy(logits.transpose(1, 2), context.ids, reduction="none")
+        logits, ids = self._backbone.logits(hidden, self.head), pieces.cut(context.ids)
+        nll = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
         with torch.no_grad():
             top = logits.topk(2, dim=-1)
-            own = logits.gather(-1, context.ids[..., None])[..., 0]
-            first = top.indices[..., 0] == context.ids
+            own = logits.gather(-1, ids[..., None])[..., 0]
+            first = top.indices[..., 0] == ids
             lead = own - torch.where(first, top.values[..., 1], top.values[..., 0])
-        return nll, lead
+        return pieces.join(nll), pieces.join(lead)
 
     def _trace(
         self, losses: list[Tensor], accuracies: list[Tensor], context: Tokens

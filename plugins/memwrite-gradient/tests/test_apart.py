@@ -55,6 +55,7 @@ SETTINGS = st.fixed_dictionaries(
     {
         "steps": st.integers(1, 3),
         "second_steps": st.sampled_from([None, 1]),
+        "window": st.sampled_from([None, 2]),
         "projection": st.sampled_from(["none", "shared", "per-example"]),
         "control_tokens": st.integers(0, 1),
         "lora_rank": st.sampled_from([0, 2]),
@@ -122,7 +123,7 @@ from functools import partial
 import torch
 torch.compile = partial(torch.compile, backend="aot_eager")
 from test_apart import CONTEXT, TINY, build, gradients
-params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1}}
+params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1, "window": 4}}
 memory = build(TINY, compile=True, **params)
 for context in (CONTEXT, CONTEXT.columns(0, 4)):
     expected, found = gradients(build(TINY, **params), context), gradients(memory, context)

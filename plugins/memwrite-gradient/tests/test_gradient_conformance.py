@@ -11,7 +11,14 @@ def test_the_gradient_writer(law) -> None:
     law()
 
 
-OPTIONS = {"steps": 2, "learned_lr": "each", "clip_norm": 1.0, "control_tokens": 1, "lora_rank": 2}
+OPTIONS = {
+    "steps": 2,
+    "window": 4,
+    "learned_lr": "each",
+    "clip_norm": 1.0,
+    "control_tokens": 1,
+    "lora_rank": 2,
+}
 
 
 @conformance(

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig, naive
+from memwrite_gradient.pieces import Pieces
 from memwrite_gradient.steps import Adam, clip
 from support import MODELS
 from torch import Tensor
@@ -57,6 +58,29 @@ def test_equals_the_oracle(family: str, bar: float, steps: int, clip_norm: float
             memory.backbone, memory.writer.fast.slots, ids, steps, 0.5, clip_norm
         )
         torch.testing.assert_close(found[row], expected, atol=bar, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 4, 7])
+@pytest.mark.parametrize(("family", "bar"), [("gpt2", 1e-9), ("llama", 1e-5)])
+def test_windows_equal_the_oracle(family: str, bar: float, window: int) -> None:
+    rows = [[*range(3, 21)], *ROWS]
+    memory = build(family, window=window)
+    found = written(memory, rows)
+    assert (found[0] - written(build(family), rows)[0]).abs().max() > 1e-3
+    for row, ids in enumerate(rows):
+        start = memory.writer.fast.slots
+        expected = naive.write(memory.backbone, start, ids, 2, 0.5, window=window)
+        torch.testing.assert_close(found[row], expected, atol=bar, rtol=0)
+
+
+@given(st.integers(1, 40), st.integers(1, 12))
+def test_pieces_predict_every_token_once(tokens: int, window: int) -> None:
+    """From pieces of one length, each behind what the one before it predicts last."""
+    pieces, whole = Pieces(tokens, window), torch.arange(2 * tokens).view(2, tokens)
+    cut = pieces.cut(whole)
+    assert torch.equal(pieces.join(cut), whole)
+    assert cut.shape[0] == 2 * pieces.count
+    assert (cut.shape[1] <= window + window // 4) or pieces.count == 1
 
 
 @settings(max_examples=8)
