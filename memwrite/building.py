@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from memwrite import runs
 from memwrite.backbone import TransformersBackbone
 from memwrite.config import Config, load_config, part_config
-from memwrite.errors import IncompatiblePair
+from memwrite.errors import ConfigError, IncompatiblePair
 from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.plugins import registry
 from memwrite.protocols import Reader, Writer
@@ -40,6 +40,7 @@ def from_config(
     else:
         config = source
     if folder and (folder / MODEL_FOLDER).is_dir():
+        _check_kept(config, folder)
         trained = replace(config.backbone, path=str(folder), type=None, params={})
         config = replace(config, backbone=trained)
     found = registry()
@@ -53,6 +54,17 @@ def from_config(
         reader = readers.build(reader_config, backbone, writer.spec)
     weights = folder / WEIGHTS_FILE if folder and (folder / WEIGHTS_FILE).exists() else None
     return Parts(backbone, writer, reader, config), weights
+
+
+def _check_kept(config: Config, folder: Path) -> None:
+    """Raise ConfigError where overrides would have another model than the one in this run folder."""
+    own = load_config(folder / CONFIG_FILE).backbone
+    for name in ("path", "type", "params", "tokenizer", "ngram"):
+        if getattr(config.backbone, name) != getattr(own, name):
+            raise ConfigError(
+                f"backbone.{name} cannot be changed: '{folder}' holds a model of its own; to go on from its weights, "
+                f"train '{folder / CONFIG_FILE}' with training.start={folder}"
+            )
 
 
 def from_state_file(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -199,6 +200,23 @@ def test_run_folders_that_cannot_be_opened(tmp_path: Path) -> None:
         (tmp_path / "run" / "weights.safetensors").write_bytes(damaged)
         with pytest.raises(MemwriteError, match=r"weights\.safetensors"):
             Memory.from_config(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["params.max_position_embeddings=128", "tokenizer=characters", "ngram=2"],
+)
+def test_the_model_in_a_run_folder_is_no_other(tmp_path: Path, override: str) -> None:
+    """An override that would have no effect is refused; those of how it is used are taken."""
+    backbone = {**model("llama"), "trainable": True}
+    Memory.from_config({"backbone": backbone}).save_run(tmp_path / "run")
+    name = re.split("[.=]", override)[0]
+    with pytest.raises(
+        ConfigError, match=rf"backbone\.{name} cannot be changed: .*training\.start"
+    ):
+        Memory.from_config(tmp_path / "run", [f"backbone.{override}"])
+    same = Memory.from_config(tmp_path / "run", ["backbone.dtype=float64", "seed=3"])
+    assert same.backbone.info.dtype == torch.float64
 
 
 def test_a_run_cannot_be_saved_onto_a_file(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""What `writer.params.window` spares: a context in pieces beside the whole of it, in one run on one core.
+
+    python benchmarks/windows.py
+
+The model is models/gradmem-kv-64-k3to5-0 with two steps and contexts longer than it was trained for. A training step asks for
+every pair; a write is one of inference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+import torch
+from second_order import alone
+from timing import in_turn, ratio
+
+from memwrite import Memory
+from memwrite.cpu import tuned_cpu
+from memwrite.loss import Batch
+from memwrite.tasks.base import collate
+from memwrite.tasks.kv import KvConfig, KvTask
+
+MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-64-k3to5-0"
+POSITIONS = "backbone.params.max_position_embeddings=4096"
+BATCH = 4
+
+
+def memory_of(window: int | None) -> Memory:
+    """The model with more positions, which writes in pieces of so many tokens, or contexts whole."""
+    params = {"steps": 2, "most_steps": "null", "window": window or "null"}
+    changed = [POSITIONS, *(f"writer.params.{name}={value}" for name, value in params.items())]
+    memory = Memory.from_config(MODEL / "config.yaml", changed)
+    memory.load_state_dict(Memory.from_config(MODEL).state_dict())
+    return memory
+
+
+def batch_of(memory: Memory, pairs: int) -> Batch:
+    """Contexts of so many pairs, all asked for."""
+    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.codec).training(BATCH, 0)
+    return collate([drawn[index] for index in range(BATCH)])["batch"]
+
+
+def seconds(pairs: int, window: int | None, rounds: int) -> tuple[list[float], list[float]]:
+    """CPU seconds of training steps and of writes; to be called in a fresh process."""
+    torch.set_num_threads(1)
+    memory = memory_of(window)
+    batch = batch_of(memory, pairs)
+
+    def train() -> None:
+        memory.train().zero_grad()
+        memory(batch).loss.backward()
+
+    @torch.no_grad()
+    def write() -> None:
+        memory.eval().write(batch.context)
+
+    ways: dict[str, Callable[[], object]] = {"train": train, "write": write}
+    with tuned_cpu():
+        found = in_turn(ways, rounds)
+    return found["train"], found["write"]
+
+
+@click.command()
+@click.option("--pairs", default="32,64,128,256", help="As in 32,64.")
+@click.option("--window", default=64, help="Tokens of a piece.")
+@click.option("--rounds", default=3, help="Measured of each.")
+def main(pairs: str, window: int, rounds: int) -> None:
+    """How many times as long whole contexts take."""
+    for count in map(int, pairs.split(",")):
+        whole, pieces = (alone(seconds, count, way, rounds) for way in (None, window))
+        train, write = (ratio(slow, fast) for slow, fast in zip(whole, pieces, strict=True))
+        click.echo(f"{count} pairs: a training step {train}, a write {write}")
+
+
+if __name__ == "__main__":
+    main()
