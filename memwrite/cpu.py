@@ -10,7 +10,7 @@ import torch
 
 # Of glibc's mallopt(3): no block has a mapping of its own, and the heap does not shrink.
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
-_WANTED = {_MMAP_MAX: 0, _TRIM_THRESHOLD: (1 << 31) - 1, _TOP_PAD: 1 << 26}
+_WANTED = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 1 << 26}
 
 
 @contextmanager
