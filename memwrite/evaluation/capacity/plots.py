@@ -264,7 +264,13 @@ def _name(axes: Axes, ends: Sequence[End]) -> None:
             fontsize=8,
             color=colour,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "ls": ":"},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "lw": 0.5,
+                "ls": ":",
+                "relpos": (0, 0.5),  # from where the name begins, not from beneath it
+            },
         )
 
 
