@@ -16,6 +16,9 @@ from support import MODELS
 
 from memwrite import Memory
 from memwrite.errors import ConfigError, PluginNotFound
+from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tokenizer import load_codec
+from memwrite.training.progress import Advance
 from memwrite.training.run import train
 
 
@@ -162,3 +165,16 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'memwrite\[tensorboard\]'"):
         train(short(tmp_path / "run", tensorboard=True))
+
+
+def test_the_running_exact_match_is_a_mean_from_the_first_batch_of_a_stage_on() -> None:
+    batch_size, share = 4, torch.tensor(0.8)
+    task = KvTask(KvConfig(pairs=2, curriculum=[1], advance=0.4), load_codec("characters"))
+    advance, told = Advance(task, batch_size), []
+    for done in range(40):
+        advance.step(share, done)
+        told.append(advance.report(done + 1))
+    left = [report["stage"] for report in told].index(2)
+    assert 0 < left < 39
+    assert told[left] == {"exact_match": 0.0, "stage": 2}
+    assert {report["exact_match"] for report in told[:left] + told[left + 1 :]} == {0.8}

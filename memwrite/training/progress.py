@@ -55,10 +55,14 @@ class Advance(nn.Module):
             self.exact.zero_()
             self.restore()
 
-    def report(self) -> dict[str, float]:
-        """The running exact match of this stage, and the stage."""
-        stage = self._task.stages[len(self._task.starts) - 1]
-        return {"exact_match": round(self.exact.item(), 4), "stage": stage}
+    def report(self, done: int) -> dict[str, float]:
+        """The running exact match of this stage after `done` steps of all, and the stage."""
+        index = len(self._task.starts) - 1
+        begun = self._task.starts[index] // self._batch_size - AHEAD if index else 0
+        # The running mean begins at zero, which would have a warm start look like a bad one.
+        seen = 1 - (1 - NEW) ** (done - begun)
+        exact = self.exact.item() / seen if seen else 0.0
+        return {"exact_match": round(exact, 4), "stage": self._task.stages[index]}
 
 
 #: What a log counts from its beginning on: time on the wall, and on the cores of this process.
@@ -131,4 +135,4 @@ class Bar(ProgressCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_step_end(args, state, control, **kwargs)
         if state.is_world_process_zero:
-            self.training_bar.set_postfix(self._advance.report(), refresh=False)
+            self.training_bar.set_postfix(self._advance.report(state.global_step), refresh=False)

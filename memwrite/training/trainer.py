@@ -112,7 +112,7 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         until = self._stage.config.training.until
         if self.model.advance is not None and "loss" in logs:
-            logs = {**logs, **self.model.advance.report()}
+            logs = {**logs, **self.model.advance.report(self.state.global_step)}
         if until is not None and EXACT in logs:
             logs = {**logs, "until": until, "reached": logs[EXACT] >= until}
         if self._stage.number is not None:
