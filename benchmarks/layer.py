@@ -16,11 +16,12 @@ import torch
 from timing import in_turn, ratio
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from memwrite.backbone import TransformersBackbone
-from memwrite.corrections import KEYWORD
-from memwrite.online import OnlineCorrection
+from memwrite.backbones.projection_hooks import KEYWORD
+from memwrite.backbones.tokenizers import ByteTokenizer
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.inference.online import OnlineAdapter
 from memwrite.plugins import registry
-from memwrite.tokenizer import ByteCodec
+from memwrite.protocols import LayerInput
 
 SHAPE = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
          "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 300}  # fmt: skip
@@ -35,7 +36,7 @@ def model() -> Any:
 @torch.inference_mode()
 def measure(length: int, times: int) -> dict[str, float]:
     frozen, hooked = model(), model()
-    backbone = TransformersBackbone(hooked, ByteCodec())
+    backbone = TransformersBackbone(hooked, ByteTokenizer())
     plugins = registry()
     writer = plugins.writer("delta").build(plugins.writer("delta").config(rank=RANK), backbone)
     reader = plugins.reader("lora").build(
@@ -45,10 +46,10 @@ def measure(length: int, times: int) -> dict[str, float]:
     rotary = hooked.model.rotary_emb
     whole = rotary(hidden, torch.arange(length)[None])
 
-    def correction(follows: bool) -> OnlineCorrection:
+    def correction(follows: bool) -> OnlineAdapter:
         state = {"S": writer.init(1)["S"][:, 0]}
-        return OnlineCorrection(
-            lambda h, q, s: writer.scan(0, h, None, None, q, s, True),
+        return OnlineAdapter(
+            lambda h, q, s: writer.scan(LayerInput(0, h, queries=q), s, write=True),
             reader, 0, state, follows,
         )  # fmt: skip
 

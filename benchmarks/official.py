@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from memwrite import Memory
-from memwrite.loss import Batch
+from memwrite.tasks.base import Batch
 
 CHECKOUT = "MEMWRITE_OFFICIAL_GRADMEM"
 

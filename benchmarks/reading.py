@@ -26,7 +26,7 @@ from torch import Tensor
 from memwrite import Memory, Tokens
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.run import evaluate_run
-from memwrite.prefill import PrefillCache
+from memwrite.inference.prefill_cache import PrefillCache
 
 LENGTHS = (256, 512, 1024, 2048, 4096)
 MS = "ms to the first token"
@@ -59,7 +59,7 @@ CONFIG = {
 
 def rereading(memory: Memory, ids: Tensor) -> Callable[[], object]:
     """transformers' own way to the token behind `ids` (1, T)."""
-    mask, end = torch.ones_like(ids), memory.backbone.info.end
+    mask, end = torch.ones_like(ids), memory.backbone.info.eos_id
     options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": end}
     return partial(memory.model.generate, ids, attention_mask=mask, **options)
 

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from memwrite import Memory, Tokens
 from memwrite.evaluation.machine import machine
-from memwrite.prefill import PrefillCache
+from memwrite.inference.prefill_cache import PrefillCache
+from memwrite.training.loss import training_loss
 
 ORACLE, OFFICIAL = "oracle", "official code"
 
@@ -136,7 +137,7 @@ def answering(steps: int, rounds: int) -> dict[str, list[float]]:
 
     @torch.no_grad()
     def ours() -> None:
-        memory(batch)
+        training_loss(memory, batch)
 
     def theirs() -> None:
         official.outputs(model, batch)

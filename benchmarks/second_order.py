@@ -27,10 +27,10 @@ from timing import in_turn, ratio
 from torch.nn import functional as F
 
 from memwrite import Memory
-from memwrite.cpu import tuned_cpu
-from memwrite.loss import Batch
-from memwrite.tasks.base import Example, collate
+from memwrite.tasks.base import Batch, Example, collate
 from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.training.loss import training_loss
+from memwrite.utils.cpu import tuned_cpu
 
 PAIRS, BATCH, SLOTS = 16, 64, 8
 MODEL = {
@@ -92,7 +92,7 @@ def memory_of(steps: int, run: str | None = None, **params: Any) -> Memory:
 
 def batch_of(memory: Memory) -> Batch:
     """Contexts with one query each."""
-    drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.codec).training(BATCH, 0)
+    drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.tokenizer).training(BATCH, 0)
     examples = [drawn[index] for index in range(BATCH)]
     return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 
@@ -109,7 +109,7 @@ def training_step(way: str, steps: int, rounds: int, run: str | None = None) -> 
     params, parts = WAYS.get(way, ({}, 1))
     memory = memory_of(steps, run, **params).train()
     batches = parts_of(batch_of(memory), parts)
-    loss: Callable[[Batch], Any] = lambda batch: memory(batch).loss  # noqa: E731
+    loss: Callable[[Batch], Any] = lambda batch: training_loss(memory, batch).loss  # noqa: E731
     model: Any = memory
     if way == "official":
         model = official_model(memory)

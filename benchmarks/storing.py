@@ -25,11 +25,11 @@ import torch
 from timing import in_turn, ratio
 
 from memwrite import Memory, MemoryState
-from memwrite.bulk.writing import write_documents
+from memwrite.backbones.tokenizers import ALPHABET
+from memwrite.checkpoints.state_file import load_state
 from memwrite.evaluation.machine import machine
-from memwrite.storage import load_state
 from memwrite.stores import Store
-from memwrite.tokenizer import ALPHABET
+from memwrite.stores.ingest import write_documents
 
 MODEL = Path("models") / "gradmem-kv-k1-0"
 DOCUMENTS, ROUNDS, READS, AT_ONCE = 1000, 3, 500, 1000

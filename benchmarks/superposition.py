@@ -37,7 +37,7 @@ def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
 def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
     """(contexts, characters, numbers): the gradient of each value's character, of length one."""
     assert memory.config.task is not None
-    task = KvTask(KvConfig(**memory.config.task.params), memory.backbone.codec)
+    task = KvTask(KvConfig(**memory.config.task.params), memory.backbone.tokenizer)
     examples, found = task.fresh(contexts, seed), []
     for index in range(contexts):
         context = collate([examples[index]])["batch"].context
@@ -46,7 +46,7 @@ def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
         hidden = memory.backbone.forward(torch.cat([slots, embeddings], 1)).hidden
         logits = memory.backbone.logits(hidden[:, slots.shape[1] - 1 : -1], memory.writer.head)
         nll = F.cross_entropy(logits[0], context.ids[0], reduction="none")
-        starts = (context.ids[0] == memory.backbone.codec.encode(":")[0]).nonzero() + 1
+        starts = (context.ids[0] == memory.backbone.tokenizer.encode(":")[0]).nonzero() + 1
         places = (starts + torch.arange(task.config.value_length)).flatten()
         rows = [torch.autograd.grad(nll[place], slots, retain_graph=True)[0] for place in places]
         found.append(F.normalize(torch.stack(rows).flatten(1), dim=1))

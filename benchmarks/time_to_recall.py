@@ -30,8 +30,7 @@ from second_order import MODEL, alone
 from torch.optim import AdamW
 
 from memwrite import Memory
-from memwrite.loss import Batch
-from memwrite.tasks.base import IGNORED, Example, Examples, collate
+from memwrite.tasks.base import IGNORED, Batch, Example, Examples, collate
 from memwrite.tasks.kv import KvConfig, KvTask
 from memwrite.training.run import train
 
@@ -65,7 +64,7 @@ def theirs(init: float, rate: float, warmup: int, seed: int, seconds: float) -> 
     torch.set_num_threads(1)
     memory = _start(init, seed)
     model = official_model(memory)
-    task = KvTask(KvConfig(pairs=PAIRS, examples=HELD_OUT), memory.backbone.codec)
+    task = KvTask(KvConfig(pairs=PAIRS, examples=HELD_OUT), memory.backbone.tokenizer)
     held_out = list(_batches(task.evaluation()))
     optimizer = AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     warming = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warmup, 1.0))

@@ -16,9 +16,10 @@ from second_order import alone
 from timing import in_turn, ratio
 
 from memwrite import Memory
-from memwrite.cpu import tuned_cpu
 from memwrite.tasks.base import collate
 from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.training.loss import training_loss
+from memwrite.utils.cpu import tuned_cpu
 
 MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-16-k1-0"
 BATCH = 24
@@ -28,12 +29,12 @@ def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
     """CPU seconds; to be called in a fresh process."""
     torch.set_num_threads(1)
     memory = Memory.from_config(MODEL).train()
-    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.codec).training(BATCH, 0)
+    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     batch = collate([drawn[index] for index in range(BATCH)])["batch"]
 
     def step() -> None:
         memory.zero_grad()
-        memory(batch).loss.backward()
+        training_loss(memory, batch).loss.backward()
 
     with tuned_cpu() if tuned else nullcontext():
         return in_turn({"step": step}, rounds)["step"]

@@ -17,10 +17,10 @@ from second_order import alone
 from timing import in_turn, ratio
 
 from memwrite import Memory
-from memwrite.cpu import tuned_cpu
-from memwrite.loss import Batch
-from memwrite.tasks.base import collate
+from memwrite.tasks.base import Batch, collate
 from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.training.loss import training_loss
+from memwrite.utils.cpu import tuned_cpu
 
 MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-64-k3to5-0"
 POSITIONS = "backbone.params.max_position_embeddings=4096"
@@ -38,7 +38,7 @@ def memory_of(window: int | None) -> Memory:
 
 def batch_of(memory: Memory, pairs: int) -> Batch:
     """Contexts of so many pairs, all asked for."""
-    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.codec).training(BATCH, 0)
+    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     return collate([drawn[index] for index in range(BATCH)])["batch"]
 
 
@@ -50,7 +50,7 @@ def seconds(pairs: int, window: int | None, rounds: int) -> tuple[list[float], l
 
     def train() -> None:
         memory.train().zero_grad()
-        memory(batch).loss.backward()
+        training_loss(memory, batch).loss.backward()
 
     @torch.no_grad()
     def write() -> None:

@@ -1,34 +1,46 @@
-"""Memory = backbone + writer + reader: write, read, generate, ask, train, save, load."""
+"""Memory = backbone + writer + reader: write, read, generate, ask, save, load."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import torch
 from torch import Tensor, nn
 
-from memwrite import building, reading, runs, writing
-from memwrite.backbone import TransformersBackbone
-from memwrite.config import Config
-from memwrite.encoding import batched, pieces
+from memwrite import build
+from memwrite.backbones.segmentation import batch_segments, tokenize_segments
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.build import Components
+from memwrite.checkpoints import open as opening
+from memwrite.checkpoints import run_folder
+from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
+from memwrite.config import Config, load_config
 from memwrite.errors import InputError
-from memwrite.fingerprint import Remembered, digest_of
-from memwrite.loss import Batch, MemoryOutput, target_loss
-from memwrite.prefill import PrefillCache, Prefilled
+from memwrite.inference import read as reading
+from memwrite.inference import write as writing
+from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
+from memwrite.plugins.registry import check_pair
 from memwrite.protocols import (
     Conditioning,
     Granularity,
     OnlineWriter,
     Reader,
     ReadOutput,
+    WriteOutput,
     Writer,
-    Written,
 )
-from memwrite.session import Session
 from memwrite.state import MemoryState, Tokens
-from memwrite.storage import StateFile, load_state, save_state
+from memwrite.utils.hashing import CachedDigest, digest_of
+
+
+class WriterModule(nn.Module, Writer):
+    """What every writer is: an nn.Module with the methods of `Writer`. It need not inherit from this class."""
+
+
+class ReaderModule(nn.Module, Reader):
+    """What every reader is: an nn.Module with the methods of `Reader`. It need not inherit from this class."""
 
 
 class Memory(nn.Module):
@@ -37,14 +49,14 @@ class Memory(nn.Module):
     Args:
         backbone: the language model.
         writer: None for a memory that only reads, as one loaded from a state file.
-        reader: must accept the writer's kind of state.
+        reader: must read the writer's kind of state.
         config: what it was built from; goes into the files it saves.
 
     Attributes:
         prefills: a `PrefillCache` where states are to be asked more than once; None, the default, for none.
 
     Raises:
-        IncompatiblePair: the reader does not accept what the writer emits.
+        IncompatiblePair: the reader does not read what the writer emits.
     """
 
     def __init__(
@@ -56,14 +68,38 @@ class Memory(nn.Module):
     ) -> None:
         super().__init__()
         if writer is not None:
-            building.check_pair(config, writer.spec.kind, reader.accepts)
+            check_pair(config.writer.name, writer.spec.kind, config.reader.name, reader.accepts)
         self.backbone = backbone
         self.config = config
         self.model = backbone.model
-        self.writer: Any = writer
-        self.reader: Any = reader
+        self._modules["writer"] = cast("WriterModule | None", writer)
+        self.reader = cast(ReaderModule, reader)
         self.prefills: PrefillCache | None = None
-        self._writer_digest = Remembered(lambda: digest_of(self.writer.state_dict()))
+        self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
+
+    def __repr__(self) -> str:
+        info, config = self.backbone.info, self.config
+        writer = f"writer '{config.writer.name}'" if self.can_write else "no writer"
+        return (
+            f"Memory({writer}, reader '{config.reader.name}', {info.architecture} of {info.layers} layers and "
+            f"width {info.hidden_size}, {str(info.dtype).removeprefix('torch.')} on {info.device})"
+        )
+
+    @property
+    def can_write(self) -> bool:
+        """Whether there is a writer: a memory opened from a state file has none."""
+        return self._modules["writer"] is not None
+
+    @property
+    def writer(self) -> WriterModule:
+        """The writer.
+
+        Raises:
+            InputError: there is none.
+        """
+        if not self.can_write:
+            raise InputError("this memory was opened from a state file and can only read")
+        return cast(WriterModule, self._modules["writer"])
 
     # ---- building, loading, saving -------------------------------------------------------------
 
@@ -79,18 +115,18 @@ class Memory(nn.Module):
         Args:
             source: what to build.
             overrides: changes of it, each as `key.path=value`.
-            backbone: to build around, in place of the one that the configuration describes.
+            backbone: the backbone to build around, in place of the one that the configuration describes.
 
         Raises:
             ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
             StorageError: the run folder's weights do not fit.
         """
-        parts, weights = building.from_config(source, overrides, backbone)
-        memory = cls(*parts)
-        memory.to(parts.backbone.info.device).eval()
-        if weights is not None:
-            runs.load_weights(memory, weights)
-        return memory
+        if isinstance(source, (str, Path)) and Path(source).is_dir():
+            parts = run_folder.open_run(Path(source), overrides, backbone)
+        else:
+            config = source if isinstance(source, Config) else load_config(source, overrides)
+            parts = build.from_config(config, backbone)
+        return cls(*parts).to(parts.backbone.info.device).eval()
 
     def save_run(self, folder: str | Path) -> None:
         """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
@@ -99,17 +135,26 @@ class Memory(nn.Module):
         Raises:
             StorageError: the place cannot be written.
         """
-        runs.save_run(self, Path(folder))
+        run_folder.save_run(self.components, Path(folder))
 
     def save(self, state: MemoryState, path: str | Path) -> None:
         """Write a state file: state, reader, fingerprint, provenance; never the text.
 
         Raises:
-            IncompatiblePair: this memory's reader does not accept such a state.
+            IncompatiblePair: this memory's reader does not read such a state.
             StorageError: the place cannot be written.
         """
+        save_state(path, self.state_file(state))
+
+    def state_file(self, state: MemoryState) -> StateFile:
+        """Return what `save` writes.
+
+        Raises:
+            IncompatiblePair: this memory's reader does not read such a state.
+        """
         self.check_state(state)
-        save_state(path, StateFile(runs.header(self, state), state, self.reader.state_dict()))
+        header = header_of(self.components, state, self.writer_fingerprint)
+        return StateFile(header, state, self.reader.state_dict())
 
     @classmethod
     def load(
@@ -146,48 +191,58 @@ class Memory(nn.Module):
         device: str | None = None,
         force: bool = False,
     ) -> tuple[Memory, MemoryState]:
-        """As `load`, for a state file that has been read already from `path`."""
-        parts = building.from_state_file(file, path, backbone, device, force)
-        memory = cls(*parts).to(parts.backbone.info.device).eval()
-        return memory, runs.readable(memory, file.state, path)
+        """Do as `load` does with a state file that has been read already from `path`."""
+        parts, state = opening.from_state_file(file, path, backbone, device, force)
+        return cls(*parts).to(parts.backbone.info.device).eval(), state
+
+    def adopt(self, file: StateFile, path: str) -> MemoryState:
+        """Return the state of a state file, read from `path`, that this memory could have written.
+
+        Raises:
+            StorageError: it is for another backbone, reader or size of state.
+        """
+        return opening.state_for(self.components, file, path)
+
+    @property
+    def components(self) -> Components:
+        """What this memory is made of."""
+        writer = self.writer if self.can_write else None
+        return Components(self.backbone, writer, self.reader, self.config)
 
     # ---- write ---------------------------------------------------------------------------------
 
     def encode(self, texts: str | Sequence[str]) -> Tokens:
-        """Contexts as tokens, one row per text, each closed by the end token.
+        """Return contexts as tokens, one row per text, each closed by the end token.
 
         Raises:
             InputError: a text is empty.
         """
-        rows, granularity, end = [], self.granularity, self.backbone.info.end
+        rows, granularity, end = [], self.granularity, self.backbone.info.eos_id
         texts = [texts] if isinstance(texts, str) else texts
         for text in texts:
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
-            *first, last = pieces(self.backbone.codec, text, granularity)
-            rows.append([*first, [*last, end]])
+            *earlier, last = tokenize_segments(self.backbone.tokenizer, text, granularity)
+            rows.append([*earlier, [*last, end]])
         if not rows:
             raise InputError("there is no context: give at least one text to write")
-        return batched(rows, granularity, self.backbone.info.device)
+        return batch_segments(rows, granularity, self.backbone.info.device)
 
     @property
     def granularity(self) -> Granularity:
         """What the writer writes at a time; "token" where it does not care."""
-        return self.writer.granularity if isinstance(self.writer, OnlineWriter) else "token"
+        writer: Any = self._modules["writer"]
+        return writer.granularity if isinstance(writer, OnlineWriter) else "token"
 
     @property
     def writer_fingerprint(self) -> str:
         """32 hex digits over the writer's weights; "" where it has none, or there is no writer."""
-        weights = {} if self.writer is None else self.writer.state_dict()
+        weights = self.writer.state_dict() if self.can_write else {}
         return self._writer_digest.of(weights.values()) if weights else ""
-
-    def session(self, state: MemoryState | None = None, read_only: bool = False) -> Session:
-        """Online use from `state` on, by default from nothing; see `Session`."""
-        return Session(self, state, read_only)
 
     def write(
         self, context: str | Sequence[str] | Tokens, state: MemoryState | None = None
-    ) -> Written:
+    ) -> WriteOutput:
         """Write contexts into states, one per row, in chunks where a context is longer than the model's positions.
 
         Keeps a graph only in training mode and where grad mode is on.
@@ -202,19 +257,16 @@ class Memory(nn.Module):
             DivergenceError: a state is not finite.
         """
         tokens = context if isinstance(context, Tokens) else self.encode(context)
-        if self.writer is None:
-            raise InputError("this memory was opened from a state file and can only read")
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             packed = tokens.to(self.backbone.info.device).packed()
-            if state is None:
-                state = self.writer.init(packed.ids.shape[0])
-            self._check_rows(state, packed.ids.shape[0])
-            return writing.write(self, packed, state)
+            before = self.writer.init(packed.ids.shape[0]) if state is None else state
+            self._check_rows(before, packed.ids.shape[0])
+            return writing.write(self.components, packed, before)
 
     # ---- read ----------------------------------------------------------------------------------
 
     def read(self, state: MemoryState, query: Tokens) -> ReadOutput:
-        """Logits of [state; query]; the Q queries of a row share its state, prefilled once.
+        """Return the logits of [state; query]; the Q queries of a row share its state, prefilled once.
 
         Args:
             state: B memories.
@@ -235,7 +287,7 @@ class Memory(nn.Module):
         Args:
             state: B memories.
             query: (B, T) or (B, Q, T); None starts from the memory itself.
-            options: of `generate`; `max_new_tokens` is bounded by the model's positions.
+            options: options of `generate`; `max_new_tokens` is bounded by the model's positions.
 
         Returns:
             (B[, Q], T') ids, after the first end token filled up with end tokens. With
@@ -251,17 +303,17 @@ class Memory(nn.Module):
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
 
     def condition(self, state: MemoryState) -> Conditioning:
-        """How the reader lets `state` into the model.
+        """Say how the reader lets `state` into the model.
 
         Raises:
             InputError: it is not of this model's sizes.
         """
-        conditioning: Conditioning = self.reader.condition(state)
+        conditioning = self.reader.condition(state)
         reading.check_fits(conditioning, self.backbone.info)
         return conditioning
 
-    def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> Prefilled | None:
-        """What the cache has of it, where there is one and no gradient could be lost in it."""
+    def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> PrefillOutput | None:
+        """Return what the cache has of it, where there is one and no gradient could be lost in it."""
         if self.prefills is None or torch.is_grad_enabled() or conditioning.prefix is None:
             return None
         weights = [*self.model.state_dict().values(), *self.reader.state_dict().values()]
@@ -275,12 +327,13 @@ class Memory(nn.Module):
         return query.to(self.backbone.info.device)
 
     def check_state(self, state: MemoryState) -> None:
-        """See that the reader accepts `state`.
+        """Refuse a state of a kind that the reader does not read.
 
         Raises:
-            IncompatiblePair: it does not.
+            IncompatiblePair: it is of such a kind.
         """
-        building.check_pair(self.config, state.spec.kind, self.reader.accepts)
+        names = self.config.writer.name, self.config.reader.name
+        check_pair(names[0], state.spec.kind, names[1], self.reader.accepts)
 
     def _check_rows(self, state: MemoryState, rows: int) -> None:
         # One state for several rows would be shared among users.
@@ -307,23 +360,8 @@ class Memory(nn.Module):
             InputError: there are more or fewer prompts than memories.
         """
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        rows = [pieces(self.backbone.codec, p, "token")[0] if p else [] for p in prompts]
+        tokenizer, end = self.backbone.tokenizer, self.backbone.info.eos_id
+        rows = [tokenize_segments(tokenizer, p, "token")[0] if p else [] for p in prompts]
         new = self.generate(state, Tokens.from_rows(rows), **options).tolist() if rows else []
-        end, decode = self.backbone.info.end, self.backbone.codec.decode
-        answers = [decode(row[: row.index(end)] if end in row else row) for row in new]
+        answers = [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in new]
         return answers[0] if isinstance(prompt, str) else answers
-
-    # ---- train ---------------------------------------------------------------------------------
-
-    def forward(self, batch: Batch) -> MemoryOutput:
-        """Write the contexts, read the queries, and compare with the labels.
-
-        The loss is the mean cross-entropy over all labelled tokens, plus the mean of each of the writer's losses.
-        """
-        written = self.write(batch.context)
-        output = self.read(written.state, batch.queries)
-        queries = batch.queries.to(output.logits.device)
-        target, exact, asked = target_loss(output, queries, batch.labels)
-        losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
-        total = torch.stack(list(losses.values())).sum()
-        return MemoryOutput(total, output.logits, losses, exact, asked)

@@ -1,4 +1,4 @@
-"""The contracts between core and plugins. A plugin author reads this file and no other."""
+"""The contracts between core and plugins. A plugin author reads this file and `memwrite/state.py`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 
 
 @dataclass(frozen=True)
@@ -21,61 +21,84 @@ class KeyValues:
         values: (B, L, Hkv, M, Dh).
         mask: (B, M) bool, True where a slot is real.
         next_position: (B,) int64, the position of the token that follows.
+        bias: (B, L, Hkv, M), added to the attention logits of each slot; -inf hides a slot from a head. None for none.
     """
 
     keys: Tensor
     values: Tensor
     mask: Tensor
     next_position: Tensor
+    bias: Tensor | None = None
 
-    def rows(self, index: Tensor) -> KeyValues:
-        """The rows that `index` (N,) names; a row may be named many times."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> KeyValues:
+        """Apply the same change to every tensor."""
         return KeyValues(
-            *(t[index] for t in (self.keys, self.values, self.mask, self.next_position))
+            change(self.keys),
+            change(self.values),
+            change(self.mask),
+            change(self.next_position),
+            None if self.bias is None else change(self.bias),
         )
 
+    def rows(self, index: Tensor) -> KeyValues:
+        """Return the rows that `index` (N,) names; a row may be named many times."""
+        return self.map(lambda tensor: tensor[index])
+
     def drop_last(self) -> KeyValues:
-        """Without the last slot, which must be real in every row."""
+        """Return all but the last slot, which must be real in every row."""
         return KeyValues(
             self.keys[..., :-1, :],
             self.values[..., :-1, :],
             self.mask[:, :-1],
             self.next_position - 1,
+            None if self.bias is None else self.bias[..., :-1],
         )
 
 
-#: What to add to the outputs of a layer's projections, by name: "q", "k", "v", "o". Either a tensor
-#: (B, T, width of that projection) or a function of the projection's own input (B, T, its width).
-Additions = Mapping[str, Tensor | Callable[[Tensor], Tensor]]
+#: What to add to the output of a projection: a tensor (B, T, its width), or a function that gives one from the
+#: projection's own input (B, T, its width).
+Delta = Tensor | Callable[[Tensor], Tensor]
 
 
-class Corrects(Protocol):
-    """A memory's effect on one attention layer: hidden states (B, T, D) -> additions to q, k, v, o."""
+@dataclass(frozen=True)
+class Gate:
+    """A factor on the output of a projection, and perhaps something to add behind it: factor · y + delta."""
 
-    def __call__(self, hidden: Tensor) -> Additions: ...
+    factor: Delta
+    delta: Delta | None = None
+
+
+#: How one layer's projections change, by name: "q", "k", "v", "o" of its attention and "gate", "up", "down" of its MLP.
+ProjectionDeltas = Mapping[str, Delta | Gate]
+
+
+class LayerAdapter(Protocol):
+    """A memory's effect on one layer: hidden states (B, T, D) that its attention receives -> changes of projections."""
+
+    def __call__(self, hidden: Tensor) -> ProjectionDeltas: ...
 
     def rows(self, index: Tensor) -> Self:
-        """For the rows that `index` (N,) names; a row may be named many times."""
+        """Return the adapter of the rows that `index` (N,) names; a row may be named many times."""
         ...
 
 
 @dataclass(frozen=True)
-class Correction:
-    """The effect of a memory at rest on one attention layer; a `Corrects`.
+class StaticAdapter:
+    """The effect on one layer of a memory at rest; a `LayerAdapter`.
 
     Attributes:
         tensors: name -> (B, ...): all that differs from row to row, so that rows can be reordered.
-        apply: pure function of (tensors, hidden (B, T, D)) giving the additions.
+        apply: pure function of (tensors, hidden (B, T, D)) that gives the changes.
     """
 
     tensors: Mapping[str, Tensor]
-    apply: Callable[[Mapping[str, Tensor], Tensor], Additions]
+    apply: Callable[[Mapping[str, Tensor], Tensor], ProjectionDeltas]
 
-    def __call__(self, hidden: Tensor) -> Additions:
+    def __call__(self, hidden: Tensor) -> ProjectionDeltas:
         return self.apply(self.tensors, hidden)
 
-    def rows(self, index: Tensor) -> Correction:
-        """The rows that `index` (N,) names; a row may be named many times."""
+    def rows(self, index: Tensor) -> StaticAdapter:
+        """Return the adapter of the rows that `index` (N,) names; a row may be named many times."""
         return replace(self, tensors={n: t[index.to(t.device)] for n, t in self.tensors.items()})
 
 
@@ -86,17 +109,17 @@ class Conditioning:
     Attributes:
         key_values: per-layer past keys and values that come first.
         prefix: (B, M, D) embeddings that come next, before the query.
-        corrections: layer -> correction, in force for prefix and query.
+        corrections: layer -> adapter of its projections, in force for prefix and query.
     """
 
     prefix: Tensor | None = None
     key_values: KeyValues | None = None
-    corrections: Mapping[int, Correction] | None = None
+    corrections: Mapping[int, LayerAdapter] | None = None
 
 
 @dataclass(frozen=True)
-class Written:
-    """What a write gives back.
+class WriteOutput:
+    """The result of a write.
 
     Attributes:
         state: the new state.
@@ -111,16 +134,16 @@ class Written:
 
 @dataclass(frozen=True)
 class ReadOutput:
-    """What a read gives back.
+    """The result of a read.
 
     Attributes:
         logits: (B[, Q], Tq, V) float32; column j predicts the token after query token j. Zero at padding.
-        first: (B, V) float32, the prediction of the first query token from the last memory position; None
+        first_logits: (B, V) float32, the prediction of the first query token from the last memory position; None
             where the memory has no position of its own.
     """
 
     logits: Tensor
-    first: Tensor | None
+    first_logits: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -136,12 +159,12 @@ class BackboneInfo:
         head_dim: Dh.
         vocab_size: V.
         positions: the longest sequence it can take.
-        start: id of the token that opens a text.
-        end: id of the token that closes a text.
-        dtype: of its weights.
-        device: of its weights.
+        bos_id: id of the token that opens a text.
+        eos_id: id of the token that closes a text.
+        dtype: dtype of its weights.
+        device: device of its weights.
         double_backward: whether a gradient through it can be differentiated again.
-        ngram: how many tokens of a text an embedding is made of: of its own and those before; 1 with most models.
+        ngram: number of tokens that an embedding depends on, its own and those before it; 1 with most models.
     """
 
     architecture: str
@@ -152,20 +175,46 @@ class BackboneInfo:
     head_dim: int
     vocab_size: int
     positions: int
-    start: int
-    end: int
+    bos_id: int
+    eos_id: int
     dtype: torch.dtype
     device: torch.device
     double_backward: bool
     ngram: int = 1
 
+    @property
+    def state_dtype(self) -> torch.dtype:
+        """The dtype of states, gates and learned parameters: float32, or float64 for a float64 model."""
+        return torch.promote_types(self.dtype, torch.float32)
+
 
 @dataclass(frozen=True)
-class Pass:
-    """One run of a backbone: hidden (B, T, D) after the final norm; key_values of past and new tokens, if kept."""
+class BackboneOutput:
+    """The result of one run: hidden (B, T, D) after the final norm; key_values of past and new tokens, if cached."""
 
     hidden: Tensor
     key_values: KeyValues | None = None
+
+
+@dataclass(frozen=True)
+class LayerActivations:
+    """What one attention layer computed; see `Backbone.forward(observe=)`.
+
+    Attributes:
+        layer: number of the attention layer.
+        hidden: (B, T, D), what the layer's attention receives.
+        queries: (B, H, T, Dh) after norm and rotary embedding.
+        keys: (B, Hkv, S, Dh), likewise; past slots first, then the T new ones.
+        values: (B, Hkv, S, Dh).
+        scale: factor of the attention logits, queries · keys.
+    """
+
+    layer: int
+    hidden: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scale: float
 
 
 class Backbone(Protocol):
@@ -175,8 +224,8 @@ class Backbone(Protocol):
     def info(self) -> BackboneInfo: ...
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) int64, each row a text from its beginning -> (B, T, D): what the first layer receives, embedding scale
-        included.
+        """Embed (B, T) int64 ids, each row a text from its beginning, as (B, T, D): what the first layer receives,
+        embedding scale included.
         """
         ...
 
@@ -185,18 +234,26 @@ class Backbone(Protocol):
         embeddings: Tensor,
         *,
         past: KeyValues | None = None,
-        corrections: Mapping[int, Corrects] | None = None,
-        keep: bool = False,
-    ) -> Pass:
+        corrections: Mapping[int, LayerAdapter] | None = None,
+        use_cache: bool = False,
+        observe: Callable[[LayerActivations], None] | None = None,
+    ) -> BackboneOutput:
         """Run (B, T, D) embeddings, real ones first in their rows, behind `past`.
 
         No mask is needed: attention is causal and padding comes last, so no real token sees it.
-        `keep` asks for the keys and values, those of padding included.
+
+        Args:
+            embeddings: as `embed` gives them, or learned ones.
+            past: keys and values that the new tokens attend to.
+            corrections: layer -> adapter of its projections.
+            use_cache: return keys and values, those of padding included.
+            observe: is called at every attention layer, in order, and may keep what it wants. Attention weights are
+                not handed over: compute those that are needed from queries and keys.
         """
         ...
 
     def parameters(self) -> Iterator[nn.Parameter]:
-        """The model's own weights, those that are frozen included."""
+        """Iterate over the model's own weights, those that are frozen included."""
         ...
 
     @property
@@ -205,11 +262,24 @@ class Backbone(Protocol):
         ...
 
     def projection(self, layer: int, name: str) -> Tensor:
-        """The weight (output width, input width) of "q", "k", "v" or "o" of an attention layer, not a copy."""
+        """Return the weight (output width, input width), not a copy, of "q", "k", "v" or "o" of an attention layer,
+        or "gate", "up" or "down" of the MLP behind it.
+
+        Raises:
+            ConfigError: the model has no such projection.
+        """
+        ...
+
+    def rotate(self, keys: Tensor, by: Tensor) -> Tensor:
+        """Move keys (B, L, Hkv, M, Dh), which carry rotary embeddings, by (B, M) positions, forward or back.
+
+        Raises:
+            ConfigError: the model's positions are not rotations.
+        """
         ...
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., V) in float32 (float64 for a float64 model); `head` (V, D) in place of the model's."""
+        """Map (..., D) to (..., V) in float32 (float64 for a float64 model); `head` (V, D) replaces the model's."""
         ...
 
 
@@ -223,18 +293,19 @@ class Writer(Protocol):
     def spec(self) -> StateSpec: ...
 
     @property
-    def reserve(self) -> int:
+    def reserved_positions(self) -> int:
         """Positions of the backbone that one write uses besides the context's own."""
         ...
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """The state of B memories that have read nothing."""
+        """Return the state of B memories that have read nothing."""
         ...
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        """A new state that has also read `context` (B, T); never in place.
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        """Return a new state that has also read `context` (B, T); never in place.
 
-        A row without real tokens returns its state unchanged. Keeps a graph only where grad mode is on.
+        Rows without real tokens may come out as they like: the core keeps them as they were. Keeps a graph only where
+        grad mode is on.
         """
         ...
 
@@ -244,7 +315,7 @@ class MergingWriter(Writer, Protocol):
     """A writer that can make two states one."""
 
     def merge(self, first: MemoryState, second: MemoryState, /) -> MemoryState:
-        """The state of a memory that has read what both have read; neither of them is changed."""
+        """Return the state of a memory that has read what both have read; neither of them is changed."""
         ...
 
 
@@ -253,7 +324,26 @@ Granularity = Literal["token", "message", "sentence"]
 
 
 @dataclass(frozen=True)
-class Scanned:
+class LayerInput:
+    """What one layer of an online writer is given for T tokens.
+
+    Attributes:
+        layer: one of the spec's layers.
+        hidden: (B, T, D), what the layer's attention receives.
+        mask: (B, T) bool, True where a token is real; real ones come first. None where all of them are.
+        segments: (B, T) as in `Tokens`.
+        queries: (B, T, H, Dk), or None where nobody reads.
+    """
+
+    layer: int
+    hidden: Tensor
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+    queries: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ScanOutput:
     """What one layer of an online writer gives back for T tokens.
 
     Attributes:
@@ -278,25 +368,12 @@ class OnlineWriter(Writer, Protocol):
         """What is one write: with "token" a text may come in pieces of any length; else `segments` tell."""
         ...
 
-    def scan(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor | None,
-        segments: Tensor | None,
-        queries: Tensor | None,
-        state: Mapping[str, Tensor],
-        write: bool,
-    ) -> Scanned:
+    def scan(self, step: LayerInput, state: Mapping[str, Tensor], /, *, write: bool) -> ScanOutput:
         """Read and write T tokens at one layer, in order.
 
         Args:
-            layer: one of `spec.layers`.
-            hidden: (B, T, D), what the layer's attention receives.
-            mask: (B, T) bool, True where a token is real; real ones come first. None where all of them are.
-            segments: (B, T) as in `Tokens`.
-            queries: (B, T, H, Dk), or None where nobody reads.
-            state: this layer's part of the state's tensors, (B, *shape without the L axis); not changed in place.
+            step: the layer's hidden states, and queries where somebody reads.
+            state: this layer's tensors, `MemoryState.layer`; not changed in place.
             write: False leaves the state as it is.
         """
         ...
@@ -306,25 +383,27 @@ class Reader(Protocol):
     """Turns states into conditionings. An nn.Module, built by `ReaderPlugin.build(config, backbone, spec)`."""
 
     @property
-    def accepts(self) -> frozenset[str]: ...
+    def accepts(self) -> frozenset[str]:
+        """The kinds of state it reads; "recall" stands for every kind that has a recall."""
+        ...
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """How this state enters the model. It never runs the model and never sees the context."""
+        """Say how this state enters the model. It never runs the model and never sees the context."""
         ...
 
 
 @runtime_checkable
 class LayerReader(Reader, Protocol):
-    """A reader whose corrections come from per-layer queries to a matrix state.
+    """A reader whose corrections come from per-layer queries to a state whose kind has a recall.
 
-    Of a state at rest it is the reader with reads = S q; while an online writer writes, the core gives it the
+    Of a state at rest it reads the kind's recall of the queries; while an online writer writes, the core gives it the
     reads of the writer's scan.
     """
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
-        """hidden (B, T, D) -> queries (B, T, H, Dk)."""
+        """Map hidden (B, T, D) to queries (B, T, H, Dk)."""
         ...
 
-    def correct(self, layer: int, reads: Tensor) -> Additions:
-        """reads (B, T, H, Dv) -> additions to the layer's projections."""
+    def correct(self, layer: int, reads: Tensor) -> ProjectionDeltas:
+        """Map reads (B, T, H, Dv) to changes of the layer's projections."""
         ...

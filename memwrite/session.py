@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from memwrite import online, runs
-from memwrite.encoding import Said, batched, pieces
+from memwrite.backbones.segmentation import TextOrMessages, batch_segments, tokenize_segments
+from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import InputError
-from memwrite.protocols import LayerReader, OnlineWriter, Written
+from memwrite.inference import online
+from memwrite.memory import Memory
+from memwrite.protocols import LayerReader, OnlineWriter, WriteOutput
 from memwrite.state import MemoryState, Tokens
-from memwrite.storage import load_state
-
-if TYPE_CHECKING:
-    from memwrite.memory import Memory
 
 
 class Session:
@@ -43,7 +41,7 @@ class Session:
     def __init__(
         self, memory: Memory, state: MemoryState | None = None, read_only: bool = False
     ) -> None:
-        if memory.writer is None and (state is None or not read_only):
+        if not memory.can_write and (state is None or not read_only):
             raise InputError(
                 "this memory was opened from a state file and can only read: give its state and read_only=True"
             )
@@ -52,9 +50,9 @@ class Session:
         self._memory = memory
         self.state = self._empty() if state is None else state
         self.read_only = read_only
-        self.last: Written | None = None
+        self.last: WriteOutput | None = None
 
-    def append(self, said: Said) -> None:
+    def append(self, said: TextOrMessages) -> None:
         """Read, and write into the state.
 
         Raises:
@@ -62,9 +60,9 @@ class Session:
         """
         if self.read_only:
             raise InputError("this session is read-only: set its read_only to False to write")
-        self._write(self._pieces(said, answer=False))
+        self._write(self._tokenize(said, answer=False))
 
-    def ask(self, said: Said, **options: Any) -> str:
+    def ask(self, said: TextOrMessages, **options: Any) -> str:
         """Continue a text, or answer messages, from the state; both are written unless the session is read-only.
 
         Args:
@@ -75,10 +73,11 @@ class Session:
             InputError: nothing is said, or it does not fit the model's positions.
         """
         memory = self._memory
-        asked = self._pieces(said, answer=True)
-        ids = batched([asked], "token", memory.backbone.info.device).ids
+        asked = self._tokenize(said, answer=True)
+        ids = batch_segments([asked], "token", memory.backbone.info.device).ids
         options = {**options, "num_return_sequences": 1}
-        if self.read_only or not self._streams():
+        streaming = self._streaming()
+        if self.read_only or streaming is None:
             query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
             answer = self._until_end(memory.generate(self.state, query, **options))
             if not self.read_only:
@@ -86,12 +85,12 @@ class Session:
         else:
             with torch.no_grad():
                 new, done = online.continue_text(
-                    memory.backbone, memory.writer, memory.reader, ids, self.state, options
+                    memory.backbone, *streaming, ids, self.state, options
                 )
             self._keep(done.written)
             answer = self._until_end(new)
-        end = memory.backbone.info.end
-        return memory.backbone.codec.decode(answer[:-1] if answer[-1] == end else answer)
+        end = memory.backbone.info.eos_id
+        return memory.backbone.tokenizer.decode(answer[:-1] if answer[-1] == end else answer)
 
     def fork(self) -> Session:
         """Another session that goes on from this one's state."""
@@ -111,35 +110,38 @@ class Session:
         Raises:
             StorageError: it cannot be used, or is for another backbone, reader or size of state.
         """
-        self.state, self.last = runs.state_for(self._memory, load_state(path), path), None
+        self.state, self.last = self._memory.adopt(load_state(path), str(path)), None
 
     def _empty(self) -> MemoryState:
-        if self._memory.writer is None:
+        if not self._memory.can_write:
             raise InputError("this memory has no writer, so there is no empty state to go back to")
-        state: MemoryState = self._memory.writer.init(1)
-        return state.detach()
+        return self._memory.writer.init(1).detach()
 
-    def _streams(self) -> bool:
-        writer, reader = self._memory.writer, self._memory.reader
-        return (
-            isinstance(writer, OnlineWriter)
-            and writer.granularity == "token"
-            and isinstance(reader, LayerReader)
+    def _streaming(self) -> tuple[OnlineWriter, LayerReader] | None:
+        """The writer and the reader, if every token is written as soon as it is read."""
+        if not self._memory.can_write:
+            return None
+        writer: Any = self._memory.writer
+        reader: Any = self._memory.reader
+        if not isinstance(writer, OnlineWriter) or writer.granularity != "token":
+            return None
+        return (writer, reader) if isinstance(reader, LayerReader) else None
+
+    def _tokenize(self, said: TextOrMessages, answer: bool) -> list[list[int]]:
+        return tokenize_segments(
+            self._memory.backbone.tokenizer, said, self._memory.granularity, answer
         )
-
-    def _pieces(self, said: Said, answer: bool) -> list[list[int]]:
-        return pieces(self._memory.backbone.codec, said, self._memory.granularity, answer)
 
     def _write(self, said: Sequence[Sequence[int]]) -> None:
         memory = self._memory
-        tokens = batched([said], memory.granularity, memory.backbone.info.device)
+        tokens = batch_segments([said], memory.granularity, memory.backbone.info.device)
         with torch.no_grad():
             self._keep(memory.write(tokens, self.state))
 
-    def _keep(self, written: Written) -> None:
+    def _keep(self, written: WriteOutput) -> None:
         self.state, self.last = written.state, written
 
     def _until_end(self, new: Tensor) -> list[int]:
         row: list[int] = new[0].tolist()
-        end = self._memory.backbone.info.end
+        end = self._memory.backbone.info.eos_id
         return row[: row.index(end) + 1] if end in row else row

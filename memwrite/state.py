@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from memwrite.errors import ContractViolation
 
-#: The tensor names of the kinds that strangers' writers and readers share, each with its number of
-#: axes behind the batch axis. Names in the second mapping may be absent.
-KINDS: Mapping[str, tuple[Mapping[str, int], Mapping[str, int]]] = {
-    "empty": ({}, {}),
-    "prefix": ({"memory": 2}, {"latent": 2}),
-    "matrix": ({"S": 4}, {}),
-    "keyvalue": ({"keys": 4, "values": 4, "mask": 1, "next_position": 0}, {}),
-    "lowrank": ({}, {f"{side}.{projection}": 3 for side in "AB" for projection in "qkvo"}),
-}
-
-_EXACT_DTYPES = {("keyvalue", "mask"): torch.bool, ("keyvalue", "next_position"): torch.int64}
+#: Tensors that only further writes need have names that begin so; every kind of state may have them.
+LATENT = "latent."
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """What goes in: a padded batch of token ids.
+    """A padded batch of token ids.
 
     Attributes:
         ids: (B, T) int64; queries may be (B, Q, T), Q queries per state.
-        mask: same shape, bool, True where a token is real; padding may stand left, right or inside.
-        segments: (B, T) int64, the message or sentence a token belongs to, -1 for none; or None.
+        mask: bool of the same shape, True where a token is real; padding may stand anywhere in a row.
+        segments: int64 of the same shape: the message or sentence that a token belongs to, -1 for none; or None.
 
     Raises:
         ValueError: the shapes or dtypes disagree.
@@ -60,92 +52,291 @@ class Tokens:
     @classmethod
     def from_rows(
         cls, rows: Sequence[Sequence[int]], device: torch.device | str | None = None
-    ) -> Tokens:
+    ) -> PackedTokens:
         """Right-pad B lists of token ids into one (B, T) batch."""
         width = max((len(row) for row in rows), default=0)
         ids = torch.tensor(
             [[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64, device=device
         ).reshape(len(rows), width)
         lengths = torch.tensor([len(row) for row in rows], device=device)
-        return cls(ids, torch.arange(width, device=device) < lengths[:, None])
+        return PackedTokens(ids, torch.arange(width, device=device) < lengths[:, None])
 
     @property
     def lengths(self) -> Tensor:
-        """Real tokens per row, (B,) or (B, Q) int64."""
+        """The number of real tokens of each row, (B,) or (B, Q) int64."""
         return self.mask.sum(-1)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> Tokens:
-        """The same change applied to ids, mask and segments."""
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply the same change to ids, mask and segments."""
         segments = None if self.segments is None else change(self.segments)
-        return Tokens(change(self.ids), change(self.mask), segments)
+        return type(self)(change(self.ids), change(self.mask), segments)
 
-    def to(self, device: torch.device | str) -> Tokens:
-        """A copy on `device` (the same tensors where they are there already)."""
+    def to(self, device: torch.device | str) -> Self:
+        """Return a copy on `device` (the same tensors where they are there already)."""
         return self.map(lambda tensor: tensor.to(device))
 
-    def clone(self) -> Tokens:
-        """A copy that shares no memory with this one."""
+    def clone(self) -> Self:
+        """Return a copy that shares no memory with this one."""
         return self.map(torch.clone)
 
-    def rows(self, index: Tensor | slice) -> Tokens:
-        """The rows that `index` names."""
+    def rows(self, index: Tensor | slice) -> Self:
+        """Return the rows that `index` names."""
         return self.map(lambda tensor: tensor[index])
 
-    def columns(self, start: int, stop: int) -> Tokens:
-        """The columns start..stop-1 of every row."""
+    def columns(self, start: int, stop: int) -> Self:
+        """Return the columns start..stop-1 of every row."""
         return self.map(lambda tensor: tensor[..., start:stop])
 
-    def flat(self) -> Tokens:
-        """(B, Q, T) as (B·Q, T); (B, T) unchanged."""
+    def flat(self) -> Self:
+        """Return (B, Q, T) as (B·Q, T), and (B, T) unchanged."""
         return self.map(lambda tensor: tensor.flatten(0, -2))
 
-    def packed(self) -> Tokens:
-        """Real tokens moved to the front of their rows, in order; no column is all padding."""
+    def packed(self) -> PackedTokens:
+        """Move real tokens to the front of their rows, in order, and drop columns that are all padding."""
         return self.pack()[0]
 
-    def pack(self) -> tuple[Tokens, Tensor]:
-        """Like `packed`, with the (..., T') original column of every packed one."""
+    def pack(self) -> tuple[PackedTokens, Tensor]:
+        """Return `packed()` and the original column (..., T') of every packed one."""
         order = (~self.mask).to(torch.uint8).argsort(dim=-1, stable=True)
         order = order[..., : int(self.lengths.max()) if self.mask.numel() else 0]
-        return self.map(lambda tensor: tensor.gather(-1, order)), order
+        moved = [
+            None if tensor is None else tensor.gather(-1, order)
+            for tensor in (self.ids, self.mask, self.segments)
+        ]
+        ids, mask, segments = moved
+        assert ids is not None
+        assert mask is not None
+        return PackedTokens(ids, mask, segments), order
 
 
 @dataclass(frozen=True)
+class PackedTokens(Tokens):
+    """Tokens whose real ones come first in every row; `Tokens.packed()` and `Tokens.from_rows()` make them.
+
+    Code that runs a model takes no others: attention is causal, so no real token sees the padding behind it.
+
+    Raises:
+        ValueError: padding stands before a real token.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if torch.compiler.is_compiling():
+            return
+        if bool((self.mask[..., 1:] & ~self.mask[..., :-1]).any()):
+            raise ValueError("padding stands before a real token: call Tokens.packed()")
+
+
+#: Gives the reads (B, T, H, Dv) of queries (B, T, H, Dk) from one layer's tensors (B, ...).
+Recall = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class StateKind:
+    """A kind of state: the tensors that writers and readers by different authors agree on.
+
+    Attributes:
+        name: what specs, files and readers call it.
+        required: tensor name -> its axes behind the batch axis, as words: "L H Dv Dk". Axes of one name have one size.
+            "L" stands for the layers of the spec and comes first.
+        optional: tensors that a state may have besides, likewise.
+        dtypes: of tensors that are of another dtype than the state's.
+        recall: how one layer's tensors answer queries, so that the `lora` reader serves the kind; None where it has no
+            such answer. The axes then name H, Dk and Dv.
+        summary: one line for people.
+
+    Raises:
+        ContractViolation: there is a recall, but an axis that it needs is not named.
+    """
+
+    name: str
+    required: Mapping[str, str]
+    optional: Mapping[str, str] = field(default_factory=dict)
+    dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
+    recall: Recall | None = None
+    summary: str = ""
+
+    def __post_init__(self) -> None:
+        missing = {"L", "H", "Dk", "Dv"} - {a for axes in self.axes.values() for a in axes}
+        if self.recall is not None and missing:
+            raise ContractViolation(
+                f"the kind '{self.name}' has a recall, but no tensor of it has the axes {sorted(missing)}"
+            )
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """The axis names of every tensor, required or optional."""
+        return {name: tuple(a.split()) for name, a in {**self.required, **self.optional}.items()}
+
+    def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+        """The size of every axis, by its name.
+
+        Raises:
+            ContractViolation: the shapes are not those of this kind.
+        """
+        axes = self.axes
+        own = {name: shape for name, shape in shapes.items() if not name.startswith(LATENT)}
+        counts = {name: len(shape) for name, shape in own.items()}
+        if not self.required.keys() <= own.keys() or any(
+            len(axes.get(name, ())) != count or name not in axes for name, count in counts.items()
+        ):
+            raise ContractViolation(
+                f"a '{self.name}' state has the tensors {dict(self.required)} and may have "
+                f"{dict(self.optional)} (name: axes behind the batch) besides 'latent.*', but this spec has {dict(own)}"
+            )
+        sizes: dict[str, int] = {}
+        for name, shape in own.items():
+            for axis, size in zip(axes[name], shape, strict=True):
+                if sizes.setdefault(axis, size) != size:
+                    raise ContractViolation(
+                        f"in this '{self.name}' state the axis {axis} has {sizes[axis]} elements, but "
+                        f"{size} in '{name}'"
+                    )
+        return sizes
+
+
+def _matrix_recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
+    """r = S q."""
+    return torch.einsum("bhvk,bthk->bthv", tensors["S"].to(queries.dtype), queries)
+
+
+_PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
+
+#: Kinds by name: those that the core knows, and those that plugins declare (hook `memwrite_kinds`). A spec of a kind that
+#: is not here is not held to names and axes.
+KINDS: dict[str, StateKind] = {
+    kind.name: kind
+    for kind in (
+        StateKind("empty", {}, summary="nothing at all"),
+        StateKind(
+            "prefix",
+            {"memory": "M D"},
+            {"latent": "R D"},
+            summary="vectors that are prepended to the query",
+        ),
+        StateKind(
+            "keyvalue",
+            {"keys": "L Hkv M Dh", "values": "L Hkv M Dh", "mask": "M", "next_position": ""},
+            {"bias": "L Hkv M"},
+            {"mask": torch.bool, "next_position": torch.int64},
+            summary="keys and values that every layer attends to",
+        ),
+        StateKind(
+            "matrix",
+            {"S": "L H Dv Dk"},
+            recall=_matrix_recall,
+            summary="a matrix per layer and head, read by S q",
+        ),
+        StateKind(
+            "lowrank",
+            {},
+            {f"A.{p}": f"L r.{p} in.{p}" for p in _PROJECTIONS}
+            | {f"B.{p}": f"L out.{p} r.{p}" for p in _PROJECTIONS},
+            summary="low-rank weights of each layer's projections",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One tensor of a state.
+
+    Attributes:
+        shape: behind the batch axis.
+        dtype: None for the state's own.
+        per_layer: whether the leading axis stands for the spec's layers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    per_layer: bool = True
+
+
+@dataclass(frozen=True, init=False)
 class StateSpec:
     """How big a memory is, per example: never a function of the context's length.
 
     Attributes:
-        kind: "prefix", "matrix", "keyvalue", "lowrank", "empty", or a plugin's own name.
-        shapes: tensor name -> shape behind the batch axis.
-        layers: backbone layers that the leading L axis stands for; () where there is none.
-        dtype: of every tensor, but for `mask` (bool) and `next_position` (int64) of "keyvalue".
+        kind: the name of a `StateKind`, or a name of its own.
+        tensors: name -> `TensorSpec`. A tuple is short for one: its dtype is what the kind says, else the state's, and
+            it is per layer where the kind's axes begin with "L" or, for a kind that is not declared, where the leading
+            axis has as many elements as there are layers.
+        layers: backbone layers that the leading axis of per-layer tensors stands for; () where there is none.
+        dtype: of every tensor that does not say otherwise.
         bounded: False only for baselines that keep everything; their shapes are those of an empty state.
 
     Raises:
-        ContractViolation: a shared kind has other tensor names or axes than `KINDS` says.
+        ContractViolation: a declared kind has other tensors or axes, or a per-layer tensor another number of layers.
     """
 
     kind: str
-    shapes: Mapping[str, tuple[int, ...]]
-    layers: tuple[int, ...] = ()
-    dtype: torch.dtype = torch.float32
-    bounded: bool = True
+    tensors: Mapping[str, TensorSpec]
+    layers: tuple[int, ...]
+    dtype: torch.dtype
+    bounded: bool
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            return
-        required, optional = KINDS[self.kind]
-        axes = {name: len(shape) for name, shape in self.shapes.items()}
-        allowed = {**required, **optional}
-        if not required.keys() <= axes.keys() or any(allowed.get(n) != a for n, a in axes.items()):
-            raise ContractViolation(
-                f"a '{self.kind}' state has the tensors {dict(required)} and may have "
-                f"{dict(optional)} (name: axes behind the batch), but this spec has {axes}"
-            )
+    def __init__(
+        self,
+        kind: str,
+        tensors: Mapping[str, TensorSpec | tuple[int, ...]],
+        layers: tuple[int, ...] = (),
+        dtype: torch.dtype = torch.float32,
+        bounded: bool = True,
+    ) -> None:
+        known = KINDS.get(kind)
+        axes = {} if known is None else known.axes
+        dtypes = {} if known is None else known.dtypes
+
+        def full(name: str, given: TensorSpec | tuple[int, ...]) -> TensorSpec:
+            if isinstance(given, TensorSpec):
+                return replace(given, dtype=None if given.dtype == dtype else given.dtype)
+            counted = bool(layers) and tuple(given[:1]) == (len(layers),)
+            leading = axes[name][:1] == ("L",) if name in axes else counted
+            return TensorSpec(tuple(given), dtypes.get(name), leading)
+
+        specs = {name: full(name, given) for name, given in tensors.items()}
+        for name, value in (
+            ("kind", kind), ("tensors", specs), ("layers", layers), ("dtype", dtype), ("bounded", bounded),
+        ):  # fmt: skip
+            object.__setattr__(self, name, value)
+        if known is not None:
+            known.sizes(self.shapes)
+        for name, spec in specs.items():
+            if spec.per_layer and layers and spec.shape[:1] != (len(layers),):
+                raise ContractViolation(
+                    f"state tensor '{name}' of shape {spec.shape} should begin with an axis of {len(layers)}, one for "
+                    f"each of the layers {list(layers)}"
+                )
+
+    def __hash__(self) -> int:
+        return hash((self.kind, tuple(self.tensors.items()), self.layers, self.dtype, self.bounded))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor behind the batch axis, by name."""
+        return {name: spec.shape for name, spec in self.tensors.items()}
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size of every axis of a declared kind, by the axis's name; {} for other kinds."""
+        known = KINDS.get(self.kind)
+        return {} if known is None else known.sizes(self.shapes)
 
     def dtype_of(self, name: str) -> torch.dtype:
         """The dtype of the tensor `name`."""
-        return _EXACT_DTYPES.get((self.kind, name), self.dtype)
+        own = self.tensors[name].dtype
+        return self.dtype if own is None else own
+
+    def zeros(self, batch: int, device: torch.device | str | None = None) -> MemoryState:
+        """Make a state of `batch` rows of zeros."""
+        return MemoryState(
+            self,
+            {
+                name: torch.zeros(batch, *spec.shape, dtype=self.dtype_of(name), device=device)
+                for name, spec in self.tensors.items()
+            },
+        )
 
     def admits(self, other: StateSpec) -> bool:
         """Whether a state of `other` can stand where one of this was declared."""
@@ -168,7 +359,7 @@ class MemoryState:
 
     Attributes:
         spec: kind and shapes.
-        tensors: name -> (B, *spec.shapes[name]).
+        tensors: name -> (B, *shape of the spec).
 
     Raises:
         ContractViolation: a tensor is missing, unknown, or has another shape or dtype than the spec says.
@@ -178,13 +369,13 @@ class MemoryState:
     tensors: Mapping[str, Tensor]
 
     def __post_init__(self) -> None:
-        if self.tensors.keys() != self.spec.shapes.keys():
+        if self.tensors.keys() != self.spec.tensors.keys():
             raise ContractViolation(
-                f"a '{self.spec.kind}' state should have the tensors {sorted(self.spec.shapes)}, "
+                f"a '{self.spec.kind}' state should have the tensors {sorted(self.spec.tensors)}, "
                 f"but has {sorted(self.tensors)}"
             )
         for name, tensor in self.tensors.items():
-            shape, dtype = tuple(self.spec.shapes[name]), self.spec.dtype_of(name)
+            shape, dtype = self.spec.tensors[name].shape, self.spec.dtype_of(name)
             if not tensor.ndim or tensor.shape[1:] != shape or tensor.dtype != dtype:
                 raise ContractViolation(
                     f"state tensor '{name}' should be (B, {', '.join(map(str, shape))}) {dtype}, "
@@ -196,9 +387,13 @@ class MemoryState:
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in self.tensors.items())
+        return f"MemoryState({self.spec.kind}: {shapes or 'no tensors'}; {self.nbytes:,} bytes)"
+
     @property
     def batch_size(self) -> int | None:
-        """B; None for a state without tensors, which fits any batch."""
+        """The number of rows B; None for a state without tensors, which fits any batch."""
         return next((tensor.shape[0] for tensor in self.tensors.values()), None)
 
     @property
@@ -212,35 +407,66 @@ class MemoryState:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
-        """The same shape-preserving change applied to every tensor."""
+        """Apply the same shape-preserving change to every tensor."""
         return replace(self, tensors={name: change(t) for name, t in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> MemoryState:
-        """A copy on `device` (the same tensors where they are there already)."""
+        """Return a copy on `device` (the same tensors where they are there already)."""
         return self.map(lambda tensor: tensor.to(device))
 
     def detach(self) -> MemoryState:
-        """The same numbers without their graph."""
+        """Return the same numbers without their graph."""
         return self.map(torch.detach)
 
     def clone(self) -> MemoryState:
-        """A copy that shares no memory with this one."""
+        """Return a copy that shares no memory with this one."""
         return self.map(torch.clone)
 
     def rows(self, index: Tensor | slice) -> MemoryState:
-        """The rows (users, documents) that `index` names."""
+        """Return the rows (users, documents) that `index` names."""
         return self.map(lambda tensor: tensor[index])
 
-    @staticmethod
-    def stack(states: Sequence[MemoryState]) -> MemoryState:
-        """The rows of several states of one spec, in one batch.
+    def layer(self, layer: int) -> dict[str, Tensor]:
+        """Return the tensors (B, ...) of one backbone layer, by name; those that are not per layer are left out.
+
+        Raises:
+            ContractViolation: the state has nothing for that layer.
+        """
+        if layer not in self.spec.layers:
+            raise ContractViolation(
+                f"this state is for the layers {list(self.spec.layers)}, not for layer {layer}"
+            )
+        index = self.spec.layers.index(layer)
+        return {
+            name: self.tensors[name][:, index]
+            for name, spec in self.spec.tensors.items()
+            if spec.per_layer
+        }
+
+    def where(self, rows: Tensor, other: MemoryState) -> MemoryState:
+        """Return this state in the rows that are True in `rows` (B,) bool, and `other` of the same spec elsewhere.
 
         Raises:
             ContractViolation: the specs differ.
         """
+        if self.spec != other.spec:
+            raise ContractViolation("only states of one spec can be mixed row by row")
+
+        def chosen(name: str, own: Tensor) -> Tensor:
+            return torch.where(rows.view(-1, *[1] * (own.ndim - 1)), own, other[name])
+
+        return replace(self, tensors={name: chosen(name, t) for name, t in self.tensors.items()})
+
+    @staticmethod
+    def stack(states: Sequence[MemoryState]) -> MemoryState:
+        """Put the rows of several states of one spec into one batch.
+
+        Raises:
+            ContractViolation: the specs differ, or there is no state.
+        """
+        if not states or any(state.spec != states[0].spec for state in states):
+            raise ContractViolation("only states of one spec can be stacked, and at least one")
         spec = states[0].spec
-        if any(state.spec != spec for state in states):
-            raise ContractViolation("only states of one spec can be stacked")
         return MemoryState(
-            spec, {name: torch.cat([s.tensors[name] for s in states]) for name in spec.shapes}
+            spec, {name: torch.cat([s.tensors[name] for s in states]) for name in spec.tensors}
         )

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.config import Config, load_config
-from memwrite.evaluation import kv
+from memwrite.evaluation import key_value as kv
 from memwrite.evaluation.capacity.cells import Cell
 from memwrite.evaluation.capacity.cells import Result as Measured
 from memwrite.evaluation.capacity.cost import Cost, Seconds

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from hypothesis import strategies as st
 from naive import padded
-from support import MODELS, Lists, reader_only
+from support import MODELS, Lists, reader_only, without_params
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite import Memory, Tokens
+from memwrite.backbones.projection_hooks import attention_modules
 from memwrite.config import BackboneConfig
-from memwrite.corrections import attention_modules
-from memwrite.readers import PrefixReader
+from memwrite.plugins.builtin.readers import PrefixReader
 
 WINDOW = 6
 LONG = 9  # tokens in a row, at most: longer than the window alone
@@ -81,10 +81,10 @@ def built(family: str, attention: str, writer: str, reader: str) -> Memory:
 def saved(folder: Path, family: str, attention: str, **params: Any) -> tuple[Memory, Memory]:
     """A prefix memory from scratch, and one whose backbone went through a folder."""
     scratch = BackboneConfig(**model(family, attention, **params))
-    first = reader_only(PrefixReader(), scratch)
+    first = reader_only(without_params(PrefixReader), scratch)
     first.model.save_pretrained(folder)
     loaded = BackboneConfig(path=str(folder), dtype="float64", attention=attention)
-    return first, reader_only(PrefixReader(), loaded)
+    return first, reader_only(without_params(PrefixReader), loaded)
 
 
 def weight(language_model: nn.Module, layer: int, name: str) -> Any:

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
-from support import FAMILIES, Lists, described, reader_only
+from support import FAMILIES, Lists, described, reader_only, without_params
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
-from memwrite.readers import PrefixReader
+from memwrite.plugins.builtin.readers import PrefixReader
 
 SLOTS = 3
 POSITIONS = 64
@@ -19,7 +19,7 @@ POSITIONS = 64
 
 @cache
 def prefixed(family: str, attention: str) -> Memory:
-    return reader_only(PrefixReader(), described(family, attention))
+    return reader_only(without_params(PrefixReader), described(family, attention))
 
 
 @cache
@@ -32,7 +32,9 @@ def built(family: str, attention: str, writer: str, reader: str) -> Memory:
 
 def trainable(family: str, attention: str, checkpointing: bool) -> Memory:
     """A prefix memory in training mode."""
-    memory = reader_only(PrefixReader(), described(family, attention, trainable=True)).train()
+    memory = reader_only(
+        without_params(PrefixReader), described(family, attention, trainable=True)
+    ).train()
     if checkpointing:
         memory.model.gradient_checkpointing_enable()
     return memory

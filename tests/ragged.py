@@ -12,9 +12,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from memwrite.plugins import Owner, TaskPlugin, registry
+from memwrite.backbones.tokenizers import Tokenizer
+from memwrite.plugins import TaskPlugin, registry
+from memwrite.plugins.registry import Owner
 from memwrite.tasks.base import IGNORED, Example, Examples
-from memwrite.tokenizer import Codec
 
 ANSWER = 5
 
@@ -63,7 +64,7 @@ class _Drawn:
         return Example([chance.randrange(60) for _ in range(chance.randint(1, 9))], queries, labels)
 
 
-def _build(config: RaggedConfig, codec: Codec) -> Ragged:
+def _build(config: RaggedConfig, tokenizer: Tokenizer) -> Ragged:
     return Ragged(config.advance)
 
 
@@ -71,7 +72,9 @@ def install() -> None:
     """Make the task known by the name of "ragged", once a process."""
     shelf = registry().tasks
     if "ragged" not in shelf.entries:
-        plugin = TaskPlugin(1, "ragged", "for tests", RaggedConfig, _build)
+        plugin = TaskPlugin(
+            api=2, name="ragged", summary="for tests", config=RaggedConfig, build=_build
+        )
         shelf.add(plugin, Owner("tests", "0", "ragged"))
 
 

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from memwrite.backbones.tokenizers import ByteTokenizer
 from memwrite.config import part_config
 from memwrite.plugins import registry
-from memwrite.tokenizer import ByteCodec
 
-CODEC = ByteCodec()
+CODEC = ByteTokenizer()
 
 BABI = """1 Mary moved to the bathroom.
 2 John went to the hallway.

@@ -7,16 +7,16 @@ from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from support import Lists, described
+from support import Lists, described, without_params
 from torch import nn
 from torch.nn import functional as F
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
-from memwrite.backbone import TransformersBackbone
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import Config, PartConfig
-from memwrite.loading import load_backbone
-from memwrite.protocols import Written
-from memwrite.readers import PrefixReader
+from memwrite.plugins.builtin.readers import PrefixReader
+from memwrite.protocols import WriteOutput
 
 SLOTS, WIDTH, RESERVE, ROOM = 3, 32, 4, 60
 
@@ -24,10 +24,10 @@ SLOTS, WIDTH, RESERVE, ROOM = 3, 32, 4, 60
 class Scatter(nn.Module):
     """Adds the squashed sum of a context's embeddings to the slot that each token's id names."""
 
-    def __init__(self, backbone: TransformersBackbone, reserve: int = RESERVE) -> None:
+    def __init__(self, backbone: TransformersBackbone, reserved_positions: int = RESERVE) -> None:
         super().__init__()
         self._backbone = backbone
-        self.reserve = reserve
+        self.reserved_positions = reserved_positions
         self.spec = StateSpec("prefix", {"memory": (SLOTS, WIDTH)}, dtype=torch.float64)
         self.matrix = nn.Parameter(torch.eye(WIDTH, dtype=torch.float64))
         self.seen: list[Tokens] = []
@@ -36,7 +36,7 @@ class Scatter(nn.Module):
         zeros = torch.zeros(batch_size, SLOTS, WIDTH, dtype=torch.float64)
         return MemoryState(self.spec, {"memory": zeros})
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: Tokens, /) -> WriteOutput:
         self.seen.append(context)
         share = F.one_hot(context.ids % SLOTS, SLOTS) * context.mask[..., None]
         embeddings = self._backbone.embed(context.ids) @ self.matrix
@@ -44,7 +44,7 @@ class Scatter(nn.Module):
         memory = state["memory"] + torch.tanh(total)
         energy = memory.square().mean((1, 2))
         trace = {"energy": energy.detach()[None]}
-        return Written(MemoryState(self.spec, {"memory": memory}), {"energy": energy}, trace)
+        return WriteOutput(MemoryState(self.spec, {"memory": memory}), {"energy": energy}, trace)
 
 
 @cache
@@ -52,9 +52,14 @@ def backbone(family: str) -> TransformersBackbone:
     return load_backbone(described(family))
 
 
-def scattering(family: str = "gpt2", reserve: int = RESERVE) -> Memory:
+def scattering(family: str = "gpt2", reserved_positions: int = RESERVE) -> Memory:
     config = Config(described(family), PartConfig("scatter"), PartConfig("prefix"))
-    return Memory(backbone(family), Scatter(backbone(family), reserve), PrefixReader(), config)
+    return Memory(
+        backbone(family),
+        Scatter(backbone(family), reserved_positions),
+        without_params(PrefixReader),
+        config,
+    )
 
 
 def spread(lists: Lists, seed: int) -> Tokens:

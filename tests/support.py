@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from memwrite import Memory
+from memwrite.backbones.loading import load_backbone
 from memwrite.config import BackboneConfig, Config
-from memwrite.loading import load_backbone
+from memwrite.plugins.builtin.readers import NoParams
 
 #: How much more than in the tests is to be tried; `make soak` asks for fifty times as much.
 SOAK = float(os.environ.get("SOAK", "1"))
@@ -67,3 +68,8 @@ def described(family: str, attention: str = "sdpa", **changes: Any) -> BackboneC
 def reader_only(reader: Any, config: BackboneConfig) -> Memory:
     """A memory without a writer."""
     return Memory(load_backbone(config), None, reader, Config(config)).eval()
+
+
+def without_params(reader: Any) -> Any:
+    """A reader of a class that sets nothing."""
+    return reader(NoParams(), None, None)

@@ -25,7 +25,7 @@ from capacity_runs import (
 from memwrite import Memory
 from memwrite.config import load_config, to_dict
 from memwrite.errors import InputError
-from memwrite.evaluation import kv
+from memwrite.evaluation import key_value as kv
 from memwrite.evaluation.capacity import cells, grid
 from memwrite.evaluation.capacity.cells import Cell, load, measure
 from memwrite.evaluation.capacity.cells import Result as Measured
@@ -46,7 +46,7 @@ def test_a_cell_is_what_the_evaluation_says_and_what_the_tensors_weigh(runs: lis
     [run] = open_runs(runs[:1])
     memory = run.memory(1)
     found = measure(Cell(run, 3, 1, seed=5, contexts=4), memory)
-    fresh = KvTask(KvConfig(pairs=3), memory.backbone.codec).fresh(4, 5)
+    fresh = KvTask(KvConfig(pairs=3), memory.backbone.tokenizer).fresh(4, 5)
     assert found.outcome == "measured"
     assert found.recall == kv.evaluate(memory, fresh)
     assert (found.recall.state_floats, found.recall.state_bytes) == (32, 128)

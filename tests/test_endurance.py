@@ -15,7 +15,7 @@ from support import MODELS, SOAK
 
 from memwrite import Memory, MemoryState
 from memwrite.errors import StorageError
-from memwrite.prefill import PrefillCache
+from memwrite.inference.prefill_cache import PrefillCache
 from memwrite.stores import Store
 from memwrite.training.run import train
 

@@ -25,10 +25,10 @@ from fuzzing import mutated_bytes, mutated_data
 from support import MODELS, SOAK
 
 from memwrite import Memory, MemoryState
+from memwrite.checkpoints import container
+from memwrite.checkpoints.state_file import load_state
 from memwrite.config import load_config
 from memwrite.errors import MemwriteError
-from memwrite.sealed import seal, unseal
-from memwrite.storage import load_state
 from memwrite.stores import Store
 
 #: Beyond what the process holds when a test begins: more than any honest file here could want.
@@ -137,7 +137,7 @@ def test_headers_and_tensors_of_state_files(
     saved: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
     """With a checksum that is right. What is taken is read from, and holds what the file says."""
-    header, tensors = unseal(saved[kind].read_bytes(), kind)
+    header, tensors = container.unpack(saved[kind].read_bytes(), kind)
     path = tmp_path / "x.st"
 
     def case(random: Random) -> None:
@@ -160,7 +160,7 @@ def test_headers_and_tensors_of_state_files(
                 held[name] = tensor * float("nan")
             elif form == 4:
                 held[name] = torch.cat([tensor, tensor])
-        path.write_bytes(seal(json.dumps(changed), held, "x"))
+        path.write_bytes(container.pack(json.dumps(changed), held, "x"))
         memory, state = Memory.load(path)
         for name, tensor in state.tensors.items():
             assert torch.equal(tensor, held[f"state.{name}"])
@@ -246,27 +246,29 @@ def _change_row(path: Path, random: Random) -> None:
     with sqlite3.connect(path) as connection:
         if random.random() < 0.3:
             [(data,)] = connection.execute("SELECT data FROM recipes").fetchall()
-            header, tensors = unseal(data, "recipe")
-            data = seal(json.dumps(mutated_data(header, random)), tensors, "recipe")
+            header, tensors = container.unpack(data, "recipe")
+            data = container.pack(json.dumps(mutated_data(header, random)), tensors, "recipe")
             connection.execute("UPDATE recipes SET data = ?", (data,))
             return
         if column == "data" and random.random() < 0.8:
             [(data,)] = connection.execute("SELECT data FROM memories WHERE key = 'b'").fetchall()
-            note, tensors = unseal(data, "record")
-            value = seal(json.dumps(mutated_data(note, random)), tensors, "record")
+            note, tensors = container.unpack(data, "record")
+            value = container.pack(json.dumps(mutated_data(note, random)), tensors, "record")
         with suppress(sqlite3.Error):  # the table itself does not take it
             connection.execute(f"UPDATE memories SET {column} = ? WHERE key = 'b'", (value,))
 
 
 def test_what_is_declared_is_not_taken_at_its_word(saved: dict[str, Path], tmp_path: Path) -> None:
     """Sizes that would fill the memory, or hours, are refused before anything is made of them."""
-    header, tensors = unseal(saved["lora"].read_bytes(), "x")
+    header, tensors = container.unpack(saved["lora"].read_bytes(), "x")
     path = tmp_path / "x.st"
     backbone = header["backbone"]
     for name, value in (("n_layer", 10**9), ("n_embd", 1 << 16), ("n_positions", 10**10)):
         params = {**backbone["params"], name: value}
         path.write_bytes(
-            seal(json.dumps({**header, "backbone": {**backbone, "params": params}}), tensors, "x")
+            container.pack(
+                json.dumps({**header, "backbone": {**backbone, "params": params}}), tensors, "x"
+            )
         )
         with pytest.raises(MemwriteError, match=r"can be meant|to be built for it"):
             Memory.load(path)
@@ -274,9 +276,9 @@ def test_what_is_declared_is_not_taken_at_its_word(saved: dict[str, Path], tmp_p
         {**CONFIG, "writer": {"name": "no-memory"}, "reader": {"name": "static-lora"}}
     )
     static.save(static.write("a secret").state, path)
-    header, tensors = unseal(path.read_bytes(), "x")
+    header, tensors = container.unpack(path.read_bytes(), "x")
     header["reader"]["params"]["rank"] = 10**9
-    path.write_bytes(seal(json.dumps(header), tensors, "x"))
+    path.write_bytes(container.pack(json.dumps(header), tensors, "x"))
     with pytest.raises(MemwriteError, match="holds other weights than its reader 'static-lora'"):
         Memory.load(path)
     shutil.copytree(saved["run"], tmp_path / "run")
@@ -313,7 +315,7 @@ def test_yaml_nested_beyond_the_stack_is_refused(tmp_path: Path, text: str) -> N
 def test_headers_that_once_ended_in_a_traceback(
     saved: dict[str, Path], tmp_path: Path, part: str, value: Any
 ) -> None:
-    header, tensors = unseal(saved["lora"].read_bytes(), "x")
+    header, tensors = container.unpack(saved["lora"].read_bytes(), "x")
     if part == "layers":
         header["spec"]["layers"] = value
     elif part == "path":
@@ -321,7 +323,7 @@ def test_headers_that_once_ended_in_a_traceback(
     else:
         header["backbone"]["params"]["resid_pdrop"] = value
     path = tmp_path / "x.st"
-    path.write_bytes(seal(json.dumps(header), tensors, "x"))
+    path.write_bytes(container.pack(json.dumps(header), tensors, "x"))
     with pytest.raises(MemwriteError) as caught:
         Memory.load(path)
     assert "\n" not in str(caught.value)
@@ -336,8 +338,8 @@ def test_notes_of_records_that_once_ended_in_a_traceback(
         store.put("a", memory, memory.write("one").state)
     with sqlite3.connect(path) as connection:
         [(data,)] = connection.execute("SELECT data FROM memories").fetchall()
-        note, tensors = unseal(data, "record")
-        changed = seal(json.dumps({**note, name: value}), tensors, "record")
+        note, tensors = container.unpack(data, "record")
+        changed = container.pack(json.dumps({**note, name: value}), tensors, "record")
         connection.execute("UPDATE memories SET data = ?", (changed,))
     with Store(path) as store, pytest.raises(MemwriteError, match="its note does not fit"):
         store.file("a")

@@ -17,13 +17,14 @@ import torch
 from click.testing import CliRunner
 from transformers import AutoTokenizer
 
-from memwrite import Memory, Tokens, online
+from memwrite import Memory, Tokens
+from memwrite.backbones.segmentation import sentences
+from memwrite.backbones.tokenizers import train_bpe
 from memwrite.cli.main import main
-from memwrite.encoding import sentences
 from memwrite.errors import InputError, StorageError
+from memwrite.inference import online
 from memwrite.session import Session
 from memwrite.stores import Store
-from memwrite.tokenizer import train_bpe
 
 MESSAGES = [
     {"role": "user", "content": "The boat is red. It is old."},
@@ -55,8 +56,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:writer 'delta'")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A small model with a tokenizer that has a chat template."""
     out = tmp_path_factory.mktemp("model")
-    codec = train_bpe(["The boat is red. It is old. I see. user assistant\n"] * 3, 300)
-    codec.save(out / "tokenizer")
+    tokenizer = train_bpe(["The boat is red. It is old. I see. user assistant\n"] * 3, 300)
+    tokenizer.save(out / "tokenizer")
     tokenizer = AutoTokenizer.from_pretrained(out / "tokenizer")
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(out / "tokenizer")
@@ -91,9 +92,9 @@ def matrices(session: Session) -> torch.Tensor:
 @each_kind
 def test_a_session_writes_what_is_said(kind: str, built: Any) -> None:
     memory = built(kind)
-    session = memory.session()
+    session = Session(memory)
     session.append("The boat is red.")
-    ids = memory.backbone.codec.encode("The boat is red.")
+    ids = memory.backbone.tokenizer.encode("The boat is red.")
     segments = None if kind != "messages" else torch.zeros(1, len(ids), dtype=torch.int64)
     tokens = Tokens.from_rows([ids])
     expected = memory.write(Tokens(tokens.ids, tokens.mask, segments)).state
@@ -106,25 +107,25 @@ def test_a_session_writes_what_is_said(kind: str, built: Any) -> None:
 def test_an_answer_is_written_as_it_is_generated(options: dict[str, Any], built: Any) -> None:
     """The state after it is that of one write of question and answer, whatever beams were tried on the way."""
     memory = built("online")
-    session = memory.session()
+    session = Session(memory)
     session.append("It is old.")
     before = session.state
     new, done = online.continue_text(
         memory.backbone, memory.writer, memory.reader,
-        torch.tensor([memory.backbone.codec.encode("The boat")]), before,
+        torch.tensor([memory.backbone.tokenizer.encode("The boat")]), before,
         {"max_new_tokens": 5, **options},
     )  # fmt: skip
     answer = session.ask("The boat", max_new_tokens=5, **options)
-    row = memory.backbone.codec.encode("The boat") + new[0].tolist()
+    row = memory.backbone.tokenizer.encode("The boat") + new[0].tolist()
     whole = memory.write(Tokens.from_rows([row]), before).state
     torch.testing.assert_close(session.state["S"], whole["S"], atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(done.written.state["S"], session.state["S"])
-    assert answer == memory.backbone.codec.decode(new[0].tolist())
+    assert answer == memory.backbone.tokenizer.decode(new[0].tolist())
 
 
 @each_kind
 def test_reading_only_changes_nothing(kind: str, built: Any) -> None:
-    session = built(kind).session()
+    session = Session(built(kind))
     session.append("The boat is red.")
     session.read_only = True
     before = matrices(session).clone()
@@ -137,14 +138,14 @@ def test_reading_only_changes_nothing(kind: str, built: Any) -> None:
 
 @each_kind
 def test_forks_and_resets(kind: str, built: Any) -> None:
-    session = built(kind).session()
+    session = Session(built(kind))
     session.append("The boat is red.")
     fork, before = session.fork(), matrices(session).clone()
     session.append("It is old.")
     assert torch.equal(matrices(fork), before)
     assert not torch.equal(matrices(session), before)
     fork.reset()
-    assert torch.equal(matrices(fork), matrices(built(kind).session()))
+    assert torch.equal(matrices(fork), matrices(Session(built(kind))))
 
 
 @each_kind
@@ -153,7 +154,7 @@ def test_two_sessions_in_two_threads_never_meet(kind: str, built: Any) -> None:
     texts = ["The boat is red. " * 3, "I see. It is old. " * 3]
 
     def talk(text: str) -> tuple[str, torch.Tensor]:
-        session = memory.session()
+        session = Session(memory)
         said = ""
         for _ in range(3):
             session.append(text)
@@ -178,24 +179,24 @@ def test_two_sessions_in_two_threads_never_meet(kind: str, built: Any) -> None:
 def test_the_chat_template_is_honoured(built: Any) -> None:
     """The tokens are those of the template, each message a piece of its own; a text's specials stay text."""
     memory = built("messages")
-    codec = memory.backbone.codec
-    pieces = codec.chat(MESSAGES, True, lambda text: [text])
-    expected = codec._tokenizer.apply_chat_template(
+    tokenizer = memory.backbone.tokenizer
+    pieces = tokenizer.chat(MESSAGES, True, lambda text: [text])
+    expected = tokenizer._tokenizer.apply_chat_template(
         MESSAGES, tokenize=True, add_generation_prompt=True, return_dict=False
     )
     assert reduce(operator.iadd, pieces, []) == list(expected)
     assert len(pieces) == 3
-    assert all(piece[0] == codec.start for piece in pieces)
-    assert codec.start not in codec.encode("<|start|>user")
+    assert all(piece[0] == tokenizer.bos_id for piece in pieces)
+    assert tokenizer.bos_id not in tokenizer.encode("<|start|>user")
 
 
 def test_texts_and_templates_are_encoded_in_any_number_of_threads(built: Any) -> None:
     """A special token that one thread's user spells out is never read as such because another's template has it."""
-    codec = built("messages").backbone.codec
+    tokenizer = built("messages").backbone.tokenizer
     text = "<|start|>" * 200
     ways: list[Callable[[], Any]] = [
-        lambda: codec.encode(text),
-        lambda: codec.chat([{"role": "user", "content": text}], False, lambda text: [text]),
+        lambda: tokenizer.encode(text),
+        lambda: tokenizer.chat([{"role": "user", "content": text}], False, lambda text: [text]),
     ]
     with ThreadPoolExecutor(8) as pool:
         done = [(pool.submit(way), way) for way in ways * 200]
@@ -210,7 +211,7 @@ def test_sentences_are_cut_at_stops() -> None:
 
 
 def test_messages_that_are_none(built: Any) -> None:
-    session = built("online").session()
+    session = Session(built("online"))
     for said in ("", [], [{"role": "user"}]):
         with pytest.raises(InputError):
             session.ask(said)
@@ -221,25 +222,25 @@ def test_messages_that_are_none(built: Any) -> None:
 @each_kind
 def test_files_of_sessions(kind: str, built: Any, tmp_path: Path) -> None:
     memory = built(kind)
-    session = memory.session()
+    session = Session(memory)
     session.append("The boat is red.")
     session.save(tmp_path / "s.safetensors")
-    again = memory.session()
+    again = Session(memory)
     again.load(tmp_path / "s.safetensors")
     assert torch.equal(matrices(again), matrices(session))
     reader, state = Memory.load(tmp_path / "s.safetensors")
-    only = reader.session(state, read_only=True)
+    only = Session(reader, state, read_only=True)
     session.read_only = True
     assert only.ask("It", max_new_tokens=4) == session.ask("It", max_new_tokens=4)
     with pytest.raises(InputError, match="can only read"):
-        reader.session(state)
+        Session(reader, state)
 
 
 def test_states_that_grow_are_taken_back(folder: str, tmp_path: Path) -> None:
     """A memory that keeps everything has no one size of state; from files and stores it goes on all the same."""
     parts = {"writer": {"name": "full-context"}, "reader": {"name": "key-value"}}
     memory = Memory.from_config({"backbone": {"path": f"{folder}/backbone"}, **parts})
-    session, again = memory.session(), memory.session()
+    session, again = Session(memory), Session(memory)
     session.append("The boat is red.")
     session.save(tmp_path / "s.safetensors")
     again.load(tmp_path / "s.safetensors")
@@ -255,12 +256,12 @@ def test_states_that_grow_are_taken_back(folder: str, tmp_path: Path) -> None:
 def test_a_file_of_another_reader_is_refused(built: Any, tmp_path: Path) -> None:
     """The same spec, but corrections that were learnt otherwise."""
     memory = built("online")
-    memory.session().save(tmp_path / "s.safetensors")
+    Session(memory).save(tmp_path / "s.safetensors")
     with torch.no_grad():
         memory.reader.layers["0"].query += 1
     try:
         with pytest.raises(StorageError, match="another reader"):
-            memory.session().load(tmp_path / "s.safetensors")
+            Session(memory).load(tmp_path / "s.safetensors")
     finally:
         with torch.no_grad():
             memory.reader.layers["0"].query -= 1

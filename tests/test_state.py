@@ -132,8 +132,8 @@ def test_tokens_that_disagree_are_refused(fields: tuple[Any, ...], name: str) ->
 @pytest.mark.parametrize("kind", KINDS)
 def test_shared_kinds_have_the_tensors_that_the_table_says(kind: str) -> None:
     """All required ones, any optional ones, each with its axes, and nothing else."""
-    required, optional = KINDS[kind]
-    whole = {name: (2,) * axes for name, axes in {**required, **optional}.items()}
+    required, axes = KINDS[kind].required, KINDS[kind].axes
+    whole = {name: (2,) * len(axes[name]) for name in axes}
     assert StateSpec(kind, whole).kind == kind
     assert StateSpec(kind, {name: whole[name] for name in required}).kind == kind
     wrong: list[dict[str, tuple[int, ...]]] = [{**whole, "extra": (2,)}]

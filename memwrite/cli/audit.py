@@ -33,7 +33,7 @@ def audit(
     narrows down the text, which no decoding can hide.
     """
     original = None if context is None else read_text(context)
-    from memwrite.evaluation.audit import audit as look
+    from memwrite.evaluation.reconstruction_attack import audit as look
 
     memory, loaded = open_state(state, key, backbone, device, force)
     found = look(memory, loaded, prompts, original, max_new_tokens)

@@ -72,7 +72,7 @@ def capacity(
     the work, and each of them ends when all is done. A run that is trained again is measured again.
     """
     from memwrite.evaluation.capacity import capacity as measure
-    from memwrite.progress import show_progress
+    from memwrite.utils.progress import show_progress
 
     given = {"--pairs": pairs, "--steps": steps, "--seeds": seeds}
     words = ["memwrite", "bench", "capacity", *runs, "--out", out, "--contexts", str(contexts)]

@@ -26,9 +26,10 @@ def chat(
     """Talk to the memory of RUN, a run folder or a config. What was said is forgotten; the state remembers."""
     from memwrite.errors import MemwriteError
     from memwrite.memory import Memory
+    from memwrite.session import Session
 
     memory = Memory.from_config(run, [f"backbone.device={device}"] if device else [])
-    session = memory.session(read_only=read_only)
+    session = Session(memory, read_only=read_only)
     if state is not None:
         session.load(state)
     if sys.stdin.isatty():

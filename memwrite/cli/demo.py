@@ -36,12 +36,12 @@ def demo(
     Saves report.html and report.json.
     """
     from memwrite.cli.memory import read_text
-    from memwrite.evaluation.demo import PARAGRAPH, measure
-    from memwrite.evaluation.pairs import PAIRS, pair_lines, parse_memory, parse_pairs, recall_pairs
+    from memwrite.demo.measure import PARAGRAPH, measure
+    from memwrite.demo.pairs import PAIRS, pair_lines, parse_memory, parse_pairs, recall_pairs
+    from memwrite.demo.report import save_report
     from memwrite.evaluation.recall import differences
-    from memwrite.evaluation.report import save_report
-    from memwrite.progress import show_progress
-    from memwrite.storage import make_folder
+    from memwrite.utils.atomic import make_folder
+    from memwrite.utils.progress import show_progress
 
     pairs = parse_pairs(words) or PAIRS
     text = read_text(context) if context else PARAGRAPH.read_text(encoding="utf-8").strip()

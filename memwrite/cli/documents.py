@@ -31,10 +31,10 @@ def write_file(
     """Write the documents, and say what became of them; exits with `SKIPPED` where lines were skipped."""
     from accelerate import PartialState
 
-    from memwrite.bulk.documents import count_lines
-    from memwrite.bulk.writing import write_documents
     from memwrite.memory import Memory
     from memwrite.stores import Store
+    from memwrite.stores.documents import count_lines
+    from memwrite.stores.ingest import write_documents
 
     first = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()

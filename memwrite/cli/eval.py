@@ -31,7 +31,7 @@ def evaluate(
     that file.
     """
     from memwrite.evaluation.run import evaluate_run
-    from memwrite.progress import show_progress
+    from memwrite.utils.progress import show_progress
 
     changes = list(overrides)
     for key, value in (("task.params.pairs", pairs), ("backbone.device", device)):

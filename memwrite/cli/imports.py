@@ -12,7 +12,7 @@ import click
 @click.option("--base", help="Folder with the language model's config.json and tokenizer.")
 def import_(importer: str, folder: str, out: str, base: str | None) -> None:
     """Make a run folder of the weights in FOLDER, which are of the format IMPORTER (see `memwrite plugins`)."""
-    from memwrite.released import import_run
+    from memwrite.convert import import_run
 
     import_run(importer, folder, out, base)
     click.echo(f"Saved to {out}")
@@ -24,7 +24,7 @@ def import_(importer: str, folder: str, out: str, base: str | None) -> None:
 @click.option("--out", required=True, help="Folder to make.")
 def export(format: str, run: str, out: str) -> None:
     """Write the memory of the run folder RUN in the format FORMAT (see the importers in `memwrite plugins`)."""
-    from memwrite.released import export_run
+    from memwrite.convert import export_run
 
     export_run(format, run, out)
     click.echo(f"Saved to {out}")

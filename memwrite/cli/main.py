@@ -12,7 +12,7 @@ import click
 
 import memwrite
 from memwrite.errors import MemwriteError
-from memwrite.installed import installed
+from memwrite.utils.entry_points import installed
 
 
 class _Group(click.Group):

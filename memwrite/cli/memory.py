@@ -71,7 +71,7 @@ def _write_text(
     text = read_text(context)
     _check_target(Path(out))
     from memwrite.memory import Memory
-    from memwrite.progress import show_progress
+    from memwrite.utils.progress import show_progress
 
     memory = Memory.from_config(config, overrides)
     tokens = memory.encode(text)
@@ -102,7 +102,7 @@ def _write_text(
                 "steps.",
                 err=True,
             )
-    room = memory.backbone.info.positions - memory.writer.reserve
+    room = memory.backbone.info.positions - memory.writer.reserved_positions
     if report["tokens"] > room:
         click.echo(
             f"Note: the text is longer than the model's {memory.backbone.info.positions} positions, so "

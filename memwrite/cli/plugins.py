@@ -33,15 +33,15 @@ def plugins(as_json: bool, traceback: bool) -> None:
             "health": "ok" if len(owners) == 1 else "conflict",
             "summary": plugin.summary,
         }
-        for shelf in found.shelves
+        for shelf in found.tables
         for name, owners in shelf.entries.items()
         for plugin, owner in owners
     ]
     pairs = [(writer.name, reader.name) for writer, reader in found.pairs()]
     if as_json:
-        faults = [{"origin": str(f.owner), "error": str(f.error)} for f in found.faults]
-        barred = [str(fault.owner) for fault in found.barred]
-        told = {"plugins": parts, "pairs": pairs, "faults": faults, "not_allowed": barred}
+        failures = [{"origin": str(f.owner), "error": str(f.error)} for f in found.failures]
+        blocked = [str(failure.owner) for failure in found.blocked]
+        told = {"plugins": parts, "pairs": pairs, "failures": failures, "not_allowed": blocked}
         click.echo(json.dumps(told))
     else:
         columns = ("role", "name", "kinds", "origin", "version", "health", "summary")
@@ -52,13 +52,13 @@ def plugins(as_json: bool, traceback: bool) -> None:
                 "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             )
         click.echo("\npairs that fit: " + ", ".join(f"{w} + {r}" for w, r in pairs))
-        if found.barred:
-            click.echo("not allowed: " + ", ".join(str(fault.owner) for fault in found.barred))
-    for fault in found.faults:
-        click.echo(f"Error: {fault.error}", err=True)
-        if traceback and fault.traceback:
-            click.echo(fault.traceback, err=True)
-    if found.faults:
+        if found.blocked:
+            click.echo("not allowed: " + ", ".join(str(failure.owner) for failure in found.blocked))
+    for failure in found.failures:
+        click.echo(f"Error: {failure.error}", err=True)
+        if traceback and failure.traceback:
+            click.echo(failure.traceback, err=True)
+    if found.failures:
         sys.exit(2)
 
 

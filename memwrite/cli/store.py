@@ -60,7 +60,7 @@ def show(place: str, key: str, as_json: bool) -> None:
 @click.option("--out", required=True, help="State file to make.")
 def get(place: str, key: str, out: str) -> None:
     """Copy the memory KEY out of the store PLACE into a state file."""
-    from memwrite.storage import save_state
+    from memwrite.checkpoints.state_file import save_state
     from memwrite.stores import Store
 
     with Store(place, make=False) as opened:

@@ -16,15 +16,15 @@ from torch.nn import functional
 
 from memwrite.errors import InputError
 from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
-from memwrite.evaluation.kv import context_visible
+from memwrite.evaluation.key_value import context_visible
 from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
-from memwrite.loss import aligned
 from memwrite.memory import Memory
-from memwrite.progress import track
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, Example, Examples, collate
 from memwrite.tasks.questions import AskedExample, Question
+from memwrite.training.loss import aligned
+from memwrite.utils.progress import track
 
 # Logits of one batch, in numbers, and tokens of one batch at most.
 _LOGITS, _TOKENS = 1 << 28, 1 << 14
@@ -120,7 +120,7 @@ class _Evaluator:
         total = len(self._examples)
         queries = max(len(example.queries) for example in self._examples)
         size = len(self._context) + queries * len(self._query)
-        most = min(_TOKENS, _LOGITS // self._memory.backbone.codec.vocab_size)
+        most = min(_TOKENS, _LOGITS // self._memory.backbone.tokenizer.vocab_size)
         count = max(1, total // max(2, most // size))
         for part in range(count):
             yield self._examples[part * total // count : (part + 1) * total // count]
@@ -174,9 +174,9 @@ class _Evaluator:
         ]
         asked = Tokens.from_rows(prompts)
         new = memory.generate(state.rows(torch.tensor(rows)), asked, max_new_tokens=self._longest)
-        codec, end = memory.backbone.codec, memory.backbone.info.end
+        tokenizer, end = memory.backbone.tokenizer, memory.backbone.info.eos_id
         for row in new.tolist():
-            yield codec.decode(row[: row.index(end)] if end in row else row)
+            yield tokenizer.decode(row[: row.index(end)] if end in row else row)
 
 
 def _question(example: Example, column: int) -> Question | None:

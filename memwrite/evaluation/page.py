@@ -16,16 +16,15 @@ from matplotlib.figure import Figure
 
 INK, ACCENT, MUTED = "#1f2933", "#0b7285", "#adb5bd"
 
-_TEMPLATES = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    undefined=jinja2.StrictUndefined,
-)
 
-
-def render(template: str, title: str, width: str, **values: object) -> bytes:
-    """A page from the template of that name, in UTF-8; `width` is CSS, the widest that its text may be."""
-    page = _TEMPLATES.get_template(template).render(title=title, width=width, **values)
+def render(template: Path, title: str, width: str, **values: object) -> bytes:
+    """Make a page, in UTF-8, from a template that extends page.html; `width` is CSS, the widest that text may be."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    page = templates.get_template(template.name).render(title=title, width=width, **values)
     return page.encode()
 
 

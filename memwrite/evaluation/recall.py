@@ -56,9 +56,9 @@ def nll_bits(memory: Memory, state: MemoryState, tokens: Tokens) -> float:
     """Bits that the model needs for the tokens (1, T) given the state, all of them together."""
     ids = tokens.ids
     output = memory.read(state, tokens)
-    logits, first = output.logits, output.first
+    logits, first = output.logits, output.first_logits
     if first is None:
-        start = torch.full_like(ids[:, :1], memory.backbone.info.start)
+        start = torch.full_like(ids[:, :1], memory.backbone.info.bos_id)
         opened = Tokens(torch.cat([start, ids], 1), F.pad(tokens.mask, (1, 0), value=True))
         logits = memory.read(state, opened).logits
     else:

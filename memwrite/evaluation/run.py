@@ -10,16 +10,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import PartConfig, load_config, part_config
-from memwrite.cpu import tuned_cpu
 from memwrite.errors import ConfigError
-from memwrite.evaluation import answers, kv
+from memwrite.evaluation import answers
+from memwrite.evaluation import key_value as kv
 from memwrite.evaluation.answer_table import AnswerEvaluation
 from memwrite.memory import Memory
 from memwrite.plugins import registry
-from memwrite.runs import CONFIG_FILE
 from memwrite.tasks.base import Examples, Task
 from memwrite.tasks.kv import PairsConfig
+from memwrite.utils.cpu import tuned_cpu
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def evaluate_run(
         part.params["examples"] = examples
     config: Any = part_config(plugin.config, part.params, "task.params")
     memory = Memory.from_config(run, overrides)
-    chosen = _examples(plugin.build(config, memory.backbone.codec), seed, examples)
+    chosen = _examples(plugin.build(config, memory.backbone.tokenizer), seed, examples)
     kind = kv if isinstance(config, PairsConfig) else answers
     return Report(part, kind.evaluate(memory, chosen))
 

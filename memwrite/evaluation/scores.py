@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from memwrite.tokenizer import ALPHABET
+from memwrite.backbones.tokenizers import ALPHABET
 
 _NORMAL_95 = 1.959964
 

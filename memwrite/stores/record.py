@@ -16,11 +16,11 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from memwrite.checkpoints import container
+from memwrite.checkpoints.state_file import Header, StateFile, read_header
 from memwrite.config import to_dict
 from memwrite.errors import ContractViolation, InputError, StorageError
-from memwrite.sealed import seal, unseal
 from memwrite.state import MemoryState
-from memwrite.storage import Header, StateFile, read_header
 
 FORMAT = 1
 LONGEST_KEY = 200
@@ -53,7 +53,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Provenance:
     """What all memories have in common that one writer made for one reader.
 
     Attributes:
@@ -67,8 +67,12 @@ class Recipe:
     weights: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, header: Header, weights: Mapping[str, Tensor]) -> Recipe:
-        """The recipe of state files with this header; the same whenever they were made."""
+    def of(cls, file: StateFile) -> Provenance:
+        """The provenance of a state file; the same whenever it was made."""
+        return cls._of(file.header, file.weights)
+
+    @classmethod
+    def _of(cls, header: Header, weights: Mapping[str, Tensor]) -> Provenance:
         header = replace(header, created="")
         text = json.dumps(to_dict(header), sort_keys=True)
         copies = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
@@ -77,17 +81,17 @@ class Recipe:
 
     def pack(self, where: str) -> bytes:
         """The inverse of `unpack`."""
-        return seal(json.dumps(to_dict(self.header), sort_keys=True), self.weights, where)
+        return container.pack(json.dumps(to_dict(self.header), sort_keys=True), self.weights, where)
 
     @classmethod
-    def unpack(cls, digest: str, data: bytes, where: str) -> Recipe:
+    def unpack(cls, digest: str, data: bytes, where: str) -> Provenance:
         """The recipe in `data`.
 
         Raises:
             StorageError: it is damaged, or another one.
         """
-        header, weights = unseal(data, where)
-        found = cls.of(read_header(header, where), weights)
+        header, weights = container.unpack(data, where)
+        found = cls._of(read_header(header, where), weights)
         if found.digest != digest:
             raise StorageError(f"'{where}' is damaged: it is another recipe than its name says")
         return found
@@ -120,7 +124,7 @@ def pack(entry: Entry, state: MemoryState, where: str) -> bytes:
         "expires": None if entry.expires is None else stamp(entry.expires),
         "source": entry.source,
     }
-    return seal(json.dumps(note, sort_keys=True), state.tensors, where)
+    return container.pack(json.dumps(note, sort_keys=True), state.tensors, where)
 
 
 def unpack(data: bytes, where: str) -> tuple[Entry, dict[str, Tensor]]:
@@ -129,7 +133,7 @@ def unpack(data: bytes, where: str) -> tuple[Entry, dict[str, Tensor]]:
     Raises:
         StorageError: it is damaged.
     """
-    note, tensors = unseal(data, where)
+    note, tensors = container.unpack(data, where)
     if note.get("format") != FORMAT:
         raise StorageError(
             f"'{where}' holds a record of format {note.get('format')!r}, but this memwrite reads {FORMAT}"
@@ -163,7 +167,9 @@ def entry_of(note: Mapping[str, Any], nbytes: int, where: str) -> Entry:
         raise StorageError(f"'{where}' is damaged: its note does not fit ({error})") from None
 
 
-def restore(entry: Entry, tensors: Mapping[str, Tensor], recipe: Recipe, where: str) -> StateFile:
+def restore(
+    entry: Entry, tensors: Mapping[str, Tensor], recipe: Provenance, where: str
+) -> StateFile:
     """The state file that a record and its recipe make together.
 
     Raises:

@@ -11,16 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from memwrite import runs
+from memwrite.checkpoints.state_file import StateFile
 from memwrite.config import to_dict
 from memwrite.errors import InputError, StorageError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
-from memwrite.storage import StateFile
-from memwrite.stores.place import Place
-from memwrite.stores.record import Entry, Recipe, check_key, pack, restore, unpack
-from memwrite.stores.remote import RemotePlace
-from memwrite.stores.sqlite import SqlitePlace
+from memwrite.stores.backend import StoreBackend
+from memwrite.stores.fsspec_backend import FsspecBackend
+from memwrite.stores.record import Entry, Provenance, check_key, pack, restore, unpack
+from memwrite.stores.sqlite_backend import SqliteBackend
 
 _RECIPES_AT_HAND = 16
 
@@ -99,7 +98,7 @@ class Store:
                 f"the state holds {state.batch_size} rows, but {len(keys)} keys were given"
             )
         memory.check_state(state)
-        recipe = recipe_of(memory, state)
+        recipe = provenance_of(memory, state)
         now = datetime.now(UTC)
         records = []
         for row, key in enumerate(keys):
@@ -120,7 +119,7 @@ class Store:
             StorageError: there is none, it is damaged, or it was written for another backbone or reader.
         """
         file, where = self.file(key), f"{self.name}: {key}"
-        return runs.state_for(memory, file, where)
+        return memory.adopt(file, where)
 
     def load(
         self,
@@ -202,16 +201,16 @@ class Store:
     ) -> None:
         self.close()
 
-    def _read_recipe(self, digest: str) -> Recipe:
+    def _read_recipe(self, digest: str) -> Provenance:
         data = self._place.recipe(digest)
         if data is None:
             raise StorageError(f"'{self.name}' is damaged: it lacks the recipe {digest}")
-        return Recipe.unpack(digest, data, f"{self.name}: recipe {digest}")
+        return Provenance.unpack(digest, data, f"{self.name}: recipe {digest}")
 
 
-def recipe_of(memory: Memory, state: MemoryState) -> Recipe:
+def provenance_of(memory: Memory, state: MemoryState) -> Provenance:
     """What a state of `memory` has in common with all others that the same writer writes."""
-    return Recipe.of(runs.header(memory, state), memory.reader.state_dict())
+    return Provenance.of(memory.state_file(state))
 
 
 def source_digest(text: str) -> str:
@@ -227,12 +226,12 @@ def described(entry: Entry) -> dict[str, Any]:
     return told
 
 
-def _open(place: str | Path, make: bool) -> Place:
+def _open(place: str | Path, make: bool) -> StoreBackend:
     if "://" in str(place):
-        return RemotePlace(str(place), make)
+        return FsspecBackend(str(place), make)
     path = Path(place)
     if not make and not path.exists():
         raise StorageError(f"there is no store at '{path}'")
     if not path.parent.is_dir():
         raise StorageError(f"'{path}' cannot be made: there is no folder '{path.parent}'")
-    return SqlitePlace(path)
+    return SqliteBackend(path)

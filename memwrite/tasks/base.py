@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from memwrite.loss import Batch
 from memwrite.state import Tokens
 
 IGNORED = -100
@@ -89,6 +89,22 @@ class Texts(Protocol):
     def texts(self) -> Iterable[str]:
         """All that is said in training, and nothing of what is held out."""
         ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What training feeds.
+
+    Attributes:
+        context: (B, T), written once per row.
+        queries: (B, T) or (B, Q, T): the rows' queries with their answers behind them.
+        labels: like queries.ids: the token id to be predicted AT that place from all before it; -100 where
+            nothing is asked.
+    """
+
+    context: Tokens
+    queries: Tokens
+    labels: Tensor
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Batch]:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from memwrite.encoding import sentences
+from memwrite.backbones.segmentation import sentences
+from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.tasks.base import Example, Examples
 from memwrite.tasks.text import ParagraphsConfig, check_room, random_window, windows
-from memwrite.tokenizer import Codec
 
 
 @dataclass(frozen=True)
@@ -76,15 +76,15 @@ class ChunksTask(ABC, Generic[C]):
 
     Args:
         config: of the task.
-        codec: makes tokens of the text.
+        tokenizer: makes tokens of the text.
 
     Raises:
         ConfigError, InputError: a file cannot be read.
     """
 
-    def __init__(self, config: C, codec: Codec) -> None:
+    def __init__(self, config: C, tokenizer: Tokenizer) -> None:
         self.config: C = config
-        self._codec = codec
+        self._tokenizer = tokenizer
         self._train, self._held = (
             [self._stream(file) for file in part] for part in config.paragraphs()
         )
@@ -122,9 +122,9 @@ class ChunksTask(ABC, Generic[C]):
         stream: list[Place] = []
         number = 0
         for text in paragraphs:
-            pieces = [self._codec.encode(piece) for piece in sentences(text)]
-            pieces[0].insert(0, self._codec.start)
-            pieces[-1].append(self._codec.end)
+            pieces = [self._tokenizer.encode(piece) for piece in sentences(text)]
+            pieces[0].insert(0, self._tokenizer.bos_id)
+            pieces[-1].append(self._tokenizer.eos_id)
             stream.extend((i, number + own) for own, piece in enumerate(pieces) for i in piece)
             number += len(pieces)
         return stream
@@ -132,14 +132,14 @@ class ChunksTask(ABC, Generic[C]):
     def _written(self, chunk: Sequence[Place]) -> tuple[list[int], list[int]]:
         """Ids and segments of a context, closed by an end token as in `Memory.encode`."""
         first, last = chunk[0][1], chunk[-1][1]
-        ids = [*(i for i, _ in chunk), self._codec.end]
+        ids = [*(i for i, _ in chunk), self._tokenizer.eos_id]
         return ids, [number - first for number in (*(number for _, number in chunk), last)]
 
 
 class ReconstructionTask(ChunksTask[ReconstructionConfig]):
     """A chunk is the context, the query is empty, and the chunk is the answer, with the end token behind it.
 
-    The first token is predicted by the memory alone, where its reader can (`ReadOutput.first`), and else not asked.
+    The first token is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else not asked.
     """
 
     def example(self, chunk: Sequence[Place]) -> Example:
@@ -151,7 +151,7 @@ class ReconstructionTask(ChunksTask[ReconstructionConfig]):
 class ContinuationTask(ChunksTask[ContinuationConfig]):
     """A chunk is the context and the chunk that follows it is the query, all of whose tokens are to be predicted.
 
-    The first one is predicted by the memory alone, where its reader can (`ReadOutput.first`), and else not asked.
+    The first one is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else not asked.
     """
 
     def example(self, chunk: Sequence[Place]) -> Example:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.tasks.kv import PairsConfig, context_text, keys_of, question_text, random_text
 from memwrite.tasks.synthetic import CharacterTask, Draft
-from memwrite.tokenizer import ALPHABET
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 
+from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.tasks.base import Example
 from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
-from memwrite.tokenizer import ALPHABET
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
+from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
-from memwrite.tokenizer import ALPHABET
 
 #: One half of the tokens are keys, the other half values, as in the paper.
 KEYS, VALUES = ALPHABET[: len(ALPHABET) // 2], ALPHABET[len(ALPHABET) // 2 :]

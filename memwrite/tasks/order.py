@@ -6,10 +6,10 @@ import random
 from dataclasses import dataclass
 from itertools import pairwise
 
+from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.errors import did_you_mean
 from memwrite.tasks.kv import keys_of, question_text
 from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
-from memwrite.tokenizer import ALPHABET
 
 ASKED = ("after", "before", "place")
 

@@ -7,9 +7,9 @@ import string
 from dataclasses import dataclass
 from itertools import product
 
+from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import ConfigError, InputError
 from memwrite.tasks.synthetic import Draft, SyntheticConfig, SyntheticTask
-from memwrite.tokenizer import Codec
 
 FIRST = (
     "Ada", "Alan", "Alice", "Amir", "Anna", "Arthur", "Beth", "Boris", "Carla", "Chen", "Clara", "Daniel", "David", "Diana",
@@ -51,9 +51,9 @@ class PhonebookTask(SyntheticTask[PhonebookConfig]):
     name = "phonebook"
     closing = "\n"
 
-    def __init__(self, config: PhonebookConfig, codec: Codec) -> None:
-        super().__init__(config, codec)
-        if not _kept(codec):
+    def __init__(self, config: PhonebookConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(config, tokenizer)
+        if not _kept(tokenizer):
             raise ConfigError(
                 "the tokenizer does not keep names, numbers and lines as they are, as task phonebook needs: "
                 "set backbone.tokenizer=bytes"
@@ -70,10 +70,10 @@ class PhonebookTask(SyntheticTask[PhonebookConfig]):
         )
 
 
-def _kept(codec: Codec) -> bool:
+def _kept(tokenizer: Tokenizer) -> bool:
     """Whether every character of a phone book comes back from its tokens, but perhaps for blanks before it."""
     text = "A" + "".join(sorted({*"".join(NAMES), *string.digits, *":- \n"}))
     try:
-        return codec.decode(codec.encode(text)).strip() == text
+        return tokenizer.decode(tokenizer.encode(text)).strip() == text
     except InputError:
         return False

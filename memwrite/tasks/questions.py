@@ -11,10 +11,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
 from memwrite.tasks.files import FilesConfig
-from memwrite.tokenizer import Codec
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,15 @@ class QuestionsTask:
 
     Args:
         config: says which.
-        codec: makes tokens of them.
+        tokenizer: makes tokens of them.
 
     Raises:
         ConfigError, InputError: a file cannot be read or is damaged.
     """
 
-    def __init__(self, config: QuestionsConfig, codec: Codec) -> None:
-        self._codec = codec
-        self._encode = lru_cache(maxsize=1 << 16)(codec.encode)
+    def __init__(self, config: QuestionsConfig, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
         self._config = config
         self._train, self._held = (self._short(p, config.tokens) for p in config.passages())
 
@@ -178,7 +178,7 @@ class QuestionsTask:
         pieces = self._context(passage)
         prompts = [self._encode(question.prompt) for question in passage.questions]
         answers = [
-            [*self._encode(f" {question.answers[0]}"), self._codec.end]
+            [*self._encode(f" {question.answers[0]}"), self._tokenizer.eos_id]
             for question in passage.questions
         ]
         pairs = list(zip(prompts, answers, strict=True))
@@ -194,7 +194,7 @@ class QuestionsTask:
     def _context(self, passage: Passage) -> list[list[int]]:
         first, *others = passage.pieces or ("",)
         pieces = [self._encode(text) for text in (first, *(f" {piece}" for piece in others))]
-        return [*pieces[:-1], [*pieces[-1], self._codec.end]]
+        return [*pieces[:-1], [*pieces[-1], self._tokenizer.eos_id]]
 
     def _short(self, passages: Sequence[Passage], tokens: int | None) -> Sequence[Passage]:
         if tokens is None:

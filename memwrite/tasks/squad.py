@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memwrite.encoding import sentences
+from memwrite.backbones.segmentation import sentences
 from memwrite.tasks.files import Node, read_json
 from memwrite.tasks.questions import Passage, Question, QuestionsConfig, prompt
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from memwrite.backbones.tokenizers import ALPHABET, STRUCTURE, Tokenizer
 from memwrite.errors import ConfigError
 from memwrite.tasks.base import IGNORED, Example, Examples
-from memwrite.tokenizer import ALPHABET, STRUCTURE, Codec
 
 #: What closes an answer over `ALPHABET`.
 CLOSING = "!|"
@@ -80,7 +80,7 @@ class SyntheticTask(ABC, Generic[C]):
 
     Args:
         config: of the task.
-        codec: makes tokens of the text.
+        tokenizer: makes tokens of the text.
 
     Attributes:
         name: what configs call it; goes into the seed of every example.
@@ -95,12 +95,12 @@ class SyntheticTask(ABC, Generic[C]):
     name: ClassVar[str]
     closing: ClassVar[str] = CLOSING
 
-    def __init__(self, config: C, codec: Codec) -> None:
+    def __init__(self, config: C, tokenizer: Tokenizer) -> None:
         self.config = config
         self.advance = config.advance
         self.stages = [*config.curriculum, config.pairs]
         self.starts = [0]
-        self._codec = codec
+        self._tokenizer = tokenizer
 
     @abstractmethod
     def draw(self, chance: random.Random, pairs: int) -> Draft:
@@ -108,7 +108,7 @@ class SyntheticTask(ABC, Generic[C]):
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one piece of a context, question or answer."""
-        return self._codec.encode(text)
+        return self._tokenizer.encode(text)
 
     def compose(self, draft: Draft) -> Example:
         """Its token ids: every answer is closed, and asked for behind its question."""
@@ -146,9 +146,9 @@ class CharacterTask(SyntheticTask[C]):
         ConfigError: the tokenizer does not make one token of each character, another one of each.
     """
 
-    def __init__(self, config: C, codec: Codec) -> None:
-        super().__init__(config, codec)
-        self._ids = _character_ids(self.name, codec)
+    def __init__(self, config: C, tokenizer: Tokenizer) -> None:
+        super().__init__(config, tokenizer)
+        self._ids = _character_ids(self.name, tokenizer)
 
     def encode(self, text: str) -> list[int]:
         """One id for each character, which must be of `ALPHABET` or `STRUCTURE`."""
@@ -174,10 +174,10 @@ class _Drawn:
         return task.compose(task.draw(chance, pairs))
 
 
-def _character_ids(task: str, codec: Codec) -> Mapping[str, int]:
+def _character_ids(task: str, tokenizer: Tokenizer) -> Mapping[str, int]:
     ids: dict[str, int] = {}
     for character in ALPHABET + STRUCTURE:
-        made = codec.encode(character)
+        made = tokenizer.encode(character)
         if len(made) != 1 or made[0] in ids.values():
             what = f"{len(made)} tokens" if len(made) != 1 else "an earlier character's token"
             raise ConfigError(

@@ -10,10 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import TypeVar
 
+from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
 from memwrite.tasks.files import FilesConfig, read_text
-from memwrite.tokenizer import Codec
 
 T = TypeVar("T")
 
@@ -65,16 +65,16 @@ class TextTask:
 
     Args:
         config: see `TextConfig`.
-        codec: makes tokens of the text.
+        tokenizer: makes tokens of the text.
 
     Raises:
         ConfigError: a file cannot be read.
         InputError: no file has more than one window to train on, though not all is held out.
     """
 
-    def __init__(self, config: TextConfig, codec: Codec) -> None:
+    def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
         self._config = config
-        self._codec = codec
+        self._tokenizer = tokenizer
         self._train, self._held = (
             [self._stream(file) for file in part] for part in config.paragraphs()
         )
@@ -82,8 +82,8 @@ class TextTask:
             check_room(self._train, config.length)
 
     def _stream(self, paragraphs: list[str]) -> list[int]:
-        start, end = self._codec.start, self._codec.end
-        return [i for text in paragraphs for i in (start, *self._codec.encode(text), end)]
+        start, end = self._tokenizer.bos_id, self._tokenizer.eos_id
+        return [i for text in paragraphs for i in (start, *self._tokenizer.encode(text), end)]
 
     def training(self, count: int, seed: int) -> Examples:
         """Random windows, a file's chance being proportional to its size.
@@ -92,7 +92,7 @@ class TextTask:
             InputError: no file has more than one window to train on.
         """
         check_room(self._train, self._config.length)
-        return _RandomWindows(self._config, self._codec, self._train, count, seed)
+        return _RandomWindows(self._config, self._tokenizer, self._train, count, seed)
 
     def evaluation(self) -> Examples:
         """The held-out paragraphs, cut into windows one after another."""
@@ -106,13 +106,13 @@ class TextTask:
             InputError: none of the files has held out more than one window.
         """
         check_room(self._held, self._config.length)
-        return _RandomWindows(self._config, self._codec, self._held, count, seed)
+        return _RandomWindows(self._config, self._tokenizer, self._held, count, seed)
 
 
 @dataclass(frozen=True)
 class _RandomWindows:
     config: TextConfig
-    codec: Codec
+    tokenizer: Tokenizer
     streams: list[list[int]]
     count: int
     seed: int
@@ -126,7 +126,7 @@ class _RandomWindows:
         window = random_window(self.streams, length, chance)
         if chance.random() < self.config.repeat:
             passage = window[: chance.randrange(length // 16, length // 2)]
-            said = [self.codec.start, *passage, self.codec.end]
+            said = [self.tokenizer.bos_id, *passage, self.tokenizer.eos_id]
             window = [*said, *said, *window][:length]
         return _example(window)
 

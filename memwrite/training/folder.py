@@ -12,11 +12,11 @@ import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError
-from memwrite.runs import CONFIG_FILE
-from memwrite.storage import make_folder, write_bytes
 from memwrite.training.stages import LOG, STAGES
+from memwrite.utils.atomic import make_folder, write_bytes
 
 REQUESTED, RECIPE = "requested.yaml", "recipe.yaml"
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"

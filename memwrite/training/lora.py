@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from memwrite.backbones.projection_hooks import linear_layers
 from memwrite.config import BackboneConfig
-from memwrite.corrections import linear_layers
-from memwrite.seeding import seeded
+from memwrite.utils.rng import seeded
 
 
 class LowRank(nn.Module):

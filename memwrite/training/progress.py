@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import ProgressCallback, TrainerCallback
 from transformers.integrations import TensorBoardCallback
 
-from memwrite.storage import saving, write_bytes
 from memwrite.tasks.base import Curriculum
 from memwrite.training.stages import Stage
+from memwrite.utils.atomic import saving, write_bytes
 
 # Weight of a new batch in the running exact match, and how many batches may have been drawn ahead of a decision.
 NEW, AHEAD = 0.05, 2

@@ -10,18 +10,18 @@ from typing import Any
 
 from accelerate import PartialState
 
+from memwrite.backbones.loading import MODEL_FOLDER
+from memwrite.backbones.tokenizers import LEARNT, Tokenizer, learnt_tokenizer, load_tokenizer
 from memwrite.config import Config, load_config, part_config
-from memwrite.cpu import tuned_cpu
 from memwrite.errors import ConfigError
-from memwrite.loading import MODEL_FOLDER
 from memwrite.plugins import registry
 from memwrite.tasks.base import Texts
-from memwrite.tokenizer import LEARNT, Codec, learnt_codec, load_codec
 from memwrite.training import lora
 from memwrite.training.folder import TOKENIZER, claim, finished, last_checkpoint, tidy
 from memwrite.training.stages import Stage, naming, planned
 from memwrite.training.start import begin
 from memwrite.training.trainer import fit
+from memwrite.utils.cpu import tuned_cpu
 
 
 @tuned_cpu()
@@ -100,7 +100,7 @@ def _run(stage: Stage) -> None:
         raise ConfigError(
             "nothing to train: set backbone.trainable=true, or take a writer that learns"
         )
-    fit(memory, plugin.build(params, memory.backbone.codec), stage, checkpoint)
+    fit(memory, plugin.build(params, memory.backbone.tokenizer), stage, checkpoint)
     lora.merge(memory.model)
     memory.config = asked
     if us.is_main_process:
@@ -126,17 +126,17 @@ def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
     if not folder.is_dir():
         unfinished = out / f".{TOKENIZER}"
         unfinished.mkdir(exist_ok=True)
-        _codec(config, task).save(unfinished)
+        _tokenizer(config, task).save(unfinished)
         unfinished.replace(folder)
     return replace(config, backbone=replace(config.backbone, tokenizer=str(folder)))
 
 
-def _codec(config: Config, task: object) -> Codec:
+def _tokenizer(config: Config, task: object) -> Tokenizer:
     kind, start = config.backbone.tokenizer, config.training.start
     if start is not None and (Path(start) / MODEL_FOLDER).is_dir():
-        return load_codec(Path(start) / MODEL_FOLDER)
+        return load_tokenizer(Path(start) / MODEL_FOLDER)
     if not isinstance(task, Texts):
         raise ConfigError(
             f"backbone.tokenizer={kind} is learnt from the text of a task, and this one has none: set another one"
         )
-    return learnt_codec(kind, task.texts(), config.backbone.params.get("vocab_size"))
+    return learnt_tokenizer(kind, task.texts(), config.backbone.params.get("vocab_size"))

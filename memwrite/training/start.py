@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from memwrite.backbones.loading import MODEL_FOLDER, load_backbone
+from memwrite.checkpoints.imported import read_weights
+from memwrite.checkpoints.run_folder import CONFIG_FILE, WEIGHTS_FILE
 from memwrite.config import BackboneConfig, Config
 from memwrite.errors import ConfigError
-from memwrite.importing import read_weights
-from memwrite.loading import MODEL_FOLDER, load_backbone
 from memwrite.memory import Memory
-from memwrite.runs import CONFIG_FILE, WEIGHTS_FILE
 
 
 def begin(config: Config, speak: bool = True) -> Memory:
@@ -36,7 +36,7 @@ def begin(config: Config, speak: bool = True) -> Memory:
     start = Start(config.training.start)
     backbone = load_backbone(config.backbone, config.seed)
     # What another run made of the model is in no folder that the config names.
-    backbone.own |= start.put("backbone", backbone.model) > 0
+    backbone.needs_saving |= start.put("backbone", backbone.model) > 0
     memory = Memory.from_config(config, backbone=backbone)
     for part in ("writer", "reader"):
         start.put(part, getattr(memory, part))

@@ -18,13 +18,13 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from memwrite.config import TrainingConfig
 from memwrite.errors import ConfigError, DivergenceError
-from memwrite.loss import Batch, MemoryOutput
 from memwrite.memory import Memory
-from memwrite.storage import saving
-from memwrite.tasks.base import IGNORED, Curriculum, Examples, Task, collate
+from memwrite.tasks.base import IGNORED, Batch, Curriculum, Examples, Task, collate
 from memwrite.training.folder import CHECKPOINTS
+from memwrite.training.loss import MemoryOutput, training_loss
 from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
 from memwrite.training.stages import Stage
+from memwrite.utils.atomic import saving
 
 WEIGHTS = "model.safetensors"
 #: Of the peak, after the last step.
@@ -40,8 +40,7 @@ class _Trainee(nn.Module):
         self.advance = advance
 
     def forward(self, batch: Batch) -> MemoryOutput:
-        output: MemoryOutput = self.memory(batch)
-        return output
+        return training_loss(self.memory, batch)
 
 
 class _MemoryTrainer(Trainer):  # type: ignore[misc]

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from memwrite_specs.binding import conformance as conformance
     from memwrite_specs.laws import LAWS as LAWS
     from memwrite_specs.pair import Pair as Pair
+    from memwrite_specs.pytest_binding import conformance as conformance
     from memwrite_specs.runner import Result as Result
     from memwrite_specs.runner import hold as hold
 
 _HOMES = {
-    "LAWS": "laws", "Pair": "pair", "Result": "runner", "conformance": "binding", "hold": "runner",
+    "LAWS": "laws", "Pair": "pair", "Result": "runner", "conformance": "pytest_binding", "hold": "runner",
 }  # fmt: skip
 __all__ = ["LAWS", "Pair", "Result", "conformance", "hold"]
 

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Memory
-from memwrite.evaluation.kv import evaluate
+from memwrite.backbones.tokenizers import ALPHABET
+from memwrite.evaluation.key_value import evaluate
 from memwrite.evaluation.scores import Scores, fano_bits, score
 from memwrite.tasks.kv import KvConfig, KvTask
-from memwrite.tokenizer import ALPHABET
 
 #: A memory without training: keys (B, N, Dk), values (B, N, Dv) -> S (B, Dv, Dk), read as S q. See `oracles`.
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -228,7 +228,7 @@ class MemoryMechanism:
     def __call__(self, pairs: int, trials: int, seed: int, /) -> Point:
         """See `Mechanism`."""
         config = KvConfig(pairs, self.key_length, self.value_length)
-        task = KvTask(config, self.memory.backbone.codec)
+        task = KvTask(config, self.memory.backbone.tokenizer)
         found = evaluate(self.memory, task.fresh(trials, seed))
         choices, size = len(ALPHABET) ** self.value_length, (found.state_floats, found.state_bytes)
         return Point.of(found.memory, pairs, choices, size)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memwrite.memory import Memory
-from memwrite.state import MemoryState, Tokens
+from memwrite.state import MemoryState, PackedTokens, Tokens
 from memwrite_specs.law import LawBroken
 from memwrite_specs.pair import Pair
 
@@ -72,17 +72,17 @@ class Case:
         sizes = (2, 5) if rows is None else (rows, rows)
         return self.draw(name, st.lists(row, min_size=sizes[0], max_size=sizes[1]))
 
-    def context(self, name: str = "context", rows: int | None = None) -> Tokens:
+    def context(self, name: str = "context", rows: int | None = None) -> PackedTokens:
         """The same as `Tokens`."""
         return self.tokens(self.lists(name, rows))
 
-    def tokens(self, rows: list[list[int]]) -> Tokens:
+    def tokens(self, rows: list[list[int]]) -> PackedTokens:
         """`rows` right-padded; every third token begins a segment, for a writer that writes segments."""
         tokens = Tokens.from_rows(rows)
         if self.memory.granularity == "token":
             return tokens
         place = torch.arange(tokens.ids.shape[1]) // 3
-        return Tokens(tokens.ids, tokens.mask, place.expand_as(tokens.ids).contiguous())
+        return PackedTokens(tokens.ids, tokens.mask, place.expand_as(tokens.ids).contiguous())
 
     @staticmethod
     def question(rows: int) -> Tokens:

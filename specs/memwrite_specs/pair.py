@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from memwrite.backbone import TransformersBackbone
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig, Config, PartConfig, part_config
-from memwrite.errors import IncompatiblePair
-from memwrite.loading import load_backbone
 from memwrite.memory import Memory
 from memwrite.plugins import ReaderPlugin, WriterPlugin
+from memwrite.plugins.registry import check_pair
 from memwrite_specs.backbones import BACKBONES, Build
 
 SHAKE = 0.05
@@ -42,11 +42,7 @@ class Pair:
     backbone: str = "tiny"
 
     def __post_init__(self) -> None:
-        if self.writer.emits not in self.reader.accepts:
-            raise IncompatiblePair(
-                f"reader '{self.reader.name}' reads {' or '.join(sorted(self.reader.accepts))} states, but "
-                f"writer '{self.writer.name}' emits '{self.writer.emits}' states"
-            )
+        check_pair(self.writer.name, self.writer.emits, self.reader.name, self.reader.accepts)
 
     def __str__(self) -> str:
         return f"{self.writer.name} + {self.reader.name} on {self.backbone}"

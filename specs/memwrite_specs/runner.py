@@ -11,12 +11,12 @@ from typing import Any
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
-from memwrite_specs import search as limits
+from memwrite_specs import hypothesis_driver as limits
 from memwrite_specs.case import Case
+from memwrite_specs.forked import NoAnswer, Witness
+from memwrite_specs.hypothesis_driver import EnoughShrinking, NoEnd, Search, patience, quiet
 from memwrite_specs.law import Law, LawBroken, Outcome
 from memwrite_specs.pair import Pair
-from memwrite_specs.search import EnoughShrinking, NoEnd, Search, patience, quiet
-from memwrite_specs.witness import NoAnswer, Witness
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def checked(name: str) -> str:
     if keyword.iskeyword(word) or yaml.safe_load(word) != word:
         raise InputError(f"'{name}' cannot be a name: the word means something to Python or YAML")
     found = registry()
-    for shelf in found.shelves:
+    for shelf in found.tables:
         for _, owner in shelf.entries.get(word, []):
             raise InputError(
                 f"the name '{word}' is taken: it is that of the {shelf.role} of {owner}"

@@ -24,9 +24,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.tokenizers import character_tokenizer
 from memwrite.evaluation.scores import Scores, bits_recalled, fano_bits
-from memwrite.protocols import ReadOutput, Written
-from memwrite.tokenizer import character_codec
+from memwrite.protocols import ReadOutput, WriteOutput
 
 RULES: list[Rule] = [hebbian, delta, ridge]
 each_rule = pytest.mark.parametrize("rule", RULES)
@@ -198,15 +198,15 @@ class Notebook:
 
     training = False
     config = SimpleNamespace(writer=SimpleNamespace(name="notebook"))
-    backbone = SimpleNamespace(codec=character_codec(), info=SimpleNamespace(positions=0))
+    backbone = SimpleNamespace(tokenizer=character_tokenizer(), info=SimpleNamespace(positions=0))
 
     def eval(self) -> None: ...
 
     def train(self, mode: bool) -> None: ...
 
-    def write(self, context: Tokens) -> Written:
+    def write(self, context: Tokens) -> WriteOutput:
         kept = context.ids[:, :20].float()
-        return Written(MemoryState(StateSpec("own", {"kept": (20,)}), {"kept": kept}))
+        return WriteOutput(MemoryState(StateSpec("own", {"kept": (20,)}), {"kept": kept}))
 
     def read(self, state: MemoryState, queries: Tokens) -> ReadOutput:
         kept, asked = state["kept"].long(), queries.ids[..., 2]

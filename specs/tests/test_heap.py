@@ -5,9 +5,9 @@ from __future__ import annotations
 import types
 
 import pytest
-from memwrite_specs.heap import Heap
+from memwrite_specs.forked import Witness
+from memwrite_specs.heap_diff import Heap
 from memwrite_specs.law import LawBroken
-from memwrite_specs.witness import Witness
 from torch import Tensor
 
 _NOTES = types.SimpleNamespace(text=b"")

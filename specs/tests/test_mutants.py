@@ -6,8 +6,8 @@ import pytest
 from memwrite_specs import conformance
 from memwrite_specs.laws import LAWS
 from memwrite_specs.mutants import MUTANTS, Mutant
+from memwrite_specs.reference import READERS, WRITERS
 from memwrite_specs.runner import hold
-from memwrite_specs.trivial import READERS, WRITERS
 
 
 @pytest.mark.parametrize("mutant", MUTANTS.values(), ids=list(MUTANTS))

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 from memwrite_specs.backbones import BACKBONES
-from memwrite_specs.binding import bind, pair_of
+from memwrite_specs.pytest_binding import bind, pair_of
 
 from memwrite.plugins import registry
 

@@ -11,19 +11,20 @@ from pathlib import Path
 
 import pytest
 from hypothesis import strategies as st
-from memwrite_specs import LAWS, search
-from memwrite_specs.binding import bind, pair_of
-from memwrite_specs.knowledge import knowledge
+from memwrite_specs import LAWS
+from memwrite_specs import hypothesis_driver as search
+from memwrite_specs.forked import Witness
 from memwrite_specs.law import Law, LawBroken
 from memwrite_specs.mutants import MUTANTS
+from memwrite_specs.object_digest import knowledge
 from memwrite_specs.pair import Pair
+from memwrite_specs.pytest_binding import bind, pair_of
+from memwrite_specs.reference import READERS, WRITERS, BagWriter
 from memwrite_specs.runner import hold
-from memwrite_specs.trivial import READERS, WRITERS, BagWriter
-from memwrite_specs.witness import Witness
 
 from memwrite.errors import IncompatiblePair, PluginNotFound
 from memwrite.plugins import ReaderPlugin, WriterPlugin
-from memwrite.readers import NoParams
+from memwrite.plugins.builtin.readers import NoParams
 
 HEALTHY = Pair(WRITERS["prefix"], READERS["prefix"])
 
@@ -189,10 +190,19 @@ def test_pairs_are_made_of_what_is_given() -> None:
         pair_of(WRITERS["prefix"], "prefx")
     with pytest.raises(IncompatiblePair, match="emits 'matrix' states"):
         pair_of(WRITERS["matrix"], READERS["prefix"])
-    own = WriterPlugin(1, "own", "", NoParams, lambda *_: None, "own")  # type: ignore[arg-type]
+    own = WriterPlugin(
+        api=2, name="own", summary="", config=NoParams, build=lambda *_: None, emits="own"
+    )  # type: ignore[arg-type]
     with pytest.raises(PluginNotFound, match="'own' states, of which the kit has no reader"):
         pair_of(own)
-    reader = ReaderPlugin(1, "own", "", NoParams, lambda *_: None, frozenset({"own"}))  # type: ignore[arg-type]
+    reader = ReaderPlugin(
+        api=2,
+        name="own",
+        summary="",
+        config=NoParams,
+        build=lambda *_: None,
+        accepts=frozenset({"own"}),
+    )  # type: ignore[arg-type]
     with pytest.raises(IncompatiblePair, match="of which the kit has no writer"):
         pair_of(reader)
 

@@ -15,17 +15,20 @@ from typing import Any
 
 import pytest
 import torch
-from memwrite_delta import official
-from memwrite_delta.adapter import complete
+from memwrite_delta import delta_mem as official
+from memwrite_delta.delta_mem_fields import complete
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from memwrite import Memory, MemoryState, Tokens, online
-from memwrite.importing import read_json
-from memwrite.released import assemble
+from memwrite import Memory, MemoryState, Tokens
+from memwrite.checkpoints.imported import read_json
+from memwrite.convert import assemble
+from memwrite.inference import online
+from memwrite.protocols import LayerInput
+from memwrite.state import PackedTokens
 
 FOLDER = Path(os.environ.get("MEMWRITE_PARITY_DIR") or Path(__file__).with_name("data"))
 FILES = sorted(
@@ -45,6 +48,12 @@ def contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
 
 pytestmark = pytest.mark.filterwarnings("ignore:writer 'delta'")
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+
+
+def unpacked(values: Tensor, order: Tensor, tokens: Tokens) -> Tensor:
+    """Values (B, T', ...) of packed tokens at their places in `tokens`; zeros at padding."""
+    full = values.new_zeros(*tokens.ids.shape, values.shape[-1])
+    return full.scatter(1, order[..., None].expand_as(values), values)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +132,14 @@ class Case:
         """Logits and the state after every step."""
         memory, state, past, found = self.memory, self.start(), None, []
         for step in self.steps:
+            packed, order = step.tokens.pack()
             done = online.run(
-                memory.backbone, memory.writer, memory.reader, step.tokens, state,
-                write=step.writes, past=past if step.continues else None, keep=True,
+                memory.backbone, memory.writer, memory.reader, packed, state,
+                write=step.writes, past=past if step.continues else None, use_cache=True,
             )  # fmt: skip
             state, past = done.written.state, done.run.key_values
-            found.append((memory.backbone.logits(done.run.hidden), state))
+            logits = memory.backbone.logits(done.run.hidden)
+            found.append((unpacked(logits, order, step.tokens), state))
         return found
 
 
@@ -180,12 +191,20 @@ def test_layers(path: Path, base: Any) -> None:
             hidden = case.of("hidden", number, layer)
             if hidden is None:
                 continue
-            tokens, queries = step.tokens, reader.queries(layer, hidden)
+            tokens, order = step.tokens.pack()
+            hidden = hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1]))
+            queries = reader.queries(layer, hidden)
             done = writer.scan(
-                layer, hidden, tokens.mask, tokens.segments, queries, {"S": state}, step.writes
+                LayerInput(layer, hidden, tokens.mask, tokens.segments, queries),
+                {"S": state},
+                write=step.writes,
             )
-            real = tokens.mask[..., None]
-            reads, additions = done.reads.flatten(2), reader.correct(layer, done.reads)
+            real = step.tokens.mask[..., None]
+            reads = unpacked(done.reads.flatten(2), order, step.tokens)
+            additions = {
+                name: unpacked(delta, order, step.tokens)
+                for name, delta in reader.correct(layer, done.reads).items()
+            }
             expected = case.of("reads", number, layer)
             close(reads * real, expected * real, bar, "reads")
             for kind, name in (("delta_q", "q"), ("delta_o_pre_norm", "o")):
@@ -212,7 +231,7 @@ def check_text(case: Case) -> None:
             memory.writer.init(1), options,
         )  # fmt: skip
         assert torch.equal(new[0], text[row, ids.shape[1] :])
-    fed = Tokens(text[:, :-1], torch.ones_like(text[:, :-1], dtype=torch.bool))
+    fed = PackedTokens(text[:, :-1], torch.ones_like(text[:, :-1], dtype=torch.bool))
     state = online.run(
         memory.backbone, memory.writer, memory.reader, fed, memory.writer.init(len(ids))
     ).written.state

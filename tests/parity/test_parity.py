@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 from double import Double
-from memwrite_forward import official as rmt
-from memwrite_gradient import official as gradmem
+from memwrite_forward import rmt as rmt
+from memwrite_gradient import gradmem as gradmem
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from memwrite import Memory, Tokens
-from memwrite.loss import Batch
-from memwrite.released import assemble
+from memwrite.convert import assemble
+from memwrite.tasks.base import Batch
+from memwrite.training.loss import training_loss
 
 FOLDER = Path(os.environ.get("MEMWRITE_PARITY_DIR") or Path(__file__).with_name("data"))
 FILES = sorted(
@@ -102,13 +103,13 @@ def measured(case: Case) -> dict[str, Tensor]:
     output, real = memory.read(state, query), query.mask
     logits = output.logits
     if case.kind == "gradmem":
-        assert output.first is not None
-        logits = torch.cat([output.first[:, None], logits], 1)
+        assert output.first_logits is not None
+        logits = torch.cat([output.first_logits[:, None], logits], 1)
         real = torch.cat([torch.ones_like(real[:, :1]), real], 1)
         found["write.last_loss_mean"] = written.trace["loss"][-1].mean()
     # What the model says at padding is nobody's business.
     found["read.logits"] = torch.where(real[..., None], logits, tensors["read.logits"])
-    result = memory(Batch(context, query, tensors["labels"]))
+    result = training_loss(memory, Batch(context, query, tensors["labels"]))
     found["loss"], found["target_loss"] = result.loss, result.losses["target"]
     memory.zero_grad()
     result.loss.backward()

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from memwrite.cpu import tuned_cpu
 from memwrite.evaluation.capacity.grid import fill, plan
 from memwrite.evaluation.capacity.report import Report, make_report
 from memwrite.evaluation.capacity.runs import open_runs
+from memwrite.utils.cpu import tuned_cpu
 
 __all__ = ["SEEDS", "Report", "capacity"]
 

@@ -11,7 +11,7 @@ from memwrite.config import part_config, to_dict
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.evaluation.capacity.cost import Cost, Seconds, cost
 from memwrite.evaluation.capacity.runs import Run
-from memwrite.evaluation.kv import Evaluation, evaluate
+from memwrite.evaluation.key_value import Evaluation, evaluate
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.scores import Scores
 from memwrite.memory import Memory
@@ -152,7 +152,7 @@ def _examples(cell: Cell, memory: Memory) -> list[Example]:
     if "curriculum" in params:
         params["curriculum"] = []
     config: Any = part_config(task.config, params, "task.params")
-    made = task.build(config, memory.backbone.codec)
+    made = task.build(config, memory.backbone.tokenizer)
     fresh = made.fresh(cell.contexts, cell.seed)
     return [fresh[index] for index in range(cell.contexts)]
 
@@ -161,7 +161,7 @@ def _does_not_fit(memory: Memory, example: Example) -> str:
     """Why the context cannot be written as a whole; "" if it can."""
     positions = memory.backbone.info.positions
     behind = 0 if memory.writer.spec.bounded else max(map(len, example.queries))
-    needed = len(example.context) + memory.writer.reserve + behind
+    needed = len(example.context) + memory.writer.reserved_positions + behind
     if needed <= positions:
         return ""
     return f"{needed} positions are needed, and the model has {positions}"

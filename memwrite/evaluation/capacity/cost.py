@@ -9,10 +9,9 @@ from statistics import median
 
 import torch
 
-from memwrite.evaluation.kv import context_visible
-from memwrite.loss import Batch
+from memwrite.evaluation.key_value import context_visible
 from memwrite.memory import Memory
-from memwrite.tasks.base import Example, collate
+from memwrite.tasks.base import Batch, Example, collate
 
 REPEATS, BATCH = 5, 32
 

@@ -10,7 +10,7 @@ from typing import Literal
 
 from memwrite.evaluation.capacity.cells import Result
 from memwrite.evaluation.capacity.cost import Cost
-from memwrite.evaluation.kv import Evaluation
+from memwrite.evaluation.key_value import Evaluation
 from memwrite.evaluation.scores import wilson
 
 #: What is told of each cell. Bits are per context; times are seconds, of one context and of a batch.

@@ -13,8 +13,8 @@ from memwrite.errors import InputError, StorageError
 from memwrite.evaluation.capacity.cells import Cell, Result, as_json, load, measure
 from memwrite.evaluation.capacity.runs import Run
 from memwrite.memory import Memory
-from memwrite.progress import track
-from memwrite.storage import make_folder, write_bytes
+from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite.utils.progress import track
 
 CELLS, LOCKS = "cells", "locks"
 _AT_ONCE, _FOREVER = 0, -1

@@ -17,7 +17,7 @@ from memwrite.evaluation.capacity.runs import Run
 from memwrite.evaluation.capacity.summary import Group, summarise
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.page import embedded, png, render
-from memwrite.storage import write_bytes
+from memwrite.utils.atomic import write_bytes
 
 PAGE, DATA = "index.html", "report.json"
 
@@ -64,7 +64,7 @@ class Report:
             write_bytes(folder / f"{name}.png", image)
         write_bytes(folder / DATA, json.dumps(self.as_dict(), indent=1).encode())
         page = render(
-            "capacity.html",
+            Path(__file__).parents[1] / "capacity.html",
             "memwrite capacity report",
             "72rem",
             report=self,

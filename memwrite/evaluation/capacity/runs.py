@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
+from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import Config, PartConfig, load_config, part_config, to_dict
 from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
-from memwrite.runs import CONFIG_FILE
 from memwrite.tasks.kv import PairsConfig
 
 README, LOG = "README.md", "log.jsonl"

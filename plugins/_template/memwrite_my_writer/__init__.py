@@ -1,18 +1,18 @@
 """A writer for memwrite, by the name of my-writer."""
 
-from memwrite.plugins import WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
 from memwrite_my_writer.config import MyConfig
 from memwrite_my_writer.writer import MyWriter
 
 WRITER = WriterPlugin(
-    api=1,
+    api=2,
     name="my-writer",
     summary="sums of embeddings",
     config=MyConfig,
     build=MyWriter,
     emits="prefix",
-    capabilities=frozenset(
-        {"streaming", "chunk-exact", "differentiable", "order-free", "mergeable"}
+    capabilities=Capabilities(
+        streaming=True, chunk_exact=True, differentiable=True, order_free=True, mergeable=True
     ),
 )
 

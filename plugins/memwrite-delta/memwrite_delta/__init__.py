@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
-from memwrite_delta import official
+from memwrite_delta import delta_mem as official
 from memwrite_delta.cells import Cell, DeltaCell, GatedDeltaCell, HebbianCell
 from memwrite_delta.config import DeltaConfig, GatedDeltaConfig, HebbianConfig
 from memwrite_delta.writer import MatrixWriter, warn_unbounded
@@ -42,13 +42,15 @@ def _plugin(name: str, summary: str, config: type, cell: Callable[..., Cell]) ->
         return MatrixWriter(params, backbone, partial(cell, params))
 
     return WriterPlugin(
-        api=1,
+        api=2,
         name=name,
         summary=summary,
         config=config,
         build=build,
         emits="matrix",
-        capabilities=frozenset({"streaming", "chunk-exact", "differentiable", "online"}),
+        capabilities=Capabilities(
+            streaming=True, chunk_exact=True, differentiable=True, online=True
+        ),
     )
 
 
@@ -77,7 +79,7 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
     """δ-mem's own adapters."""
     return [
         ImporterPlugin(
-            api=1,
+            api=2,
             name="delta",
             summary="δ-mem's adapter folders, for a language model in --base",
             load=official.load,

@@ -12,10 +12,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from memwrite import online
 from memwrite.errors import ConfigError
-from memwrite.protocols import Backbone, Granularity, Scanned, Written
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.inference import online
+from memwrite.protocols import Backbone, Granularity, LayerInput, ScanOutput, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_delta.cells import Cell, Writes
 from memwrite_delta.config import DeltaConfig, MatrixConfig
 from memwrite_delta.scan import scan
@@ -37,7 +37,7 @@ class MatrixWriter(nn.Module):
         ConfigError: the backbone has no such layer.
     """
 
-    reserve = 0
+    reserved_positions = 0
 
     def __init__(
         self,
@@ -67,42 +67,30 @@ class MatrixWriter(nn.Module):
 
     def init(self, batch_size: int, /) -> MemoryState:
         """Zeros."""
-        device = next(self.parameters()).device
-        zeros = torch.zeros(
-            batch_size, *self.spec.shapes["S"], dtype=self.spec.dtype, device=device
-        )
-        return MemoryState(self.spec, {"S": zeros})
+        return self.spec.zeros(batch_size, next(self.parameters()).device)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         """Read `context` without any reads of the state, and write it."""
         return online.run(self._backbone, self, None, context, state).written
 
-    def scan(
-        self,
-        layer: int,
-        hidden: Tensor,
-        mask: Tensor | None,
-        segments: Tensor | None,
-        queries: Tensor | None,
-        state: Mapping[str, Tensor],
-        write: bool,
-    ) -> Scanned:
+    def scan(self, step: LayerInput, state: Mapping[str, Tensor], /, *, write: bool) -> ScanOutput:
         """See `OnlineWriter.scan`; the state is S (B, H, Dv, Dk)."""
+        mask, segments, queries = step.mask, step.segments, step.queries
         before = state["S"]
         if not write:
-            return Scanned(_at_rest(before, queries), state)
-        hidden, ends, earlier = hidden.to(self.spec.dtype), mask, True
+            return ScanOutput(_at_rest(before, queries), state)
+        hidden, ends, earlier = step.hidden.to(self.spec.dtype), mask, True
         if segments is not None and self.granularity != "token":
             real = torch.ones_like(segments, dtype=torch.bool) if mask is None else mask
             hidden, ends = segment_writes(hidden, segments, real)
             earlier = self._config.reads == "earlier"
-        writes = self.cells[str(layer)](hidden)
+        writes = self.cells[str(step.layer)](hidden)
         if ends is not None:
             writes = _at(ends, writes)
         found, after = self._scanned(writes, queries if earlier else None, before)
         reads = found if earlier and queries is not None else _at_rest(before, queries)
         trace = partial(_trace, writes.log_keep, ends, after)
-        return Scanned(reads, {"S": after}, self._losses(writes.write, ends), trace)
+        return ScanOutput(reads, {"S": after}, self._losses(writes.write, ends), trace)
 
     def _scanned(
         self, writes: Writes, queries: Tensor | None, state: Tensor

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from memwrite_delta import official
-from memwrite_delta.adapter import FIELDS, FIXED
+from memwrite_delta import delta_mem as official
+from memwrite_delta.delta_mem_fields import FIELDS, FIXED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 

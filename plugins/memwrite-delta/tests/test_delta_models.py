@@ -14,6 +14,7 @@ from torch import Tensor
 
 from memwrite import Memory, MemoryState, Tokens
 from memwrite.errors import DivergenceError
+from memwrite.protocols import LayerInput
 
 OUTSIDE = {"update": "lambda_outside"}
 #: Settings, and how many times its largest value a row of a bounded state can measure.
@@ -62,7 +63,7 @@ def test_extreme_hidden_states(name: str) -> None:
     hidden = torch.stack([*kinds, signs * noise[0] * 1e4]).requires_grad_()
     mask, queries = torch.ones(6, 300, dtype=torch.bool), torch.ones(6, 300, 2, 3)
     start = torch.zeros(6, 2, 2, 3)
-    found = writer.scan(0, hidden, mask, None, queries, {"S": start}, True)
+    found = writer.scan(LayerInput(0, hidden, mask, None, queries), {"S": start}, write=True)
     state = found.state["S"]
     (found.reads.sum() + state.sum()).backward()
     trace = found.trace()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from memwrite import Memory
-from memwrite.protocols import Scanned
+from memwrite.protocols import LayerInput, ScanOutput
 
 EXACT = {"atol": 1e-12, "rtol": 1e-12}
 pytestmark = pytest.mark.filterwarnings("ignore:writer '")
@@ -38,11 +38,12 @@ def writer(name: str, **params: Any) -> Any:
     return built
 
 
-def scanned(built: Any, hidden: Tensor, queries: Tensor, state: Tensor, **options: Any) -> Scanned:
+def scanned(
+    built: Any, hidden: Tensor, queries: Tensor, state: Tensor, **options: Any
+) -> ScanOutput:
     given = {"mask": torch.ones(hidden.shape[:2], dtype=torch.bool), "segments": None, **options}
-    found: Scanned = built.scan(
-        1, hidden, given["mask"], given["segments"], queries, {"S": state}, True
-    )
+    step = LayerInput(1, hidden, given["mask"], given["segments"], queries)
+    found: ScanOutput = built.scan(step, {"S": state}, write=True)
     return found
 
 
@@ -242,10 +243,13 @@ def test_what_is_written_by_tokens() -> None:
 def test_a_scan_that_does_not_write() -> None:
     hidden, queries, state = drawn(0)
     mask = torch.ones(2, 9, dtype=torch.bool)
-    found = writer("delta").scan(1, hidden, mask, None, queries, {"S": state}, False)
+    found = writer("delta").scan(
+        LayerInput(1, hidden, mask, None, queries), {"S": state}, write=False
+    )
     assert_close(found.reads, torch.einsum("bhvk,bthk->bthv", state, queries), **EXACT)
     assert found.state["S"] is state
-    assert writer("delta").scan(1, hidden, mask, None, None, {"S": state}, True).reads is None
+    unread = writer("delta").scan(LayerInput(1, hidden, mask), {"S": state}, write=True)
+    assert unread.reads is None
 
 
 # ---- traces and losses ---------------------------------------------------------------------------

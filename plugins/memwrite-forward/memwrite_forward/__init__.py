@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
-from memwrite_forward import official
+from memwrite_forward import rmt as official
 from memwrite_forward.config import ForwardConfig
 from memwrite_forward.writer import ForwardWriter
 
@@ -18,13 +18,13 @@ def _build(config: ForwardConfig, backbone: Backbone) -> ForwardWriter:
 
 
 FORWARD = WriterPlugin(
-    api=1,
+    api=2,
     name="forward",
     summary="K forward passes over [M; context; M], into M prefix vectors",
     config=ForwardConfig,
     build=_build,
     emits="prefix",
-    capabilities=frozenset({"differentiable"}),
+    capabilities=Capabilities(differentiable=True),
 )
 
 
@@ -39,7 +39,7 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
     """The authors' own checkpoints."""
     return [
         ImporterPlugin(
-            api=1,
+            api=2,
             name="rmt",
             summary="RMT checkpoints of GradMem's own scripts",
             load=official.load,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memwrite.prefix import ControlTokens, learned
-from memwrite.protocols import Backbone, Written
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.modules.memory_tokens import ControlTokens, learned
+from memwrite.protocols import Backbone, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_forward.config import ForwardConfig
 
 
@@ -27,9 +25,9 @@ class ForwardWriter(nn.Module):
     def __init__(self, config: ForwardConfig, backbone: Backbone) -> None:
         super().__init__()
         info = backbone.info
-        width, dtype = info.hidden_size, torch.promote_types(torch.float32, info.dtype)
+        width, dtype = info.hidden_size, info.state_dtype
         self.config = config
-        self.reserve = 2 * config.slots + 3 * config.control_tokens
+        self.reserved_positions = 2 * config.slots + 3 * config.control_tokens
         self._backbone = backbone
         self.slots = learned(config.slots, width, config.init_std, dtype)
         self.controls = ControlTokens(config.control_tokens, width, config.init_std, dtype)
@@ -58,7 +56,7 @@ class ForwardWriter(nn.Module):
             tensors["latent"] = slots
         return MemoryState(self.spec, tensors)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         """K passes over each segment of the context.
 
         Returns:
@@ -66,24 +64,19 @@ class ForwardWriter(nn.Module):
             negative log-likelihood of a row's tokens given the memory, over the batch's mean number of tokens,
             averaged over the passes behind the first of each segment.
         """
-        context = context.packed()
         slots = state["latent"] if "latent" in self.spec.shapes else state["memory"]
         losses: list[Tensor] = []
         width = self.config.segment or max(context.ids.shape[1], 1)
         for start in range(0, context.ids.shape[1], width):
             slots = self._segment(slots, context.columns(start, start + width), losses)
         new = self._state(slots)
-        touched = context.mask.any(1)[:, None, None]
-        if not touched.all():
-            tensors = {n: torch.where(touched, t, state[n]) for n, t in new.tensors.items()}
-            new = replace(new, tensors=tensors)
         if not losses:
-            return Written(new)
+            return WriteOutput(new)
         tokens = context.lengths.sum().clamp(min=1)
         total = torch.stack(losses).sum(0) * len(context.ids) / tokens / self.config.steps
-        return Written(new, {"reconstruction": self.config.reconstruction_weight * total})
+        return WriteOutput(new, {"reconstruction": self.config.reconstruction_weight * total})
 
-    def _segment(self, slots: Tensor, context: Tokens, losses: list[Tensor]) -> Tensor:
+    def _segment(self, slots: Tensor, context: PackedTokens, losses: list[Tensor]) -> Tensor:
         """The slots after K passes; appends to `losses` the summed reconstruction losses (B,)."""
         embeddings = self._backbone.embed(context.ids)
         touched = context.mask.any(1)[:, None, None]
@@ -100,7 +93,9 @@ class ForwardWriter(nn.Module):
             losses.append(self._reconstruction(hidden, context))
         return slots
 
-    def _pass(self, slots: Tensor, embeddings: Tensor, context: Tokens) -> tuple[Tensor, Tensor]:
+    def _pass(
+        self, slots: Tensor, embeddings: Tensor, context: PackedTokens
+    ) -> tuple[Tensor, Tensor]:
         """The outputs at the last M places, and the hidden states (B, T, D) that predict the context."""
         seen = slots if self.write_projection is None else self.write_projection(slots)
         before = self.controls.around_write(seen)
@@ -119,7 +114,7 @@ class ForwardWriter(nn.Module):
         out = hidden.gather(1, last[..., None].expand(-1, -1, hidden.shape[-1]))
         return out.to(slots.dtype), hidden[:, front - 1 : front - 1 + length]
 
-    def _reconstruction(self, hidden: Tensor, context: Tokens) -> Tensor:
+    def _reconstruction(self, hidden: Tensor, context: PackedTokens) -> Tensor:
         logits = self._backbone.logits(hidden, self.head)
         nll = F.cross_entropy(logits.transpose(1, 2), context.ids, reduction="none")
         return (nll * context.mask).sum(1)

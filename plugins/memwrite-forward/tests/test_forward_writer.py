@@ -13,7 +13,8 @@ from support import MODELS, bar
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError
-from memwrite.loss import Batch
+from memwrite.tasks.base import Batch
+from memwrite.training.loss import training_loss
 
 ROWS = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
 
@@ -88,7 +89,7 @@ def test_training_reaches_every_parameter() -> None:
     tokens = Tokens.from_rows(ROWS)
     assert memory.write(tokens).losses == {}
     memory.train()
-    loss = memory(Batch(tokens, tokens, tokens.ids)).loss
+    loss = training_loss(memory, Batch(tokens, tokens, tokens.ids)).loss
     loss.backward()
     for name, parameter in memory.writer.named_parameters():
         assert parameter.grad is not None, name

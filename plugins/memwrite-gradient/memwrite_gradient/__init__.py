@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
-from memwrite_gradient import official
+from memwrite_gradient import gradmem as official
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.writer import GradientWriter
 
@@ -18,13 +18,13 @@ def _build(config: GradientConfig, backbone: Backbone) -> GradientWriter:
 
 
 GRADIENT = WriterPlugin(
-    api=1,
+    api=2,
     name="gradient",
     summary="K gradient steps on the context's reconstruction loss, into M prefix vectors",
     config=GradientConfig,
     build=_build,
     emits="prefix",
-    capabilities=frozenset({"differentiable"}),
+    capabilities=Capabilities(differentiable=True),
 )
 
 
@@ -39,7 +39,7 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
     """The authors' own checkpoints."""
     return [
         ImporterPlugin(
-            api=1,
+            api=2,
             name="gradmem",
             summary="checkpoints of GradMem's own scripts",
             load=official.load,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from memwrite.protocols import Additions, BackboneInfo, Correction
+from memwrite.protocols import BackboneInfo, ProjectionDeltas, StaticAdapter
 
 
 class WriteLora(nn.Module):
@@ -39,9 +39,9 @@ class WriteLora(nn.Module):
             self.down[name] = nn.Parameter(down.uniform_(-bound, bound))
             self.up[name] = nn.Parameter(torch.zeros(info.layers, outputs, rank, dtype=dtype))
 
-    def corrections(self) -> dict[int, Correction]:
+    def corrections(self) -> dict[int, StaticAdapter]:
         """One for every layer; the same for every row."""
-        return {layer: Correction({}, self._of(layer)) for layer in range(self._layers)}
+        return {layer: StaticAdapter({}, self._of(layer)) for layer in range(self._layers)}
 
     def _of(self, layer: int) -> _Add:
         return _Add(
@@ -56,7 +56,7 @@ class _Add:
     def __init__(self, down: Mapping[str, Tensor], up: Mapping[str, Tensor]) -> None:
         self._down, self._up = down, up
 
-    def __call__(self, _: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def __call__(self, _: Mapping[str, Tensor], hidden: Tensor) -> ProjectionDeltas:
         return {
             **{name: self._product(name, hidden) for name in ("q", "k", "v")},
             "o": lambda inputs: self._product("o", inputs),

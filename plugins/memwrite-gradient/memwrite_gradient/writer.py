@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite.errors import ConfigError, DivergenceError
-from memwrite.prefix import ControlTokens
-from memwrite.progress import track
-from memwrite.protocols import Backbone, Written
-from memwrite.state import MemoryState, StateSpec, Tokens
-from memwrite_gradient.apart import apart
+from memwrite.modules.memory_tokens import ControlTokens
+from memwrite.protocols import Backbone, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
+from memwrite.utils.progress import track
+from memwrite_gradient.blocks import Pieces
 from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
-from memwrite_gradient.fast import FastWeights
+from memwrite_gradient.fast_weights import FastWeights
+from memwrite_gradient.inner_optimizer import Adam, astray, clip, halfway
 from memwrite_gradient.lora import WriteLora
-from memwrite_gradient.pieces import Pieces
-from memwrite_gradient.steps import Adam, astray, clip, halfway
+from memwrite_gradient.recompute import apart
 
 # In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
 # size, kernel or machine cannot undo; a token is settled when the next steps will hardly undo it.
@@ -42,9 +41,9 @@ class GradientWriter(nn.Module):
     def __init__(self, config: GradientConfig, backbone: Backbone) -> None:
         super().__init__()
         info = backbone.info
-        width, dtype = info.hidden_size, torch.promote_types(torch.float32, info.dtype)
+        width, dtype = info.hidden_size, info.state_dtype
         self.config = config
-        self.reserve = config.slots + 2 * config.control_tokens
+        self.reserved_positions = config.slots + 2 * config.control_tokens
         self._backbone = backbone
         self.fast = FastWeights(config, width, dtype)
         self.controls = ControlTokens(config.control_tokens, width, config.init_std, dtype)
@@ -55,7 +54,7 @@ class GradientWriter(nn.Module):
         self.head = nn.Parameter(head) if config.write_head else None
         rank, alpha = config.lora_rank, config.lora_alpha
         self.lora = WriteLora(info, rank, alpha, dtype) if rank else None
-        shapes = {"memory": (self.reserve, width)}
+        shapes = {"memory": (self.reserved_positions, width)}
         if config.control_tokens or config.projection != "none":
             shapes["latent"] = self.fast.size
         self._compiled = compiled(self._step) if config.compile else None
@@ -71,7 +70,7 @@ class GradientWriter(nn.Module):
             tensors["latent"] = self.fast.pack(fast)
         return MemoryState(self.spec, tensors)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         """K steps M ← M − η·clip(∂L/∂M), L being each row's mean cross-entropy over its own tokens.
 
         With `settled_weight` below 1, tokens that are safely right count for less in L.
@@ -94,16 +93,17 @@ class GradientWriter(nn.Module):
         latent = state["latent"] if "latent" in self.spec.shapes else state["memory"]
         # Tensors made in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
-            context, fast = context.packed().clone(), self.fast.unpack(latent.clone())
+            context, fast = context.clone(), self.fast.unpack(latent.clone())
             if not keep or self.config.order == "none":
                 fast = [tensor.detach() for tensor in fast]
             fast, written, trace = self._descend(fast, context, keep)
         with torch.inference_mode(False), torch.set_grad_enabled(keep):
-            new = _keeping_empty_rows(state, self._state(fast), context)
-            return Written(new, {"reconstruction": written} if written is not None else {}, trace)
+            return WriteOutput(
+                self._state(fast), {"reconstruction": written} if written is not None else {}, trace
+            )
 
     def _descend(
-        self, fast: list[Tensor], context: Tokens, keep: bool
+        self, fast: list[Tensor], context: PackedTokens, keep: bool
     ) -> tuple[list[Tensor], Tensor | None, dict[str, Tensor]]:
         """The variables after all steps, the weighted reconstruction loss if it is wanted, and the trace."""
         embeddings = self._backbone.embed(context.ids)
@@ -153,7 +153,7 @@ class GradientWriter(nn.Module):
 
     def _step(
         self,
-        context: Tokens,
+        context: PackedTokens,
         active: Tensor,
         share: float,
         adams: list[Adam] | None,
@@ -190,7 +190,7 @@ class GradientWriter(nn.Module):
         step: str,
         point: list[Tensor],
         embeddings: Tensor,
-        context: Tokens,
+        context: PackedTokens,
     ) -> DivergenceError:
         """What to raise where `step`, gone from `point`, went wrong in these rows."""
         point = [tensor.detach().requires_grad_() for tensor in point]
@@ -206,7 +206,7 @@ class GradientWriter(nn.Module):
             rows,
         )
 
-    def _inexact(self, lead: Tensor, context: Tokens) -> Tensor:
+    def _inexact(self, lead: Tensor, context: PackedTokens) -> Tensor:
         """(B,) bool: whether a row, with these leads of its tokens, is still to be descended."""
         if not self.config.stop_when_exact:
             return torch.ones_like(context.lengths, dtype=torch.bool)
@@ -244,7 +244,7 @@ class GradientWriter(nn.Module):
         self,
         memory: Tensor,
         embeddings: Tensor,
-        context: Tokens,
+        context: PackedTokens,
     ) -> tuple[Tensor, Tensor]:
         """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
         other token, in nats, (B, T) each.
@@ -266,18 +266,8 @@ class GradientWriter(nn.Module):
         return pieces.join(nll), pieces.join(lead)
 
     def _trace(
-        self, losses: list[Tensor], accuracies: list[Tensor], context: Tokens
+        self, losses: list[Tensor], accuracies: list[Tensor], context: PackedTokens
     ) -> dict[str, Tensor]:
         empty = torch.zeros(0, context.ids.shape[0], device=context.ids.device)
         loss = torch.stack(losses) if losses else empty
         return {"loss": loss, "accuracy": torch.stack(accuracies) if accuracies else empty}
-
-
-def _keeping_empty_rows(old: MemoryState, new: MemoryState, context: Tokens) -> MemoryState:
-    """`new`, but for rows without tokens, whose projection may have been rounded another way."""
-    touched = context.mask.any(1)[:, None, None]
-    if touched.all():
-        return new
-    return replace(
-        new, tensors={name: torch.where(touched, t, old[name]) for name, t in new.tensors.items()}
-    )

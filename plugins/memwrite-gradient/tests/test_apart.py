@@ -18,7 +18,8 @@ from support import MODELS
 from torch import Tensor
 
 from memwrite import Memory, Tokens
-from memwrite.loss import Batch
+from memwrite.tasks.base import Batch
+from memwrite.training.loss import training_loss
 
 CONTEXT = Tokens.from_rows([[5, 6, 7, 8, 9, 3], [10], [], [11, 12, 13]])
 QUERIES = Tokens.from_rows([[7, 8], [10, 4], [9, 9], [12, 13]])
@@ -41,7 +42,7 @@ def build(backbone: dict[str, Any], **params: Any) -> Memory:
 def gradients(memory: Memory, context: Tokens = CONTEXT) -> dict[str, Tensor]:
     """Of a training step's loss with respect to everything that is learned, and the loss."""
     torch.manual_seed(0)
-    loss = memory(Batch(context, QUERIES, QUERIES.ids)).loss
+    loss = training_loss(memory, Batch(context, QUERIES, QUERIES.ids)).loss
     named = dict(memory.named_parameters())
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
     zero = torch.zeros(())

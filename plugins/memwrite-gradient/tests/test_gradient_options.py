@@ -9,7 +9,8 @@ import torch
 from support import MODELS, bar
 
 from memwrite import Memory, Tokens
-from memwrite.loss import Batch
+from memwrite.tasks.base import Batch
+from memwrite.training.loss import training_loss
 
 ROWS = [[5, 6, 7, 8, 9], [10], [11, 12, 13]]
 EVERYTHING: dict[str, Any] = {
@@ -105,7 +106,7 @@ def test_lora_acts_while_writing_only(family: str) -> None:
 def test_training_reaches_every_parameter() -> None:
     memory = adapted(build(projection="shared", learned_lr="each", **EVERYTHING)).train()
     tokens = Tokens.from_rows(ROWS)
-    memory(Batch(tokens, tokens, tokens.ids)).loss.backward()
+    training_loss(memory, Batch(tokens, tokens, tokens.ids)).loss.backward()
     for name, parameter in memory.writer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name

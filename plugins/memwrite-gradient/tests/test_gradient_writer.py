@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig, naive
-from memwrite_gradient.pieces import Pieces
-from memwrite_gradient.steps import Adam, clip
+from memwrite_gradient.blocks import Pieces
+from memwrite_gradient.inner_optimizer import Adam, clip
 from support import MODELS
 from torch import Tensor
 
@@ -158,7 +158,7 @@ def test_second_order_passes_gradcheck_through_write_and_read(optimizer: str) ->
         output = memory.read(state, query)
         writer._parameters["log_lr"] = torch.nn.Parameter(log_lr.detach().clone())
         del writer.__dict__["log_lr"]
-        return (output.logits.sin().sum() + output.first.cos().sum()) / 10
+        return (output.logits.sin().sum() + output.first_logits.cos().sum()) / 10
 
     start = writer.fast.slots.detach()[None, :, :].clone().requires_grad_()
     log_lr = writer.log_lr.detach().clone().requires_grad_()
@@ -280,7 +280,7 @@ def test_a_crammed_text_is_reproduced_exactly_and_the_write_stops_early() -> Non
     done = memory.write(texts)
     new = memory.generate(done.state)
     for row, text in enumerate(texts):
-        ids = [*text.encode(), memory.backbone.info.end]
+        ids = [*text.encode(), memory.backbone.info.eos_id]
         assert new[row, : len(ids)].tolist() == ids
         alone = memory.write(text)
         assert memory.ask(alone.state) == text
@@ -299,7 +299,7 @@ def test_settled_tokens_count_for_less() -> None:
     tokens = memory.encode(text)
     leaf = start.clone().requires_grad_()
     output = memory.read(MemoryState(memory.writer.spec, {"memory": leaf}), tokens)
-    logits = torch.cat([output.first[:, None], output.logits[:, :-1]], 1)[0]  # type: ignore[index]
+    logits = torch.cat([output.first_logits[:, None], output.logits[:, :-1]], 1)[0]  # type: ignore[index]
     ids = tokens.ids[0]
     own = logits.gather(1, ids[:, None])[:, 0]
     settled = own - logits.scatter(1, ids[:, None], -torch.inf).amax(1) > 0.3

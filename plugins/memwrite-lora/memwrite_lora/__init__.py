@@ -32,7 +32,7 @@ def _build_static(
 
 
 LORA = ReaderPlugin(
-    api=1,
+    api=2,
     name="lora",
     summary="a matrix state's answers to each layer's queries, as low-rank corrections of q, k, v, o",
     config=LoraConfig,
@@ -41,7 +41,7 @@ LORA = ReaderPlugin(
 )
 
 STATIC_LORA = ReaderPlugin(
-    api=1,
+    api=2,
     name="static-lora",
     summary="baseline: ordinary LoRA, the same whatever was written",
     config=StaticLoraConfig,
@@ -50,7 +50,7 @@ STATIC_LORA = ReaderPlugin(
 )
 
 PER_EXAMPLE_LORA = ReaderPlugin(
-    api=1,
+    api=2,
     name="per-example-lora",
     summary="each memory its own LoRA matrices",
     config=PerExampleLoraConfig,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.errors import ConfigError, ContractViolation
-from memwrite.protocols import Additions, Backbone, Conditioning, Correction
+from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
 from memwrite.state import MemoryState, StateSpec
 from memwrite_lora.checks import check_layers, check_state
 from memwrite_lora.config import PROJECTIONS, PerExampleLoraConfig, StaticLoraConfig
@@ -59,12 +59,12 @@ class StaticLoraReader(nn.Module):
         """The same corrections in every row, whatever the state."""
         return Conditioning(
             corrections={
-                layer: Correction({}, partial(self._additions, index))
+                layer: StaticAdapter({}, partial(self._additions, index))
                 for index, layer in enumerate(self._layers)
             }
         )
 
-    def _additions(self, index: int, _: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def _additions(self, index: int, _: Mapping[str, Tensor], hidden: Tensor) -> ProjectionDeltas:
         tensors = {
             f"{side}.{name}": stacked[index]
             for side, pair in (("A", self.A), ("B", self.B))
@@ -105,7 +105,7 @@ class PerExampleLoraReader(nn.Module):
         check_state(state, self._spec)
         return Conditioning(
             corrections={
-                layer: Correction(
+                layer: StaticAdapter(
                     {name: tensor[:, index] for name, tensor in state.tensors.items()},
                     partial(_products, self._scales),
                 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memwrite.protocols import Additions, Backbone, Conditioning, Correction
+from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
 from memwrite.state import MemoryState, StateSpec
 from memwrite_lora.checks import check_layers, check_state
 from memwrite_lora.config import PROJECTIONS, LoraConfig
@@ -53,7 +53,7 @@ class LoraReader(nn.Module):
         """hidden (B, T, D) -> queries (B, T, H, Dk)."""
         return self._layer(layer).queries(hidden)
 
-    def correct(self, layer: int, reads: Tensor) -> Additions:
+    def correct(self, layer: int, reads: Tensor) -> ProjectionDeltas:
         """reads (B, T, H, Dv) -> additions (B, T, width of h) to each projection h."""
         return self._layer(layer).correct(reads)
 
@@ -66,12 +66,14 @@ class LoraReader(nn.Module):
         check_state(state, self._spec)
         return Conditioning(
             corrections={
-                layer: Correction({"S": state["S"][:, index]}, partial(self._additions, layer))
+                layer: StaticAdapter({"S": state["S"][:, index]}, partial(self._additions, layer))
                 for index, layer in enumerate(self._spec.layers)
             }
         )
 
-    def _additions(self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def _additions(
+        self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor
+    ) -> ProjectionDeltas:
         queries = self.queries(layer, hidden)
         reads = torch.einsum("bhvk,bthk->bthv", tensors["S"].to(queries.dtype), queries)
         return self.correct(layer, reads)
@@ -114,7 +116,7 @@ class LayerLora(nn.Module):
         heads = projected.reshape(*projected.shape[:-1], self._heads, self._keys)
         return F.normalize(heads.tanh(), dim=-1, eps=1e-6) if self._config.normalize else heads
 
-    def correct(self, reads: Tensor) -> Additions:
+    def correct(self, reads: Tensor) -> ProjectionDeltas:
         """reads (B, T, H, Dv) -> additions (B, T, width) by projection."""
         flat = reads.to(self.query.dtype).flatten(2)
         found = {

@@ -21,10 +21,10 @@ from support import Lists, bar
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.projection_hooks import attention_modules
 from memwrite.config import BackboneConfig, Config, PartConfig
-from memwrite.corrections import attention_modules
 from memwrite.errors import InputError
-from memwrite.loading import load_backbone
 
 HEADS, VALUES, KEYS = 2, 3, 4
 ALL: dict[str, Any] = {

@@ -21,10 +21,10 @@ from memwrite_lora import (
 )
 
 from memwrite import Memory, StateSpec
-from memwrite.backbone import TransformersBackbone
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig, part_config
 from memwrite.errors import ConfigError, ContractViolation, IncompatiblePair
-from memwrite.loading import load_backbone
 from memwrite.plugins import registry
 from memwrite.protocols import LayerReader
 
@@ -141,13 +141,13 @@ def test_layers_must_be_the_backbones(layer: int) -> None:
     [
         ({"S": (2, 1, 2, 2)}, (0, 3), r"for layers \[0, 3\], but the backbone has the layers 0 to"),
         ({"S": (2, 1, 2, 2)}, (1, 1), "each once"),
-        ({"S": (2, 1, 2, 2)}, (0,), "'S' is for 2 layers"),
+        ({"S": (2, 1, 2, 2)}, (0,), "'S' .* should begin with an axis of 1"),
         ({"A.q": (2, 2, 32)}, (0, 1), "has 'A.q' but no 'B.q'"),
         ({"B.o": (2, 32, 2)}, (0, 1), "has 'B.o' but no 'A.o'"),
-        ({"A.q": (2, 2, 32), "B.q": (2, 32, 3)}, (0, 1), "one rank r of at least 1"),
+        ({"A.q": (2, 2, 32), "B.q": (2, 32, 3)}, (0, 1), "the axis r.q has 2 elements, but 3"),
         ({"A.q": (2, 0, 32), "B.q": (2, 32, 0)}, (0, 1), "one rank r of at least 1"),
         ({"A.k": (2, 2, 32), "B.k": (2, 32, 2)}, (0, 1), r"'k' in layer 0 has \(16, 32\)"),
-        ({"A.q": (1, 2, 32), "B.q": (1, 32, 2)}, (0, 1), "'A.q' is for 1 layers"),
+        ({"A.q": (1, 2, 32), "B.q": (1, 32, 2)}, (0, 1), "'A.q' .* should begin with an axis of 2"),
         ({"A.q": (2, 2, 32), "B.q": (2, 32, 2)}, (0, 3), "the backbone has the layers 0 to 2"),
     ],
 )

@@ -22,10 +22,11 @@ from support import Lists, bar
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.loading import load_backbone
 from memwrite.config import BackboneConfig, Config, PartConfig
 from memwrite.errors import InputError
-from memwrite.loading import load_backbone
-from memwrite.loss import Batch
+from memwrite.tasks.base import Batch
+from memwrite.training.loss import training_loss
 
 LAYERS, RANK, ALPHA = (0, 1), 2, 3.0
 BEAMS = {"num_beams": 4, "num_return_sequences": 2}
@@ -211,7 +212,7 @@ def test_a_run_folder_brings_it_back(tmp_path: Path) -> None:
     tokens = Tokens.from_rows([[1, 2, 3], [4, 5]])
     before = {name: weight.clone() for name, weight in memory.state_dict().items()}
     optimizer = torch.optim.SGD(memory.reader.parameters(), lr=0.1)
-    memory(Batch(tokens, tokens, tokens.ids)).loss.backward()
+    training_loss(memory, Batch(tokens, tokens, tokens.ids)).loss.backward()
     optimizer.step()
     for name, weight in memory.state_dict().items():
         assert torch.equal(weight, before[name]) == name.startswith("model."), name

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from memwrite_specs.binding import BoundLaw, Subject
     from memwrite_specs.pair import Pair
+    from memwrite_specs.pytest_binding import BoundLaw, Subject
     from memwrite_specs.runner import Result
 
 
@@ -52,7 +52,7 @@ def check(
     who declare a capability), a gap (known to be broken, with a reason), or broken.
     """
     from memwrite_specs.cli.report import table
-    from memwrite_specs.search import keep_notes_elsewhere
+    from memwrite_specs.hypothesis_driver import keep_notes_elsewhere
 
     keep_notes_elsewhere()
     pairs = _pairs(name, overrides, everything, reader, backbone)
@@ -89,7 +89,7 @@ def _pairs(
     from memwrite.errors import ConfigError, PluginNotFound, did_you_mean
     from memwrite.plugins import registry
     from memwrite_specs.backbones import BACKBONES
-    from memwrite_specs.binding import pair_of
+    from memwrite_specs.pytest_binding import pair_of
 
     if backbone not in (*BACKBONES, "all"):
         raise ConfigError(f"no backbone '{backbone}': known are {', '.join(BACKBONES)}, all")
@@ -148,8 +148,8 @@ def _params(overrides: Sequence[str]) -> tuple[dict[str, object], dict[str, obje
 
 def _bound(pair: Pair, names: Sequence[str]) -> list[BoundLaw]:
     from memwrite.errors import ConfigError, did_you_mean
-    from memwrite_specs.binding import bind
     from memwrite_specs.laws import LAWS
+    from memwrite_specs.pytest_binding import bind
 
     for name in names:
         if name not in LAWS:

@@ -25,10 +25,10 @@ def mutants(names: tuple[str, ...], own: bool, as_json: bool, markdown: bool) ->
     Exit code 0 only if every mutant is killed by its law.
     """
     from memwrite.errors import ConfigError, did_you_mean
-    from memwrite.progress import show_progress, track
+    from memwrite.utils.progress import show_progress, track
+    from memwrite_specs.hypothesis_driver import keep_notes_elsewhere
     from memwrite_specs.laws import LAWS
     from memwrite_specs.mutants import MUTANTS
-    from memwrite_specs.search import keep_notes_elsewhere
 
     keep_notes_elsewhere()
     for name in names:
@@ -60,9 +60,9 @@ def _killers(mutant: Mutant, names: list[str]) -> list[str]:
     """The laws of `names` that `mutant` breaks, found in a process that ends with it: mutants leave things behind."""
     import torch
 
+    from memwrite_specs.forked import Witness
     from memwrite_specs.laws import LAWS
     from memwrite_specs.runner import hold
-    from memwrite_specs.witness import Witness
 
     def broken() -> list[bool]:
         return [hold(mutant.pair, LAWS[name]).outcome == "broken" for name in names]

@@ -9,9 +9,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memwrite import online
-from memwrite.plugins import Capability
-from memwrite.protocols import LayerReader, MergingWriter, OnlineWriter
+from memwrite.inference import online
+from memwrite.protocols import LayerInput, LayerReader, MergingWriter, OnlineWriter
 from memwrite.state import Tokens
 from memwrite_specs.case import IDS, Case, row
 from memwrite_specs.law import law
@@ -19,12 +18,12 @@ from memwrite_specs.law import law
 STEP = 1e-6
 
 
-def needs(capability: Capability) -> Callable[[Case], str | None]:
+def needs(capability: str) -> Callable[[Case], str | None]:
     """For laws of those who declare this."""
 
     def binds(case: Case) -> str | None:
-        declared = case.pair.writer.capabilities
-        return None if capability in declared else f"capability '{capability}' is not declared"
+        declared = getattr(case.pair.writer.capabilities, capability.replace("-", "_"))
+        return None if declared else f"capability '{capability}' is not declared"
 
     return binds
 
@@ -68,10 +67,10 @@ def _scan_in_pieces(case: Case, writer: OnlineWriter) -> None:
     random = torch.Generator().manual_seed(case.draw("seed of hidden states", st.integers(0, 99)))
     info, reader = case.memory.backbone.info, case.memory.reader
     start = case.write(Tokens.from_rows([case.draw("before", row)]))
-    for index, layer in enumerate(writer.spec.layers):
+    for layer in writer.spec.layers:
         hidden = torch.randn(1, length, info.hidden_size, generator=random, dtype=info.dtype)
         queries = reader.queries(layer, hidden) if isinstance(reader, LayerReader) else None
-        before = {name: tensor[:, index] for name, tensor in start.tensors.items()}
+        before = start.layer(layer)
 
         def part(
             state: Any,
@@ -82,7 +81,8 @@ def _scan_in_pieces(case: Case, writer: OnlineWriter) -> None:
             queries: Any = queries,
         ) -> Any:
             asked = None if queries is None else queries[:, a:b]
-            return writer.scan(layer, hidden[:, a:b], None, None, asked, state, True)
+            step = LayerInput(layer, hidden[:, a:b], queries=asked)
+            return writer.scan(step, state, write=True)
 
         with torch.no_grad():
             whole = part(before, 0, length)
@@ -103,7 +103,8 @@ def online_is_offline(case: Case) -> None:
     Needs the capability "online".
     """
     memory = case.memory
-    writer, backbone = memory.writer, memory.backbone
+    writer: Any = memory.writer
+    backbone = memory.backbone
     case.require(isinstance(writer, OnlineWriter), "it has no `scan` and no `granularity`")
     reader = memory.reader if isinstance(memory.reader, LayerReader) else None
     ids = case.draw("text", st.lists(st.integers(0, IDS - 1), min_size=4, max_size=9))
@@ -112,10 +113,10 @@ def online_is_offline(case: Case) -> None:
     start = case.write(case.tokens([case.draw("before", row)]))
     with torch.no_grad():
         whole = online.run(backbone, writer, reader, text, start)
-        first = online.run(backbone, writer, reader, text.columns(0, cut), start, keep=True)
+        first = online.run(backbone, writer, reader, text.columns(0, cut), start, use_cache=True)
         second = online.run(
             backbone, writer, reader, text.columns(cut, len(ids)), first.written.state,
-            past=first.run.key_values, keep=True,
+            past=first.run.key_values, use_cache=True,
         )  # fmt: skip
         resting = online.run(backbone, writer, reader, text, start, write=False).written.state
     case.same("the state that was read with writing off", resting, start)
@@ -229,7 +230,7 @@ def mergeable(case: Case) -> None:
 
     Needs the capability "mergeable".
     """
-    writer = case.memory.writer
+    writer: Any = case.memory.writer
     case.require(isinstance(writer, MergingWriter), "it has no `merge`")
     first, second = (Tokens.from_rows([ids]) for ids in case.lists("contexts", 2))
     states = case.write(first), case.write(second)

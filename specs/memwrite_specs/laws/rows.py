@@ -112,7 +112,7 @@ def generation(case: Case) -> None:
     state = case.write(case.context(rows=2))
     ids = case.draw("query", row)
     found = case.memory.generate(state, Tokens.from_rows([ids] * 2), max_new_tokens=4)
-    end = case.memory.backbone.info.end
+    end = case.memory.backbone.info.eos_id
     for i in range(2):
         single = state if state.batch_size is None else state.rows(torch.tensor([i]))
         text = list(ids)

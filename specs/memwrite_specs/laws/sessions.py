@@ -21,9 +21,9 @@ from memwrite.memory import Memory
 from memwrite.session import Session
 from memwrite.state import MemoryState, Tokens
 from memwrite_specs.case import Case
+from memwrite_specs.hypothesis_driver import EnoughShrinking, Search, quiet
 from memwrite_specs.law import law
 from memwrite_specs.laws.shape import grows
-from memwrite_specs.search import EnoughShrinking, Search, quiet
 
 MOST, STEPS, RUNS = 3, 8, 8
 

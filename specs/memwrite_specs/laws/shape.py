@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from hypothesis import strategies as st
 
+from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import DivergenceError
 from memwrite.state import MemoryState, StateSpec, Tokens
-from memwrite.storage import load_state
 from memwrite_specs.case import IDS, LONGEST, Case
 from memwrite_specs.law import law
 
@@ -121,7 +121,7 @@ def finite(case: Case) -> None:
     memory = case.memory
     token = case.draw("token", st.integers(0, IDS - 1))
     other = case.draw("other", st.integers(0, IDS - 1))
-    room = memory.backbone.info.positions - memory.writer.reserve - LONGEST
+    room = memory.backbone.info.positions - memory.writer.reserved_positions - LONGEST
     writes = 5 if memory.writer.spec.bounded else 1
     length = case.draw("length", st.sampled_from([1, 16, min(MANY, room)]))
     row = [token if i % 2 else other for i in range(length)]

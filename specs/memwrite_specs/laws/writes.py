@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from memwrite import reading
-from memwrite.protocols import Pass
+from memwrite.inference import read as reading
+from memwrite.protocols import BackboneOutput
 from memwrite.state import MemoryState, Tokens
 from memwrite_specs.case import Case, row
-from memwrite_specs.knowledge import knowledge
 from memwrite_specs.law import law
+from memwrite_specs.object_digest import knowledge
 
 
 @law()
@@ -166,7 +166,7 @@ def _settings(backbone: Any, dropout: bool) -> dict[str, str]:
         "the garbage collector": str(gc.isenabled()),
         "the model's config": str(sorted(map(str, vars(backbone.model.config).items()))),
         "the backbone's attributes": str(sorted(vars(backbone))),
-        "the tokenizer's attributes": str(sorted(vars(backbone.codec))),
+        "the tokenizer's attributes": str(sorted(vars(backbone.tokenizer))),
     }
     return {**knowledge(backbone.model, deep=False), **ours}
 
@@ -203,9 +203,9 @@ def interleaving(case: Case) -> None:
     busy = False
 
     def meanwhile(method: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Pass:
+        def call(*args: Any, **kwargs: Any) -> BackboneOutput:
             nonlocal busy
-            found: Pass = method(*args, **kwargs)
+            found: BackboneOutput = method(*args, **kwargs)
             if not busy:
                 busy = True
                 with torch.no_grad():

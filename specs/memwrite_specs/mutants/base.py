@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from memwrite.plugins import Capability, ReaderPlugin, WriterPlugin
-from memwrite.readers import NoParams
+from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin
+from memwrite.plugins.builtin.readers import NoParams
 from memwrite_specs.pair import Pair
-from memwrite_specs.trivial import READERS, WRITERS, SlotsConfig, Trivial
+from memwrite_specs.reference import READERS, WRITERS, SlotsConfig, Trivial
 
 K = TypeVar("K", bound=type[nn.Module])
 
@@ -45,7 +45,7 @@ def _named(part: type) -> tuple[str, str]:
 
 def breaks(
     law: str,
-    *claims: Capability,
+    *claims: str,
     kind: str = "prefix",
     reader: type[nn.Module] | None = None,
 ) -> Callable[[K], K]:
@@ -79,10 +79,16 @@ def reads_wrongly(
 
 
 def _writer(
-    name: str, fault: str, build: Any, kind: str, claims: tuple[Capability, ...] = ()
+    name: str, fault: str, build: Any, kind: str, claims: tuple[str, ...] = ()
 ) -> WriterPlugin:
-    return WriterPlugin(1, name, fault, SlotsConfig, build, kind, frozenset(claims))
+    promised = Capabilities(**dict.fromkeys((c.replace("-", "_") for c in claims), True))
+    return WriterPlugin(
+        api=2, name=name, summary=fault, config=SlotsConfig, build=build, emits=kind,
+        capabilities=promised,
+    )  # fmt: skip
 
 
 def _reader(name: str, build: Any, kind: str) -> ReaderPlugin:
-    return ReaderPlugin(1, name, name, NoParams, build, frozenset({kind}))
+    return ReaderPlugin(
+        api=2, name=name, summary=name, config=NoParams, build=build, accepts=frozenset({kind})
+    )

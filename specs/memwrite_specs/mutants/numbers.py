@@ -5,26 +5,26 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from memwrite.protocols import Backbone, Conditioning, Written
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.protocols import Backbone, Conditioning, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_specs.mutants.base import breaks
 from memwrite_specs.mutants.rows import Bag
-from memwrite_specs.trivial import SlotsConfig
+from memwrite_specs.reference import SlotsConfig
 
 
 @breaks("sensitivity")
 class WritesNothing(Bag):
     """Gives back the state it was given."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        return Written(state)
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return WriteOutput(state)
 
 
 @breaks("sensitivity")
 class WritesItsLengthOnly(Bag):
     """Writes how long the context is, and nothing of what it says."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         length = context.lengths[:, None, None].to(self.dtype)
         return self.added(state, length * self.scale.expand(1, self.slots, -1))
 
@@ -33,7 +33,7 @@ class WritesItsLengthOnly(Bag):
 class DrawsNoise(Bag):
     """Adds noise from the global random state, which it puts back."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         with torch.random.fork_rng(devices=[]):
             sums = self.sums(context)
             noise = torch.randn_like(sums) * (sums != 0)
@@ -44,7 +44,7 @@ class DrawsNoise(Bag):
 class OverflowsOnLongInput(Bag):
     """Divides by zero from 50 tokens on."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         return self.added(state, self.sums(context) / (1.0 * (context.lengths < 50))[:, None, None])
 
 
@@ -52,7 +52,7 @@ class OverflowsOnLongInput(Bag):
 class Explodes(Bag):
     """Squares its state with every write."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         memory = state["memory"]
         return self.added(state, 1e30 * memory.abs() * memory + self.sums(context))
 
@@ -66,9 +66,9 @@ class TakesTheModelsDtype(Bag):
         shape = (config.slots, backbone.info.hidden_size)
         self.spec = StateSpec("prefix", {"memory": shape}, dtype=backbone.info.dtype)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         memory = state["memory"] + self.sums(context).to(self.spec.dtype)
-        return Written(MemoryState(self.spec, {"memory": memory}))
+        return WriteOutput(MemoryState(self.spec, {"memory": memory}))
 
 
 @breaks("precision")
@@ -91,7 +91,7 @@ class KeepsWeightsToItself(Bag):
         super().__init__(config, backbone)
         self.hidden = (torch.randn_like(self.scale.data),)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         return self.added(state, self.sums(context) * self.hidden[0])
 
 
@@ -99,7 +99,7 @@ class KeepsWeightsToItself(Bag):
 class KeepsItsGraph(Bag):
     """Switches gradients on, as one does for an inner loop, and does not drop the graph."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         with torch.enable_grad():
             return super().write(state, context)
 
@@ -108,7 +108,7 @@ class KeepsItsGraph(Bag):
 class NeedsGradMode(Bag):
     """Computes wrongly where gradients cannot be recorded."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         return self.added(state, self.sums(context) * (1 + torch.is_inference_mode_enabled()))
 
 
@@ -116,18 +116,18 @@ class NeedsGradMode(Bag):
 class AveragesItsLoss(Bag):
     """Gives every row the mean loss of the batch."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         written = super().write(state, context)
         size = written.state["memory"].square().mean()
-        return Written(written.state, {"size": size.expand(context.ids.shape[0])})
+        return WriteOutput(written.state, {"size": size.expand(context.ids.shape[0])})
 
 
 @breaks("losses")
 class TracesTheContext(Bag):
     """Hands the context out as its trace."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        return Written(super().write(state, context).state, {}, {"ids": context.ids.T})
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return WriteOutput(super().write(state, context).state, {}, {"ids": context.ids.T})
 
 
 class IdsReader(nn.Module):
@@ -153,10 +153,10 @@ class AliasesTheContext(Bag):
         super().__init__(config, backbone)
         self.spec = StateSpec("ids", {"ids": (1,)}, dtype=torch.int64)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         if not context.ids.shape[1]:
-            return Written(state)
+            return WriteOutput(state)
         if not context.mask[:, 0].all():
             kept = torch.where(context.mask[:, :1], context.ids[:, :1], state["ids"])
-            return Written(MemoryState(self.spec, {"ids": kept}))
-        return Written(MemoryState(self.spec, {"ids": context.ids[:, :1]}))
+            return WriteOutput(MemoryState(self.spec, {"ids": kept}))
+        return WriteOutput(MemoryState(self.spec, {"ids": context.ids[:, :1]}))

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memwrite.protocols import Additions, Backbone, Conditioning, Correction, Written
-from memwrite.state import MemoryState, StateSpec, Tokens
+from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_specs.mutants.base import breaks, reads_wrongly
 from memwrite_specs.mutants.rows import Bag
-from memwrite_specs.trivial import LinearReader
+from memwrite_specs.reference import LinearReader
 
 _CONTEXTS: list[Tensor] = []
 
@@ -34,7 +34,7 @@ class _Prefix(nn.Module):
 class _Tells(Bag):
     """Writes rightly, and tells its reader of the context behind everybody's back."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         if context.mask.any():
             _CONTEXTS[:] = [context.ids.clone()]
         return super().write(state, context)
@@ -64,7 +64,9 @@ class NormalisesInPlace(_Prefix):
 class MixesQueries(LinearReader):
     """Averages over all queries of a batch."""
 
-    def _additions(self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def _additions(
+        self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor
+    ) -> ProjectionDeltas:
         found = super()._additions(layer, tensors, hidden)["o"]
         assert isinstance(found, Tensor)
         return {"o": found + found.mean(0, keepdim=True)}
@@ -72,9 +74,11 @@ class MixesQueries(LinearReader):
 
 @reads_wrongly("generation", kind="matrix")
 class CountsPositions(LinearReader):
-    """Corrects by the place in what it is given, which is another one in every step of generation."""
+    """LayerAdapter by the place in what it is given, which is another one in every step of generation."""
 
-    def _additions(self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def _additions(
+        self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor
+    ) -> ProjectionDeltas:
         found = super()._additions(layer, tensors, hidden)["o"]
         assert isinstance(found, Tensor)
         place = torch.arange(1, hidden.shape[1] + 1, dtype=found.dtype)
@@ -101,9 +105,9 @@ class IgnoresTheState(_Prefix):
 class _Transposed(Bag):
     """Emits a view that is not contiguous."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         memory = super().write(state, context).state["memory"]
-        return Written(MemoryState(self.spec, {"memory": memory.mT.contiguous().mT}))
+        return WriteOutput(MemoryState(self.spec, {"memory": memory.mT.contiguous().mT}))
 
 
 @reads_wrongly("round-trip", writer=_Transposed)
@@ -126,9 +130,9 @@ class _Recites(nn.Module):
 
     def condition(self, state: MemoryState, /) -> Conditioning:
         last = self._backbone.info.layers - 1
-        return Conditioning(corrections={last: Correction({}, partial(self._recited))})
+        return Conditioning(corrections={last: StaticAdapter({}, partial(self._recited))})
 
-    def _recited(self, tensors: Mapping[str, Tensor], hidden: Tensor) -> Additions:
+    def _recited(self, tensors: Mapping[str, Tensor], hidden: Tensor) -> ProjectionDeltas:
         length = hidden.shape[1]
         if not _CONTEXTS or _CONTEXTS[0].numel() < hidden.shape[0] * length:
             return {}

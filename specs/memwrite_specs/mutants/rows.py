@@ -5,25 +5,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from memwrite.protocols import Backbone, Written
-from memwrite.state import MemoryState, Tokens
+from memwrite.protocols import Backbone, WriteOutput
+from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_specs.mutants.base import breaks
-from memwrite_specs.trivial import BagWriter, SlotsConfig
+from memwrite_specs.reference import BagWriter, SlotsConfig
 
 
 class Bag(BagWriter):
     """The healthy writer that most mutants are made of."""
 
-    def added(self, state: MemoryState, more: Tensor) -> Written:
+    def added(self, state: MemoryState, more: Tensor) -> WriteOutput:
         """`more` (B, M, D) added to the memory."""
-        return Written(MemoryState(self.spec, {"memory": state["memory"] + more}))
+        return WriteOutput(MemoryState(self.spec, {"memory": state["memory"] + more}))
 
 
 @breaks("batch-invariance")
 class AveragesOverTheBatch(Bag):
     """Subtracts the mean of all rows, as a batch norm would."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         sums = self.sums(context)
         return self.added(state, sums - sums.mean(0) / 2)
 
@@ -32,7 +32,7 @@ class AveragesOverTheBatch(Bag):
 class LeaksTheNeighbour(Bag):
     """Adds a little of the next row's context."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         sums = self.sums(context)
         return self.added(state, sums + 0.01 * sums.roll(1, 0))
 
@@ -41,8 +41,8 @@ class LeaksTheNeighbour(Bag):
 class IgnoresTheMask(Bag):
     """Writes padding like real tokens."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        everything = Tokens(context.ids, torch.ones_like(context.mask))
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        everything = PackedTokens(context.ids, torch.ones_like(context.mask))
         return self.added(state, self.sums(everything) * context.mask.any(1)[:, None, None])
 
 
@@ -50,58 +50,54 @@ class IgnoresTheMask(Bag):
 class CountsPadding(Bag):
     """Divides by the width of the batch in place of the row's own length."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         return self.added(state, self.sums(context) / max(context.ids.shape[1], 1))
 
 
 @breaks("empty-write")
-class ForgetsWithoutReading(Bag):
-    """Decays every row, also one that has nothing to read."""
+class StumblesOverEmptyRows(Bag):
+    """Divides by the length of the shortest row, which may be none."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
-        return Written(
-            MemoryState(self.spec, {"memory": state["memory"] * 0.9 + self.sums(context)})
-        )
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return self.added(state, self.sums(context) / context.lengths.min())
 
 
 @breaks("capacity")
 class Grows(Bag):
     """Keeps one more slot for every token."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         embeddings = self.backbone.embed(context.ids).to(self.dtype) * context.mask[..., None]
         memory = torch.cat([state["memory"], embeddings], 1)
-        from dataclasses import replace
-
-        spec = replace(self.spec, shapes={"memory": tuple(memory.shape[1:])})
-        return Written(MemoryState(spec, {"memory": memory}))
+        spec = StateSpec("prefix", {"memory": tuple(memory.shape[1:])}, dtype=self.dtype)
+        return WriteOutput(MemoryState(spec, {"memory": memory}))
 
 
 @breaks("capacity")
 class GrowsBehindItsTensor(Bag):
     """Gives a view of a tensor that also holds the embeddings of the whole context."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         embeddings = self.backbone.embed(context.ids).to(self.dtype)
         everything = torch.cat([state["memory"] + self.sums(context), embeddings], 1)
-        return Written(MemoryState(self.spec, {"memory": everything[:, : self.slots]}))
+        return WriteOutput(MemoryState(self.spec, {"memory": everything[:, : self.slots]}))
 
 
 @breaks("capacity")
 class HidesBehindItsTensor(Bag):
     """Gives a view of a tensor that has room for more, always as much."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         memory = state["memory"] + self.sums(context)
         both = torch.cat([memory, memory.flip(0)], 1)
-        return Written(MemoryState(self.spec, {"memory": both[:, : self.slots]}))
+        return WriteOutput(MemoryState(self.spec, {"memory": both[:, : self.slots]}))
 
 
 @breaks("isolation")
 class BlanksItsContext(Bag):
     """Overwrites the context it was given."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         written = super().write(state, context)
         context.ids.zero_()
         return written
@@ -111,7 +107,7 @@ class BlanksItsContext(Bag):
 class LeaksWhenItGoesOn(Bag):
     """Adds a little of the next row's memory to every row, which an empty memory does not show."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         return self.added(state, self.sums(context) + 0.01 * state["memory"].roll(1, 0))
 
 
@@ -119,9 +115,9 @@ class LeaksWhenItGoesOn(Bag):
 class WritesInPlace(Bag):
     """Adds to the state it was given."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         state["memory"].add_(self.sums(context))
-        return Written(state)
+        return WriteOutput(state)
 
 
 @breaks("sessions")
@@ -135,7 +131,7 @@ class NeverForgets(Bag):
             return empty
         return MemoryState(self.spec, {"memory": last.clone()})
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         written = super().write(state, context)
         self.last = written.state["memory"].detach()
         return written
@@ -145,7 +141,7 @@ class NeverForgets(Bag):
 class KeepsScratchOnItself(Bag):
     """Puts the mask aside on the module while the language model runs."""
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         self.scratch = context
         self.backbone.embed(context.ids)
         written = super().write(state, self.scratch)
@@ -162,11 +158,9 @@ class DeclaresAnotherKind(Bag):
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        from memwrite.state import StateSpec
-
         shape = (backbone.info.layers, config.slots, backbone.info.hidden_size)
         self.spec = StateSpec("lowrank", {"A.q": shape}, dtype=self.dtype)
 
-    def write(self, state: MemoryState, context: Tokens, /) -> Written:
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         more = self.sums(context)[:, None]
-        return Written(MemoryState(self.spec, {"A.q": state["A.q"] + more}))
+        return WriteOutput(MemoryState(self.spec, {"A.q": state["A.q"] + more}))

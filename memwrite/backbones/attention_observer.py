@@ -1,0 +1,102 @@
+"""What attention layers compute, handed to whoever asks: queries, keys and values after norm and rotary embedding.
+
+Models look their attention function up by the name in their config. Ours has a name of its own, calls the function that
+was configured, and before that the observer of the calling thread, if there is one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from memwrite.errors import ConfigError
+from memwrite.protocols import LayerActivations
+
+Observer = Callable[[LayerActivations], None]
+
+_PREFIX = "memwrite_"
+_observer: ContextVar[Observer | None] = ContextVar("memwrite_observer", default=None)
+# What the layer's attention was given, from its entry on.
+_hidden: ContextVar[Tensor | None] = ContextVar("memwrite_hidden", default=None)
+
+
+def install(model: Any, attention_modules: list[nn.Module]) -> str:
+    """Route the model's attention through the observer, and return the name of the implementation it had."""
+    original = str(model.config._attn_implementation)
+    name = _PREFIX + original
+    AttentionInterface.register(name, _observed(original))
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
+    model.config._attn_implementation = name
+    for layer, attention in enumerate(attention_modules):
+        attention._memwrite_layer = layer  # type: ignore[assignment]
+        attention.register_forward_pre_hook(_remember_hidden, with_kwargs=True)
+    return original
+
+
+@contextmanager
+def observing(observer: Observer | None, layers: int) -> Iterator[None]:
+    """Within this, `observer` is called at every attention layer that the calling thread runs.
+
+    Raises:
+        ConfigError: it was called at another number of layers than the model has.
+    """
+    if observer is None:
+        yield
+        return
+    seen = 0
+
+    def counting(activations: LayerActivations) -> None:
+        nonlocal seen
+        seen += 1
+        observer(activations)
+
+    token = _observer.set(counting)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+        _hidden.set(None)
+    if seen != layers:
+        raise ConfigError(
+            f"this model's attention cannot be observed: {seen} of {layers} layers called the observer"
+        )
+
+
+def _remember_hidden(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not torch.compiler.is_compiling() and _observer.get() is not None:
+        _hidden.set(args[0] if args else kwargs["hidden_states"])
+
+
+def _observed(original: str) -> Callable[..., Any]:
+    def attention(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        **rest: Any,
+    ) -> Any:
+        observer = None if torch.compiler.is_compiling() else _observer.get()
+        if observer is not None:
+            hidden = _hidden.get()
+            assert hidden is not None
+            scale = rest.get("scaling") or query.shape[-1] ** -0.5
+            layer = module._memwrite_layer
+            assert isinstance(layer, int)
+            observer(LayerActivations(layer, hidden, query, key, value, float(scale)))
+        if original == "eager":
+            # Every family has an eager function of its own.
+            family = sys.modules[type(module).__module__]
+            return family.eager_attention_forward(module, query, key, value, mask, **rest)
+        return ALL_ATTENTION_FUNCTIONS[original](module, query, key, value, mask, **rest)
+
+    return attention

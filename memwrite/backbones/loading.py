@@ -1,0 +1,181 @@
+"""Loading a backbone from a folder or hub id, or building one from scratch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from memwrite.backbones import ngram_embedding
+from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
+from memwrite.backbones.tokenizers import Tokenizer, load_tokenizer
+from memwrite.backbones.transformers import TransformersBackbone, quiet
+from memwrite.config import BackboneConfig
+from memwrite.errors import ConfigError, did_you_mean
+from memwrite.utils.rng import seeded
+
+# A run folder keeps the model it trained in here.
+MODEL_FOLDER = "backbone"
+
+
+def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone:
+    """Load or build the backbone that `config` describes; built weights depend on `seed` alone.
+
+    Raises:
+        ConfigError: device, folder, hub id, model type or its parameters cannot be used, or such models are
+            not supported.
+    """
+    device = _device(config.device)
+    with seeded(seed):
+        if config.path is not None:
+            source = _model_source(config.path)
+            model, tokenizer = _pretrained(config, source), load_tokenizer(source)
+        else:
+            tokenizer = load_tokenizer(config.tokenizer)
+            model = _built(config, tokenizer)
+    ngram_embedding.attach(model)
+    model = model.to(device).eval()
+    model.requires_grad_(config.trainable)
+    changes = config.trainable or config.lora_rank > 0
+    backbone = TransformersBackbone(model, tokenizer, needs_saving=changes or config.path is None)
+    _check_logits(backbone)
+    return backbone
+
+
+@torch.no_grad()
+def _check_logits(backbone: TransformersBackbone) -> None:
+    """Some families scale their embeddings or logits in ways we do not know: better an error than other logits."""
+    ids = torch.tensor([[backbone.info.bos_id]], device=backbone.info.device)
+    try:
+        expected = backbone.model(ids, use_cache=False).logits.float()
+        found = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"the '{backbone.info.architecture}' that is described cannot be run: {error}"
+        ) from None
+    if expected.isnan().any():
+        raise ConfigError(
+            f"the '{backbone.info.architecture}' that is described gives logits that are no numbers: its weights are "
+            f"damaged, or its sizes and constants do not go together"
+        )
+    bar = 0.01 * float(expected.abs().max())
+    if not torch.allclose(found, expected, rtol=0, atol=bar):
+        raise ConfigError(
+            f"'{backbone.info.architecture}' computes its logits in a way that is not supported"
+        )
+
+
+def built_weights(config: BackboneConfig) -> int:
+    """The number of weights of a model that is to be built from scratch.
+
+    Raises:
+        ConfigError: it cannot be built.
+    """
+    described = _described(config, load_tokenizer(config.tokenizer))
+    try:
+        return count_weights(described)
+    except Exception as error:  # impossible sizes make transformers raise errors of every kind
+        raise _undescribed(config, error) from None
+
+
+def _pretrained(config: BackboneConfig, source: str) -> Any:
+    if os.path.isdir(source):
+        check_folder(Path(source))
+    try:
+        with quiet():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source,
+                attn_implementation=_attention(config),
+                dtype=getattr(torch, config.dtype),
+                output_loading_info=True,
+                use_safetensors=True,  # never pickles
+            )
+    except Exception as error:  # a damaged folder makes transformers raise errors of every kind
+        reason = str(error) or type(error).__name__
+        if os.path.isdir(source):
+            what = "holds no model that can be loaded"
+        else:
+            what = f"is no folder in '{Path.cwd()}', and no hub model that can be loaded"
+        raise ConfigError(f"backbone.path '{config.path}' {what}: {reason}") from None
+    if config.ngram not in (1, length := getattr(model.config, ngram_embedding.ATTRIBUTE, 1)):
+        raise ConfigError(
+            f"backbone.ngram = {config.ngram}, but the model in '{config.path}' was built with {length}, and keeps that"
+        )
+    # transformers would go on with random numbers in their place.
+    if lacking := sorted(report["missing_keys"]):
+        raise ConfigError(
+            f"the model in '{config.path}' lacks the weights {', '.join(lacking[:3])}"
+        )
+    return model
+
+
+def _built(config: BackboneConfig, tokenizer: Tokenizer) -> Any:
+    described = _described(config, tokenizer)
+    try:
+        # Drawn in float32 whatever the dtype, so that one seed means one model.
+        model = AutoModelForCausalLM.from_config(
+            described, attn_implementation=_attention(config), dtype=torch.float32
+        )
+    except Exception as error:  # impossible sizes make transformers raise errors of every kind
+        raise _undescribed(config, error) from None
+    # Not model.to(dtype), which would round the frequencies of rotary embeddings too.
+    dtype = getattr(torch, config.dtype)
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    model.config.dtype = dtype
+    return model
+
+
+def _attention(config: BackboneConfig) -> str | None:
+    # None is "sdpa" where the family has it, else "eager": Gemma 2 caps attention scores, which "sdpa" cannot.
+    return None if config.attention == "sdpa" else config.attention
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"backbone.device '{name}' is not a device: try cpu or cuda") from None
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError):
+        kind = device.type.upper()
+        raise ConfigError(
+            f"backbone.device is '{name}', but no {kind} device of that name is available: use cpu"
+        ) from None
+    return device
+
+
+def _model_source(path: str) -> str:
+    inner = Path(path) / MODEL_FOLDER
+    return str(inner) if os.path.isdir(inner) else path
+
+
+def _described(config: BackboneConfig, tokenizer: Tokenizer) -> PretrainedConfig:
+    check_numbers(config.params, "backbone.params.")
+    params = {"vocab_size": tokenizer.vocab_size, **config.params}
+    params.setdefault("bos_token_id", tokenizer.bos_id)
+    params.setdefault("eos_token_id", tokenizer.eos_id)
+    params.setdefault("pad_token_id", None)
+    try:
+        known = AutoConfig.for_model(str(config.type))
+    except ValueError:
+        raise ConfigError(f"backbone.type '{config.type}' is not a transformers type") from None
+    names = {*known.to_dict(), *type(known).attribute_map}
+    for name in config.params:
+        if name not in names:
+            raise ConfigError(f"unknown key backbone.params.{name} ({did_you_mean(name, names)})")
+    if config.ngram > 1:
+        params[ngram_embedding.ATTRIBUTE] = config.ngram
+    try:
+        return AutoConfig.for_model(str(config.type), **params)
+    except Exception as error:
+        raise _undescribed(config, error) from None
+
+
+def _undescribed(config: BackboneConfig, error: Exception) -> ConfigError:
+    reason = str(error) or type(error).__name__
+    return ConfigError(f"backbone.params do not describe a '{config.type}': {reason}")

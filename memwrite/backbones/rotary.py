@@ -1,0 +1,66 @@
+"""Moving keys that carry rotary embeddings to other positions."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memwrite.errors import ConfigError
+
+#: Frequencies of these depend on the length of the sequence, so that no rotation undoes them.
+_LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Tensor) -> Tensor:
+    """Move keys (B, L, Hkv, M, Dh) by (B, M) positions: the rotation by p + n is that by p and then by n.
+
+    Raises:
+        ConfigError: the model's positions are not rotations, or depend on the length of the sequence.
+    """
+    rotary = getattr(model.base_model, "rotary_emb", None)
+    family = sys.modules[type(attention_modules[0]).__module__]
+    if rotary is None or not hasattr(family, "apply_rotary_pos_emb"):
+        raise ConfigError(
+            f"the positions of '{model.config.model_type}' are not rotations of its keys, so keys cannot be moved"
+        )
+    if any(kind in _LENGTH_DEPENDENT for kind in _rope_types(model.config)):
+        raise ConfigError(
+            f"the rotary embedding of this '{model.config.model_type}' depends on the length of the sequence, so keys "
+            f"cannot be moved"
+        )
+    wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
+    moved = []
+    for layer, attention in enumerate(attention_modules):
+        here = wide[:, layer]
+        if not getattr(attention, "use_rope", True):
+            moved.append(here)
+            continue
+        cos, sin = _rotation(rotary, here, by, model.config, layer)
+        width = cos.shape[-1]
+        turned, _ = family.apply_rotary_pos_emb(here[..., :width], here[..., :width], cos, sin)
+        moved.append(torch.cat([turned, here[..., width:]], -1))
+    return torch.stack(moved, 1).to(keys.dtype)
+
+
+def _rotation(
+    rotary: Any, like: Tensor, by: Tensor, config: Any, layer: int
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B, M, width) of the rotation by (B, M) positions, without the scale that keys have already."""
+    if "layer_type" in inspect.signature(type(rotary).forward).parameters:
+        kind = config.layer_types[layer]
+        cos, sin = rotary(like, by, kind)
+        scale = getattr(rotary, f"{kind}_attention_scaling", 1.0)
+    else:
+        cos, sin = rotary(like, by)
+        scale = getattr(rotary, "attention_scaling", 1.0)
+    return cos / scale, sin / scale
+
+
+def _rope_types(config: Any) -> list[str]:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
+    return [str(p.get("rope_type", "default")) for p in nested]

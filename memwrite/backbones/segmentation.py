@@ -1,0 +1,71 @@
+"""Texts and chat messages as token ids, in the pieces that a writer writes: whole, messages, or sentences."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+
+import torch
+
+from memwrite.backbones.tokenizers import Message, Tokenizer
+from memwrite.errors import InputError
+from memwrite.protocols import Granularity
+from memwrite.state import Tokens
+
+#: A text, or chat messages {"role": ..., "content": ...} for the tokenizer's chat template.
+TextOrMessages = str | Sequence[Message]
+
+# The space belongs to the piece that follows it, as tokenizers have it.
+_BOUNDARY = re.compile(r"(?<=[.!?;:…。！？])(?=\s)|(?=\n\n)")
+
+
+def sentences(text: str) -> list[str]:
+    """`text` cut behind its stops and before its empty lines; joined again it is the same."""
+    return [piece for piece in _BOUNDARY.split(text) if piece]
+
+
+def tokenize_segments(
+    tokenizer: Tokenizer, said: TextOrMessages, granularity: Granularity, answer: bool = False
+) -> list[list[int]]:
+    """The ids of a text, of each of its sentences, or of each chat message.
+
+    Args:
+        tokenizer: the tokenizer.
+        said: what is read.
+        granularity: of the writer.
+        answer: whether messages are to be answered, so that the assistant's turn is opened.
+
+    Raises:
+        InputError: nothing is said, or it cannot be encoded.
+    """
+    cut = sentences if granularity == "sentence" else _whole
+    try:
+        if isinstance(said, str):
+            found = [tokenizer.encode(piece) for piece in cut(said)]
+        else:
+            if not all(message.keys() >= {"role", "content"} for message in said):
+                raise InputError("a chat message is {'role': ..., 'content': ...}")
+            found = tokenizer.chat(said, answer, cut) if said else []
+    except UnicodeEncodeError as error:
+        raise InputError(f"the text is not valid Unicode: character {error.start}") from None
+    found = [ids for ids in found if ids]
+    if not found:
+        raise InputError("nothing is said: give a text or messages")
+    return found
+
+
+def _whole(text: str) -> list[str]:
+    return [text]
+
+
+def batch_segments(
+    rows: Sequence[Sequence[Sequence[int]]], granularity: Granularity, device: torch.device
+) -> Tokens:
+    """B rows of pieces as right-padded tokens; where pieces are written one by one, each a segment of its own."""
+    tokens = Tokens.from_rows([list(chain.from_iterable(row)) for row in rows], device)
+    if granularity == "token":
+        return tokens
+    numbers = [[i for i, piece in enumerate(row) for _ in piece] for row in rows]
+    segments = Tokens.from_rows(numbers, device).ids.masked_fill(~tokens.mask, -1)
+    return Tokens(tokens.ids, tokens.mask, segments)

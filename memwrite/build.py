@@ -1,0 +1,39 @@
+"""A configuration becomes a backbone, a writer and a reader."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.config import Config, part_config
+from memwrite.plugins.registry import check_pair, registry
+from memwrite.protocols import Reader, Writer
+from memwrite.utils.rng import seeded
+
+
+class Components(NamedTuple):
+    """What a `Memory` is made of; `writer` is None for a memory that only reads."""
+
+    backbone: TransformersBackbone
+    writer: Writer | None
+    reader: Reader
+    config: Config
+
+
+def from_config(config: Config, backbone: TransformersBackbone | None = None) -> Components:
+    """Build what `config` describes, around `backbone` where one is given.
+
+    Raises:
+        ConfigError, PluginError, IncompatiblePair: it cannot be built.
+    """
+    plugins = registry()
+    writers, readers = plugins.writer(config.writer.name), plugins.reader(config.reader.name)
+    check_pair(writers.name, writers.emits, readers.name, readers.accepts)
+    writer_config = part_config(writers.config, config.writer.params, "writer.params")
+    reader_config = part_config(readers.config, config.reader.params, "reader.params")
+    backbone = backbone or load_backbone(config.backbone, config.seed)
+    with seeded(config.seed):
+        writer = writers.build(writer_config, backbone)
+        reader = readers.build(reader_config, backbone, writer.spec)
+    return Components(backbone, writer, reader, config)

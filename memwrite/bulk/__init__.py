@@ -1,1 +1,0 @@
-"""WRITE at scale: a file of documents into a store of memories."""

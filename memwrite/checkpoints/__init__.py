@@ -1,0 +1,1 @@
+"""Memories and trained runs as files: state files, run folders, and how they are opened."""

@@ -1,0 +1,130 @@
+"""Run folders: a configuration, the weights of writer and reader, and the backbone where it is in no other folder."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import safetensors.torch
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from memwrite import build
+from memwrite.backbones.loading import MODEL_FOLDER
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.build import Components
+from memwrite.config import Config, load_config, to_dict
+from memwrite.errors import ConfigError, StorageError
+from memwrite.utils.atomic import make_folder, saving, write_bytes
+
+CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
+
+
+def save_run(memory: Components, folder: Path) -> None:
+    """Write a run folder; the config goes last, so that a folder with one is complete.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    make_folder(folder)
+    config = memory.config
+    metadata = {}
+    if memory.backbone.needs_saving:
+        _save_model(memory, folder / MODEL_FOLDER)
+    else:
+        metadata = {"backbone": memory.backbone.fingerprint, "dtype": config.backbone.dtype}
+    if weights := _part_weights(memory):
+        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata))
+    text = yaml.safe_dump(to_dict(config), sort_keys=False)
+    write_bytes(folder / CONFIG_FILE, text.encode())
+
+
+def open_run(
+    folder: Path, overrides: Sequence[str], backbone: TransformersBackbone | None
+) -> Components:
+    """Build the memory of a run folder, with its weights; arguments as in `Memory.from_config`.
+
+    Raises:
+        ConfigError: the config cannot be built, or overrides would replace the model in the folder.
+        StorageError: the weights do not fit.
+    """
+    config = load_config(folder / CONFIG_FILE, overrides)
+    if (folder / MODEL_FOLDER).is_dir():
+        _check_backbone_unchanged(config, folder)
+        trained = replace(config.backbone, path=str(folder), type=None, params={})
+        config = replace(config, backbone=trained)
+    memory = build.from_config(config, backbone)
+    if (folder / WEIGHTS_FILE).exists():
+        _load_weights(memory, folder / WEIGHTS_FILE)
+    return memory
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor by its name."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def _check_backbone_unchanged(config: Config, folder: Path) -> None:
+    own = load_config(folder / CONFIG_FILE).backbone
+    for name in ("path", "type", "params", "tokenizer", "ngram"):
+        if getattr(config.backbone, name) != getattr(own, name):
+            raise ConfigError(
+                f"backbone.{name} cannot be changed: '{folder}' holds a model of its own; to go on from its weights, "
+                f"train '{folder / CONFIG_FILE}' with training.start={folder}"
+            )
+
+
+def _save_model(memory: Components, folder: Path) -> None:
+    """Write the backbone into `folder`; files are renamed into it when all are written."""
+    make_folder(folder)
+    with saving(folder), tempfile.TemporaryDirectory(prefix=".saving.", dir=folder.parent) as name:
+        memory.backbone.save(Path(name), getattr(torch, memory.config.training.save_dtype))
+        for file in Path(name).iterdir():
+            file.replace(folder / file.name)
+
+
+def _load_weights(memory: Components, path: Path) -> None:
+    """Put the weights of a run folder into writer and reader.
+
+    Raises:
+        StorageError: the file is damaged, holds other weights, or was trained with another backbone.
+    """
+    try:
+        weights = safetensors.torch.load(path.read_bytes())
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
+    # Rounded to another dtype the same weights have another fingerprint.
+    same_dtype = metadata.get("dtype") == memory.config.backbone.dtype
+    if same_dtype and metadata.get("backbone") != memory.backbone.fingerprint:
+        raise StorageError(
+            f"'{path}' was trained with the backbone {metadata.get('backbone')}, but "
+            f"'{memory.config.backbone.path}' is {memory.backbone.fingerprint}: set backbone.path to the right one"
+        )
+    if shapes_of(weights) != shapes_of(_part_weights(memory)):
+        raise StorageError(f"'{path}' holds other weights than this writer and reader have")
+    for part, module in _parts(memory).items():
+        own = {
+            n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")
+        }
+        module.load_state_dict(own)
+
+
+def _parts(memory: Components) -> dict[str, nn.Module]:
+    parts: dict[str, Any] = {"writer": memory.writer, "reader": memory.reader}
+    return {name: cast(nn.Module, part) for name, part in parts.items() if part is not None}
+
+
+def _part_weights(memory: Components) -> dict[str, Tensor]:
+    """The weights of writer and reader, without the backbone's."""
+    return {
+        f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
+        for part, module in _parts(memory).items()
+        for name, tensor in module.state_dict().items()
+    }

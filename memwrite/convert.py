@@ -1,0 +1,94 @@
+"""Convert released checkpoints into run folders, and run folders into the formats of others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from memwrite.checkpoints.run_folder import CONFIG_FILE
+from memwrite.errors import ConfigError, StorageError
+from memwrite.memory import Memory
+from memwrite.plugins import Exported, Imported, registry
+
+
+def import_run(importer: str, folder: str | Path, out: str | Path, base: str | Path | None) -> None:
+    """Make the run folder `out` of the released weights in `folder`.
+
+    Args:
+        importer: name of an installed importer, see `memwrite plugins`.
+        folder: what it reads.
+        out: must not be a run folder yet.
+        base: folder with the language model's configuration and tokenizer, where `folder` has none.
+
+    Raises:
+        PluginError: no such importer.
+        StorageError: a file is missing, damaged, or does not fit what the configuration says.
+        ConfigError: the configuration asks for what cannot be done, or lacks something.
+    """
+    plugin = registry().importer(importer)
+    if (Path(out) / CONFIG_FILE).exists():
+        raise StorageError(f"'{out}' already holds a run: name another folder with --out")
+    try:
+        imported = plugin.load(Path(folder), None if base is None else Path(base))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(
+            f"the configuration in '{folder}' is not one of '{importer}': {type(error).__name__}: {error}"
+        ) from None
+    assemble(imported, str(folder)).save_run(out)
+
+
+def assemble(imported: Imported, source: str) -> Memory:
+    """The memory that was imported; `source` goes into messages.
+
+    Raises:
+        StorageError: a weight is missing, unknown or of another shape.
+    """
+    memory = Memory.from_config(imported.config)
+    _load(memory, imported.weights, source)
+    return memory
+
+
+def export_run(format: str, run: str | Path, out: str | Path) -> None:
+    """Write the memory of the run folder `run` as the folder `out`, in a format of others.
+
+    Args:
+        format: name of an installed importer that can save, too.
+        run: what it saves.
+        out: must not be there yet.
+
+    Raises:
+        PluginError: no such importer.
+        ConfigError: it cannot save, or cannot save such a memory.
+        StorageError: `out` is there, or cannot be written.
+    """
+    plugin = registry().importer(format)
+    if plugin.save is None:
+        raise ConfigError(f"'{format}' folders can be imported, but not be made")
+    if Path(out).exists():
+        raise StorageError(f"'{out}' is there already: name another folder with --out")
+    memory = Memory.from_config(run)
+    exported = Exported(memory.config, memory.state_dict(), memory.writer.spec, memory.backbone)
+    plugin.save(exported, Path(out))
+
+
+def _load(memory: Memory, weights: Mapping[str, Tensor], source: str) -> None:
+    # A language model of its own folder has its weights already.
+    theirs = "model." if memory.config.backbone.path is not None else "."
+    own = {n: t for n, t in memory.state_dict().items() if not n.startswith(theirs)}
+    for name, tensor in weights.items():
+        if name not in own:
+            raise StorageError(f"'{source}' holds the weight '{name}', which this memory has not")
+        if own[name].shape != tensor.shape:
+            raise StorageError(
+                f"'{source}' holds '{name}' with the shape {tuple(tensor.shape)}, but this memory has "
+                f"{tuple(own[name].shape)}"
+            )
+    present = {own[name].data_ptr() for name in weights}
+    for name, tensor in own.items():
+        if tensor.numel() and tensor.data_ptr() not in present:
+            raise StorageError(f"'{source}' lacks the weight '{name}'")
+    memory.load_state_dict(dict(weights), strict=False)

@@ -1,0 +1,1 @@
+"""Running a writer over a context, and a backbone under a conditioning."""

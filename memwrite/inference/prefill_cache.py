@@ -1,0 +1,143 @@
+"""Keys and values of memories that are asked again and again, so that each goes through the model once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from memwrite.protocols import KeyValues
+from memwrite.state import MemoryState
+
+
+@dataclass(frozen=True)
+class PrefillOutput:
+    """What a model makes of a memory before any query.
+
+    Attributes:
+        key_values: of every position of the memory; None where it has none.
+        first_logits: (B, V) logits at its last position; None where there is no prefix.
+    """
+
+    key_values: KeyValues | None
+    first_logits: Tensor | None
+
+    def row(self, index: int) -> PrefillOutput:
+        """A copy of one row."""
+        at = torch.tensor([index])
+        first, past = self.first_logits, self.key_values
+        return PrefillOutput(
+            None if past is None else past.rows(at), None if first is None else first[at]
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        tensors = [self.first_logits] if self.first_logits is not None else []
+        if self.key_values is not None:
+            held = [getattr(self.key_values, f.name) for f in fields(self.key_values)]
+            tensors += [tensor for tensor in held if tensor is not None]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+class PrefillCache:
+    """The latest memories that were read, as the model sees them, up to so many bytes.
+
+    `Memory.generate` and `ask` use it, and `Memory.read` where grad mode is off, so that no gradient is lost in it.
+    A memory is known by its numbers, so whoever finds one here has it already. Threads may share a cache. What a
+    memory became stays until it is pushed out or the cache is cleared, also when its state is deleted elsewhere.
+
+    Args:
+        max_bytes: the least recently read are dropped beyond it.
+
+    Raises:
+        ValueError: it is negative.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 28) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes must not be negative, got {max_bytes}")
+        self.max_bytes = max_bytes
+        self.nbytes = 0
+        self._lock = Lock()
+        self._held: OrderedDict[bytes, PrefillOutput] = OrderedDict()
+        self._versions: object = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def clear(self) -> None:
+        """Forget every memory."""
+        with self._lock:
+            self._held.clear()
+            self.nbytes = 0
+
+    def rows(
+        self,
+        state: MemoryState,
+        weights: Iterable[Tensor],
+        prefill: Callable[[MemoryState], PrefillOutput],
+    ) -> PrefillOutput:
+        """`prefill(state)`, but only of rows that are not at hand.
+
+        Args:
+            state: B memories of a bounded kind.
+            weights: that `prefill` depends on; when they have changed, all is forgotten.
+            prefill: of any rows.
+        """
+        versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        keys = [_key(state, row) for row in range(state.batch_size or 0)]
+        with self._lock:
+            if versions != self._versions:
+                self._held.clear()
+                self.nbytes, self._versions = 0, versions
+            found = {key: self._held[key] for key in keys if key in self._held}
+        new = {key: row for row, key in enumerate(keys) if key not in found}
+        if new:
+            made = prefill(state.rows(torch.tensor([*new.values()])))
+            found |= {key: made.row(index) for index, key in enumerate(new)}
+        with self._lock:
+            if versions == self._versions:
+                for key in keys:
+                    self._keep(key, found[key])
+        return _stacked([found[key] for key in keys])
+
+    def _keep(self, key: bytes, one: PrefillOutput) -> None:
+        if key not in self._held:
+            self._held[key] = one
+            self.nbytes += one.nbytes
+        self._held.move_to_end(key)
+        while self.nbytes > self.max_bytes:
+            _, old = self._held.popitem(last=False)
+            self.nbytes -= old.nbytes
+
+
+def _key(state: MemoryState, row: int) -> bytes:
+    digest = hashlib.sha256(repr(state.spec).encode())
+    for name in sorted(state.tensors):
+        numbers = state[name][row].detach().cpu().contiguous().reshape(-1)
+        digest.update(numbers.view(torch.uint8).numpy().data)
+    return digest.digest()
+
+
+def _stacked(parts: list[PrefillOutput]) -> PrefillOutput:
+    if len(parts) == 1:
+        return parts[0]
+    pasts = [part.key_values for part in parts if part.key_values is not None]
+    firsts = [part.first_logits for part in parts if part.first_logits is not None]
+    past = None
+    if pasts:
+        bias = [p.bias for p in pasts if p.bias is not None]
+        past = KeyValues(
+            torch.cat([p.keys for p in pasts]),
+            torch.cat([p.values for p in pasts]),
+            torch.cat([p.mask for p in pasts]),
+            torch.cat([p.next_position for p in pasts]),
+            torch.cat(bias) if bias else None,
+        )
+    return PrefillOutput(past, torch.cat(firsts) if firsts else None)

@@ -1,0 +1,254 @@
+"""Run a backbone under a conditioning: the memory is prefilled once, every query and decode step reuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from memwrite.backbones.sliding_window import without_holes
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.errors import InputError
+from memwrite.inference.prefill_cache import PrefillOutput
+from memwrite.protocols import BackboneInfo, Conditioning, KeyValues, LayerAdapter, ReadOutput
+from memwrite.state import Tokens
+
+
+def read(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    prefilled: PrefillOutput | None = None,
+) -> ReadOutput:
+    """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
+    conditioning = _without_empty_prefix(conditioning)
+    packed, order = query.flat().pack()
+    copies = _copies(query)
+    _warn_beyond_window(backbone, conditioning, packed.ids.shape[1])
+    corrections = _rows(conditioning, copies)
+    embeddings = backbone.embed(packed.ids)
+    if backbone.supports_cache:
+        done = prefilled or prefill(backbone, conditioning)
+        past, first = done.key_values, done.first_logits
+        if not packed.ids.shape[1]:
+            none = backbone.logits(embeddings)
+            return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), first)
+        past = None if past is None else past.rows(copies)
+        hidden = backbone.forward(embeddings, past=past, corrections=corrections).hidden
+    else:
+        hidden, first = _unrolled(backbone, conditioning, embeddings, copies)
+    logits = backbone.logits(hidden) * packed.mask[..., None]
+    full = logits.new_zeros(*query.flat().ids.shape, logits.shape[-1])
+    full = full.scatter(1, order[..., None].expand_as(logits), logits)
+    return ReadOutput(full.reshape(*query.ids.shape, logits.shape[-1]), first)
+
+
+def generate(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    options: Mapping[str, Any],
+    prefilled: PrefillOutput | None = None,
+) -> Tensor:
+    """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
+    conditioning = _without_empty_prefix(conditioning)
+    with evaluating(backbone.model):
+        past = (prefilled or prefill(backbone, conditioning)).key_values
+        return _generate(backbone, conditioning, query, options, past)
+
+
+def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
+    """See that what a memory brings is of the model's sizes, whatever a state file said.
+
+    Raises:
+        InputError: it is not.
+    """
+    prefix, past = conditioning.prefix, conditioning.key_values
+    if prefix is not None and prefix.shape[-1] != info.hidden_size:
+        raise InputError(
+            f"this memory is of vectors of {prefix.shape[-1]} numbers, but the model's have {info.hidden_size}: "
+            f"it was written for another model"
+        )
+    if past is None:
+        return
+    keys, values = tuple(past.keys.shape[1:]), tuple(past.values.shape[1:])
+    fitting = (info.layers, info.kv_heads, past.mask.shape[1], info.head_dim)
+    if not keys == values == fitting:
+        raise InputError(
+            f"this memory's keys are {keys} and its values {values}, but both should be {fitting} (layers, heads, "
+            f"slots, width): it was written for another model"
+        )
+    if (past.next_position < 0).any():
+        raise InputError("this memory's next position is negative")
+
+
+def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
+    """A prefix of no vectors has no last position to predict from, and is none."""
+    prefix = conditioning.prefix
+    return conditioning if prefix is None or prefix.shape[1] else replace(conditioning, prefix=None)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout and gradient checkpointing, which drops the cache that generation lives on."""
+    training = model.training
+    if training:
+        model.eval()
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+
+
+def _generate(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    options: Mapping[str, Any],
+    past: KeyValues | None,
+) -> Tensor:
+    packed, copies = query.flat().packed(), _copies(query)
+    corrections = conditioning.corrections or {}
+    end = backbone.info.eos_id
+    found: dict[int, Tensor] = {}
+    for length, group in _groups(backbone, past, packed, copies):
+        rows = copies[group]
+        new = continue_rows(
+            backbone,
+            packed.ids[group, :length],
+            _past(backbone, past, rows),
+            None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
+            {layer: c.rows(rows) for layer, c in corrections.items()},
+            options,
+        )
+        found |= zip(group, new.chunk(len(group)), strict=True)
+    width = max(new.shape[1] for new in found.values())
+    return torch.cat(
+        [F.pad(found[row], (0, width - found[row].shape[1]), value=end) for row in sorted(found)]
+    )
+
+
+def _groups(
+    backbone: TransformersBackbone, past: KeyValues | None, packed: Tokens, copies: Tensor
+) -> list[tuple[int, list[int]]]:
+    """The length of each group of rows, and its rows.
+
+    Rows of one length at a time, so that no padding comes between a memory and its continuation; under a sliding
+    window, rows of one past besides, so that no padding is in it.
+    """
+    lengths = packed.lengths.tolist()
+    pasts = [0] * len(lengths)
+    if past is not None and backbone.windows.size is not None:
+        pasts = past.mask.sum(1)[copies].tolist()
+    groups: dict[tuple[int, int], list[int]] = {}
+    for row, key in enumerate(zip(lengths, pasts, strict=True)):
+        groups.setdefault(key, []).append(row)
+    return [(length, rows) for (length, _), rows in sorted(groups.items())]
+
+
+def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) -> KeyValues | None:
+    if past is None:
+        return None
+    past = past.rows(rows)
+    return past if backbone.windows.size is None else without_holes(past)
+
+
+def continue_rows(
+    backbone: TransformersBackbone,
+    ids: Tensor,
+    past: KeyValues | None,
+    last: Tensor | None,
+    corrections: Mapping[int, LayerAdapter],
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix.
+
+    Raises:
+        InputError: the model has no position left, or fewer than one token is wanted.
+    """
+    info = backbone.info
+    if ids.shape[1]:
+        last = None
+    elif last is not None and past is not None:
+        past, last = past.drop_last(), last.to(info.dtype)
+    else:
+        # Nothing to predict from: open a text.
+        ids = ids.new_full((ids.shape[0], 1), info.bos_id)
+    used = (ids.shape[1] or 1) + (0 if past is None else int(past.next_position.max()))
+    room = info.positions - used
+    if room < 1:
+        raise InputError(f"memory and query fill all {info.positions} positions of the model")
+    wanted = options.get("max_new_tokens")
+    wanted = room if wanted is None else int(wanted)
+    if wanted < 1:
+        raise InputError(f"max_new_tokens must be at least 1, got {wanted}")
+    new = backbone.generate(
+        ids,
+        past=past,
+        last=last,
+        corrections=corrections or None,
+        options={"do_sample": False, **options, "max_new_tokens": min(wanted, room)},
+    )
+    if past is not None:
+        backbone.windows.warn_beyond(used + new.shape[1] - 1)
+    return new
+
+
+def _warn_beyond_window(
+    backbone: TransformersBackbone, conditioning: Conditioning, length: int
+) -> None:
+    if backbone.windows.size is None:
+        return
+    past, prefix = conditioning.key_values, conditioning.prefix
+    memory = 0 if prefix is None else prefix.shape[1]
+    if past is not None and past.mask.any():
+        memory += int(past.mask.sum(1).max())
+    if memory:
+        backbone.windows.warn_beyond(memory + length)
+
+
+def _copies(query: Tokens) -> Tensor:
+    """For each flat query the row of its state."""
+    rows = torch.arange(query.ids.shape[0], device=query.ids.device)
+    return rows if query.ids.ndim == 2 else rows.repeat_interleave(query.ids.shape[1])
+
+
+def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, LayerAdapter] | None:
+    if not conditioning.corrections:
+        return None
+    return {layer: c.rows(copies) for layer, c in conditioning.corrections.items()}
+
+
+def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> PrefillOutput:
+    """Keys and values of the whole memory, and the logits at its last position."""
+    conditioning = _without_empty_prefix(conditioning)
+    if conditioning.prefix is None:
+        return PrefillOutput(conditioning.key_values, None)
+    done = backbone.forward(
+        conditioning.prefix,
+        past=conditioning.key_values,
+        corrections=conditioning.corrections,
+        use_cache=True,
+    )
+    return PrefillOutput(done.key_values, backbone.logits(done.hidden[:, -1]))
+
+
+def _unrolled(
+    backbone: TransformersBackbone, conditioning: Conditioning, embeddings: Tensor, copies: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """The naive run, which gradient checkpointing needs: every query behind its own copy of the prefix."""
+    prefix, corrections = conditioning.prefix, _rows(conditioning, copies)
+    past = conditioning.key_values
+    if prefix is None:
+        return backbone.forward(embeddings, past=past, corrections=corrections).hidden, None
+    inputs = torch.cat([prefix[copies].to(embeddings.dtype), embeddings], 1)
+    hidden = backbone.forward(inputs, past=past, corrections=corrections).hidden
+    slots = prefix.shape[1]
+    firsts = hidden[:: len(copies) // prefix.shape[0], slots - 1]
+    return hidden[:, slots:], backbone.logits(firsts)

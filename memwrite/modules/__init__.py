@@ -1,0 +1,1 @@
+"""Modules that writers and readers share."""

@@ -1,0 +1,31 @@
+"""What plugins declare, and the table of those that are installed."""
+
+from memwrite.plugins.declarations import (
+    API,
+    Capabilities,
+    Exported,
+    Imported,
+    ImporterPlugin,
+    Plugin,
+    ReaderPlugin,
+    TaskPlugin,
+    WriterPlugin,
+    hookimpl,
+)
+from memwrite.plugins.registry import Registry, register, registry
+
+__all__ = [
+    "API",
+    "Capabilities",
+    "Exported",
+    "Imported",
+    "ImporterPlugin",
+    "Plugin",
+    "ReaderPlugin",
+    "Registry",
+    "TaskPlugin",
+    "WriterPlugin",
+    "hookimpl",
+    "register",
+    "registry",
+]

@@ -1,0 +1,74 @@
+"""Built-in readers: states that are a prefix, and states that are keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from memwrite.plugins import ReaderPlugin, hookimpl
+from memwrite.protocols import Backbone, Conditioning, KeyValues
+from memwrite.state import MemoryState, StateSpec
+
+
+@dataclass(frozen=True)
+class NoParams:
+    """These readers have nothing to set."""
+
+
+class PrefixReader(nn.Module):
+    """Prepends a `prefix` state's `memory` (M, D) to the query, as embeddings."""
+
+    accepts = frozenset({"prefix"})
+
+    def __init__(self, config: NoParams, backbone: Backbone, spec: StateSpec) -> None:
+        super().__init__()
+
+    def condition(self, state: MemoryState, /) -> Conditioning:
+        """The memory, as it is."""
+        return Conditioning(prefix=state["memory"])
+
+
+class KeyValueReader(nn.Module):
+    """Lets the query attend to a `keyvalue` state as to its own past."""
+
+    accepts = frozenset({"keyvalue"})
+
+    def __init__(self, config: NoParams, backbone: Backbone, spec: StateSpec) -> None:
+        super().__init__()
+
+    def condition(self, state: MemoryState, /) -> Conditioning:
+        """The keys and values, as they are."""
+        return Conditioning(
+            key_values=KeyValues(
+                state["keys"],
+                state["values"],
+                state["mask"],
+                state["next_position"],
+                state.tensors.get("bias"),
+            )
+        )
+
+
+@hookimpl
+def memwrite_readers() -> Sequence[ReaderPlugin]:
+    """The prefix and the key-value reader."""
+    return [
+        ReaderPlugin(
+            api=2,
+            name="prefix",
+            summary="memory vectors before the query, as embeddings",
+            config=NoParams,
+            build=PrefixReader,
+            accepts=PrefixReader.accepts,
+        ),
+        ReaderPlugin(
+            api=2,
+            name="key-value",
+            summary="keys and values that every layer attends to",
+            config=NoParams,
+            build=KeyValueReader,
+            accepts=KeyValueReader.accepts,
+        ),
+    ]

@@ -1,0 +1,273 @@
+"""What a plugin declares, and the hooks through which it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pluggy
+from torch import Tensor
+
+from memwrite.backbones.tokenizers import Tokenizer
+from memwrite.config import Config
+from memwrite.protocols import Backbone, Reader, Writer
+from memwrite.state import StateKind, StateSpec
+from memwrite.tasks.base import Task
+
+#: The entry-point group, and the name of the hooks.
+GROUP = "memwrite"
+#: The version of this plugin API. It changes only when an old plugin would break.
+API = 2
+
+hookspec = pluggy.HookspecMarker(GROUP)
+hookimpl = pluggy.HookimplMarker(GROUP)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plugin:
+    """What every declaration says.
+
+    Attributes:
+        role: "writer", "reader", "task" or "importer".
+        api: version of the plugin API that it was written for, a literal.
+        name: what configs call it.
+        summary: one line for `memwrite plugins`.
+    """
+
+    role: ClassVar[str]
+
+    api: Literal[2]
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """Promises of a writer beyond those that bind every writer; each is held to by the law of its name.
+
+    Attributes:
+        streaming: a context may come in pieces, and no piece wipes out an earlier one.
+        chunk_exact: cut anywhere, a context leaves the state that it leaves as a whole.
+        differentiable: gradients through WRITE and READ are those of finite differences.
+        order_free: contexts may come in any order.
+        mergeable: two states can be made one, see `MergingWriter`.
+        online: what is read while it is written is the same however the text comes in, see `OnlineWriter`.
+    """
+
+    streaming: bool = False
+    chunk_exact: bool = False
+    differentiable: bool = False
+    order_free: bool = False
+    mergeable: bool = False
+    online: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterPlugin(Plugin):
+    """Declares a writer.
+
+    Attributes:
+        config: a module-level frozen dataclass; its `__post_init__` validates.
+        build: makes the writer, an nn.Module, from a config and the backbone.
+        emits: the kind of its states.
+        capabilities: promises beyond those that bind everyone.
+        gaps: laws of memwrite-specs that it is known to break, each with the reason.
+        steps: the parameter that counts the steps of a write (K); None where it has none.
+        slots: the parameter that counts the slots of a state; None where it has none.
+    """
+
+    role: ClassVar[str] = "writer"
+
+    config: type[Any]
+    build: Callable[[Any, Backbone], Writer]
+    emits: str
+    capabilities: Capabilities = Capabilities()
+    gaps: Mapping[str, str] = field(default_factory=dict)
+    steps: str | None = None
+    slots: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderPlugin(Plugin):
+    """Declares a reader.
+
+    Attributes:
+        config: a module-level frozen dataclass; its `__post_init__` validates.
+        build: makes the reader, an nn.Module, from a config, the backbone and the spec of the states.
+        accepts: the kinds of state that it reads; "recall" stands for every kind that has a recall.
+        gaps: laws of memwrite-specs that it is known to break, each with the reason.
+    """
+
+    role: ClassVar[str] = "reader"
+
+    config: type[Any]
+    build: Callable[[Any, Backbone, StateSpec], Reader]
+    accepts: frozenset[str]
+    gaps: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an importer makes of a folder.
+
+    Attributes:
+        config: as `Memory.from_config` takes it.
+        weights: of the whole memory by their names in its `state_dict`; tied ones may be named once.
+    """
+
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an exporter is given: the mirror of `Imported`.
+
+    Attributes:
+        config: of the memory.
+        weights: its whole `state_dict`.
+        spec: of its states.
+        backbone: the language model, for the sizes of its projections.
+    """
+
+    config: Config
+    weights: Mapping[str, Tensor]
+    spec: StateSpec
+    backbone: Backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImporterPlugin(Plugin):
+    """Declares an importer of weights that others have released.
+
+    Attributes:
+        load: makes a memory's config and weights of a folder and, where that is needed, of a second folder with
+            the language model's configuration and tokenizer.
+        save: writes a memory as such a folder; None where that cannot be done.
+    """
+
+    role: ClassVar[str] = "importer"
+
+    load: Callable[[Path, Path | None], Imported]
+    save: Callable[[Exported, Path], None] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskPlugin(Plugin):
+    """Declares a task to train on and to be evaluated on.
+
+    Attributes:
+        config: a module-level frozen dataclass; its `__post_init__` validates.
+        build: makes the task from a config and the backbone's tokenizer.
+    """
+
+    role: ClassVar[str] = "task"
+
+    config: type[Any]
+    build: Callable[[Any, Tokenizer], Task]
+
+
+class Hooks:
+    """The hooks that a plugin module may implement, each marked with `hookimpl`."""
+
+    @hookspec
+    def memwrite_writers(self) -> Sequence[WriterPlugin]:
+        """The writers this distribution provides.
+
+        Example:
+            @hookimpl
+            def memwrite_writers():
+                return [
+                    WriterPlugin(
+                        api=2, name="my-writer", summary="sums of embeddings", config=MyConfig,
+                        build=MyWriter, emits="prefix", slots="slots",
+                        capabilities=Capabilities(streaming=True, differentiable=True),
+                    )
+                ]
+        """
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_readers(self) -> Sequence[ReaderPlugin]:
+        """The readers this distribution provides.
+
+        Example:
+            @hookimpl
+            def memwrite_readers():
+                return [
+                    ReaderPlugin(
+                        api=2, name="my-reader", summary="scales a prefix", config=MyConfig,
+                        build=MyReader, accepts=frozenset({"prefix"}),
+                    )
+                ]
+        """
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_kinds(self) -> Sequence[StateKind]:
+        """The kinds of state that this distribution's writers and readers agree on.
+
+        Example:
+            @hookimpl
+            def memwrite_kinds():
+                def recall(tensors, queries):
+                    weights = torch.linalg.solve(tensors["G"], queries.transpose(1, 2).mT)
+                    return (tensors["H"].mT @ weights).mT.transpose(1, 2)
+
+                return [
+                    StateKind(
+                        "gram", {"G": "L H Dk Dk", "H": "L H Dk Dv"}, recall=recall,
+                        summary="a ridge regression per layer and head",
+                    )
+                ]
+        """
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_importers(self) -> Sequence[ImporterPlugin]:
+        """The importers this distribution provides.
+
+        Example:
+            @hookimpl
+            def memwrite_importers():
+                return [
+                    ImporterPlugin(
+                        api=2, name="theirs", summary="checkpoints of their scripts", load=load
+                    )
+                ]
+        """
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_tasks(self) -> Sequence[TaskPlugin]:
+        """The tasks this distribution provides.
+
+        Example:
+            @hookimpl
+            def memwrite_tasks():
+                return [
+                    TaskPlugin(
+                        api=2, name="my-task", summary="questions on my texts", config=MyTaskConfig,
+                        build=MyTask,
+                    )
+                ]
+        """
+        raise AssertionError("hook specifications are never called")
+
+    @hookspec
+    def memwrite_laws(self) -> Sequence[Any]:
+        """The laws, of memwrite-specs, that this distribution adds to those that bind every pair.
+
+        Example:
+            @law(binds=lambda case: None if case.pair.writer.name == "my-writer" else "it is my writer's")
+            def half_life(case):
+                '''What was written long ago counts for less than what was written last.'''
+                ...
+
+            @hookimpl
+            def memwrite_laws():
+                return [half_life]
+        """
+        raise AssertionError("hook specifications are never called")

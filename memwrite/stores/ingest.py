@@ -1,0 +1,206 @@
+"""Thousands of documents into a store: batched by length, resumable, in one process or several.
+
+Which documents share a batch depends on the file and the batch size alone, not on what is done already or on how many
+processes work: so a run that was killed, and any number of processes, end with the same states.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from memwrite.errors import ConfigError, DivergenceError, InputError
+from memwrite.memory import Memory
+from memwrite.state import MemoryState
+from memwrite.stores.documents import Document, Skipped, count_lines, read_documents
+from memwrite.stores.store import Store, provenance_of
+from memwrite.utils.cpu import tuned_cpu
+
+#: Documents that are sorted by length together.
+WINDOW = 1024
+#: Of text, padded, in one batch.
+MOST_BYTES = 1 << 16
+
+
+@dataclass
+class Tally:
+    """What became of the documents.
+
+    Attributes:
+        written: how many were written now.
+        already: how many the store had, from the same text by the same writer.
+        skipped: lines that are in the store no more than before, with reasons.
+    """
+
+    written: int = 0
+    already: int = 0
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def add(self, other: Tally) -> None:
+        """Count what another process did as well."""
+        self.written += other.written
+        self.already += other.already
+        self.skipped = sorted([*self.skipped, *other.skipped], key=lambda line: line.line)
+
+
+@tuned_cpu()
+def write_documents(
+    memory: Memory,
+    path: Path,
+    store: Store,
+    batch_size: int = 64,
+    lifetime: timedelta | None = None,
+) -> Tally:
+    """Write every document of a JSONL file into the store, but for those that are there.
+
+    Under torchrun each process takes its share, and each returns the tally of all. From here on the process keeps
+    freed memory for itself, see `tuned_cpu`.
+
+    Args:
+        memory: that writes.
+        path: of the file, see `read_documents`.
+        store: where each state goes under its document's id; a batch at a time, all or nothing.
+        batch_size: documents, at most, that are written together. The states do not depend on it, but for
+            rounding in the last digits.
+        lifetime: of what is written; by default it stays.
+
+    Raises:
+        InputError: the file cannot be read or holds no document.
+        ConfigError: the writer's states grow with their texts.
+        StorageError: the store cannot be used.
+    """
+    if not memory.writer.spec.bounded:
+        raise ConfigError(
+            f"the states of writer '{memory.config.writer.name}' grow with their texts: a store keeps those that do not"
+        )
+    # The first process to be done waits for the last one.
+    processes = PartialState(
+        cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
+    )
+    work = _Work(memory, store, lifetime, provenance_of(memory, memory.writer.init(1)).digest)
+    first = processes.is_main_process
+    with tqdm(total=count_lines(path), unit="doc", disable=None if first else True) as bar:
+        turn = 0
+        for documents, skipped in _windows(read_documents(path)):
+            if first:
+                work.tally.skipped += skipped
+            done = work.done(documents)
+            bar.update(len(skipped))
+            for batch in plan(documents, batch_size):
+                if turn % processes.num_processes == processes.process_index:
+                    work.write(batch, done)
+                turn += 1
+                bar.update(len(batch))
+    if not turn:
+        raise InputError(f'\'{path}\' holds no document, as in {{"id": "...", "text": "..."}}')
+    return _together(work.tally, processes)
+
+
+def plan(documents: Sequence[Document], batch_size: int) -> Iterator[list[Document]]:
+    """Batches of documents of like length, shortest first, each document in one."""
+    batch: list[Document] = []
+    for document in sorted(documents, key=lambda d: (len(d.text.encode()), d.line)):
+        width = len(document.text.encode())
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * width > MOST_BYTES):
+            yield batch
+            batch = []
+        batch.append(document)
+    if batch:
+        yield batch
+
+
+@dataclass
+class _Work:
+    memory: Memory
+    store: Store
+    lifetime: timedelta | None
+    recipe: str
+    tally: Tally = field(default_factory=Tally)
+
+    def done(self, documents: Sequence[Document]) -> set[str]:
+        """Keys of those whose text this writer has written into the store."""
+        known = self.store.find([document.key for document in documents])
+        return {
+            d.key
+            for d in documents
+            if d.key in known
+            and (known[d.key].recipe, known[d.key].source) == (self.recipe, d.digest)
+        }
+
+    def write(self, batch: Sequence[Document], done: set[str]) -> None:
+        """Write a batch whole, so that it is rounded as it always is, and keep what the store has not."""
+        self.tally.already += sum(document.key in done for document in batch)
+        if all(document.key in done for document in batch):
+            return
+        for documents, state in self._states(batch):
+            new = [row for row, document in enumerate(documents) if document.key not in done]
+            self.store.put_rows(
+                [documents[row].key for row in new],
+                self.memory,
+                state.rows(torch.tensor(new, dtype=torch.int64)),
+                sources=[documents[row].text for row in new],
+                lifetime=self.lifetime,
+            )
+            self.tally.written += len(new)
+
+    def _states(
+        self, batch: Sequence[Document]
+    ) -> Iterator[tuple[Sequence[Document], MemoryState]]:
+        """What writing makes of a batch; documents that cannot be read or diverge are told and left out."""
+        if not batch:
+            return
+        try:
+            written = self.memory.write([document.text for document in batch])
+        except InputError:
+            readable = [document for document in batch if self._readable(document)]
+            if len(readable) == len(batch):
+                raise
+            yield from self._states(readable)
+        except DivergenceError as error:
+            if len(batch) == 1:
+                self._skip(batch[0], error)
+                return
+            wrong = set(error.rows or range(len(batch)))
+            yield from chain.from_iterable(self._states([batch[row]]) for row in sorted(wrong))
+            yield from self._states([d for row, d in enumerate(batch) if row not in wrong])
+        else:
+            yield batch, written.state.to("cpu")
+
+    def _readable(self, document: Document) -> bool:
+        try:
+            self.memory.encode(document.text)
+        except InputError as error:
+            self._skip(document, error)
+            return False
+        return True
+
+    def _skip(self, document: Document, error: Exception) -> None:
+        self.tally.skipped.append(Skipped(document.line, str(error)))
+
+
+def _windows(
+    lines: Iterable[Document | Skipped],
+) -> Iterator[tuple[list[Document], list[Skipped]]]:
+    lines = iter(lines)
+    while window := list(islice(lines, WINDOW)):
+        yield (
+            [line for line in window if isinstance(line, Document)],
+            [line for line in window if isinstance(line, Skipped)],
+        )
+
+
+def _together(tally: Tally, processes: PartialState) -> Tally:
+    if processes.num_processes == 1:
+        return tally
+    every = Tally()
+    for one in gather_object([tally]):
+        every.add(one)
+    return every

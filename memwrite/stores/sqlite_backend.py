@@ -1,0 +1,230 @@
+"""The default place: one SQLite file, which any number of processes and threads may use at once."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from threading import Lock
+
+from memwrite.errors import StorageError
+from memwrite.stores.record import Entry, entry_of, stamp
+
+#: "MemW", by which SQLite files of ours are told from others'.
+APPLICATION = 0x4D656D57
+VERSION = 1
+_PATIENCE = 60.0
+_AT_ONCE = 500
+_SCHEMA = {
+    "memories": """CREATE TABLE memories (
+        key TEXT PRIMARY KEY, recipe TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, source TEXT,
+        data BLOB NOT NULL
+    ) STRICT""",
+    "recipes": "CREATE TABLE recipes (digest TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT",
+    "expiring": "CREATE INDEX expiring ON memories (expires) WHERE expires IS NOT NULL",
+}
+_ENTRY = "SELECT key, recipe, created, expires, source, length(data) AS nbytes FROM memories"
+
+
+class SqliteBackend:
+    """See `StoreBackend`. A write-ahead log, synchronised with the disk before a write is acknowledged.
+
+    A file that may not be written, or lies in a folder or on a disk that may not, can be read.
+
+    Args:
+        path: of the file; made if it is not there.
+
+    Raises:
+        StorageError: it is another kind of file, or cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+        self._lock = Lock()
+        self._process = 0
+        self._connection: sqlite3.Connection | None = None
+        self._frozen = False
+        with self._reading():
+            pass
+
+    def put(
+        self, recipes: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
+    ) -> None:
+        """All of them or none."""
+        rows = [
+            (e.key, e.recipe, stamp(e.created), e.expires and stamp(e.expires), e.source, data)
+            for e, data in records
+        ]
+        with self._transaction() as connection:
+            connection.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes)
+            connection.executemany(
+                "INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", rows
+            )
+
+    def get(self, key: str) -> bytes | None:
+        """The record of a key."""
+        return self._one("SELECT data FROM memories WHERE key = ?", key)
+
+    def recipe(self, digest: str) -> bytes | None:
+        """A recipe."""
+        return self._one("SELECT data FROM recipes WHERE digest = ?", digest)
+
+    def find(self, keys: Sequence[str]) -> dict[str, Entry]:
+        """Those of the keys that are there."""
+        found: dict[str, Entry] = {}
+        for start in range(0, len(keys), _AT_ONCE):
+            some = keys[start : start + _AT_ONCE]
+            marks = ", ".join("?" * len(some))
+            with self._reading() as connection:
+                rows = connection.execute(f"{_ENTRY} WHERE key IN ({marks})", some).fetchall()
+            found |= {row["key"]: self._entry(row) for row in rows}
+        return found
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """A page at a time, so that nobody waits for whoever reads a long list."""
+        last, strictly = prefix, ">="
+        while True:
+            query = f"{_ENTRY} WHERE key {strictly} ? ORDER BY key LIMIT ?"
+            with self._reading() as connection:
+                rows = connection.execute(query, (last, _AT_ONCE)).fetchall()
+            for row in rows:
+                if not row["key"].startswith(prefix):
+                    return
+                yield self._entry(row)
+            if len(rows) < _AT_ONCE:
+                return
+            last, strictly = rows[-1]["key"], ">"
+
+    def delete(self, keys: Sequence[str]) -> int:
+        """Their pages are overwritten with zeros, in the log too."""
+        with self._transaction() as connection:
+            rows = [(key,) for key in keys]
+            gone = connection.executemany("DELETE FROM memories WHERE key = ?", rows).rowcount
+        self._forget()
+        return gone
+
+    def expire(self, now: datetime) -> int:
+        """As `delete`."""
+        with self._transaction() as connection:
+            query = "DELETE FROM memories WHERE expires <= ?"
+            gone = connection.execute(query, (stamp(now),)).rowcount
+        self._forget()
+        return gone
+
+    def size(self) -> tuple[int, int]:
+        """The number of records and of their bytes."""
+        query = "SELECT count(*), coalesce(sum(length(data)), 0) FROM memories"
+        with self._reading() as connection:
+            count, nbytes = connection.execute(query).fetchone()
+        return count, nbytes
+
+    def close(self) -> None:
+        """Let go of the file."""
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def _one(self, query: str, name: str) -> bytes | None:
+        with self._reading() as connection:
+            row = connection.execute(query, (name,)).fetchone()
+        return None if row is None else bytes(row[0])
+
+    def _entry(self, row: sqlite3.Row) -> Entry:
+        return entry_of(dict(row), row["nbytes"], f"{self.name}: {row['key']}")
+
+    def _forget(self) -> None:
+        # Until then the log may hold pages as they were; a busy reader puts it off to the next checkpoint.
+        with self._reading() as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._lock:
+                yield self._open()
+        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+            raise StorageError(f"the store '{self.name}' cannot be used: {error}") from None
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._reading() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def _open(self) -> sqlite3.Connection:
+        # SQLite's connections must not be used across a fork.
+        if (
+            self._connection is None
+            or self._process != os.getpid()
+            or (self._frozen and self._log.exists())
+        ):
+            self._connection, self._process = self._connected(), os.getpid()
+        return self._connection
+
+    @property
+    def _log(self) -> Path:
+        return self._path.with_name(f"{self._path.name}-wal")
+
+    def _connected(self) -> sqlite3.Connection:
+        options, self._frozen = "", False
+        if self._path.exists() and not all(
+            os.access(place, os.W_OK) for place in (self._path, self._path.parent)
+        ):
+            # Where no log can be made beside it; unless somebody has one, nobody is writing.
+            self._frozen = not self._log.exists()
+            options = "?immutable=1" if self._frozen else "?mode=ro"
+        connection = sqlite3.connect(
+            self._path.absolute().as_uri() + options,
+            timeout=_PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+            uri=True,
+        )
+        try:
+            connection.row_factory = sqlite3.Row
+            # A schema may come from a stranger.
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA cell_size_check = ON")
+            self._prepare(connection)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA secure_delete = ON")
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _prepare(self, connection: sqlite3.Connection) -> None:
+        """Make the tables of a new file; take an old one only if it has these and no others."""
+        if not _schema(connection):
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("BEGIN IMMEDIATE")
+            if not _schema(connection):
+                connection.execute(f"PRAGMA application_id = {APPLICATION}")
+                connection.execute(f"PRAGMA user_version = {VERSION}")
+                for statement in _SCHEMA.values():
+                    connection.execute(statement)
+            connection.execute("COMMIT")
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if application != APPLICATION or _schema(connection) != _SCHEMA:
+            raise StorageError(f"'{self.name}' is a database, but not a store of memories")
+        if version != VERSION:
+            raise StorageError(
+                f"'{self.name}' is a store of version {version}, but this memwrite reads {VERSION}"
+            )
+
+
+def _schema(connection: sqlite3.Connection) -> dict[str, str]:
+    rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
+    return {row["name"]: row["sql"] for row in rows.fetchall()}

@@ -1,0 +1,161 @@
+"""δ-mem's own adapter folders (github.com/declare-lab/delta-Mem): `delta_mem_config.json`, `delta_mem_adapter.pt`."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from memwrite.checkpoints.imported import read_json
+from memwrite.config import part_config
+from memwrite.errors import ConfigError, StorageError
+from memwrite.plugins import Exported, Imported, registry
+from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite_delta.config import DeltaConfig
+from memwrite_delta.delta_mem_fields import PROJECTIONS, complete, from_params, to_params
+
+CONFIG_FILE, WEIGHTS_FILE = "delta_mem_config.json", "delta_mem_adapter.pt"
+
+_WRITER = {
+    "memory_k_proj": "key.weight",
+    "memory_v_proj": "value.weight",
+    "beta_proj": "beta.weight",
+    "beta_bias": "beta.bias",
+    "lambda_proj": "keep.weight",
+    "lambda_bias": "keep.bias",
+}
+_READER = {
+    "memory_q_proj": "query",
+    "delta_o_rmsnorm_weight": "o_norm",
+    "delta_scale_raw": "scale",
+    **{f"delta_{name}_proj": f"delta.{name}" for name in PROJECTIONS},
+}
+_OURS = {**_WRITER, **_READER}
+_NAME = re.compile(r"(?:model\.)+layers\.(\d+)\.self_attn\.(\w+)")
+
+
+def load(folder: Path, base: Path | None) -> Imported:
+    """An adapter folder, for the language model in `base`.
+
+    Raises:
+        StorageError: a file is missing or damaged, or holds what is no adapter's weight.
+        ConfigError: a field is unknown, or has a value that cannot be done; or `base` is missing.
+    """
+    if base is None:
+        raise ConfigError(
+            f"'{folder}' is an adapter: name the folder of its language model with --base"
+        )
+    said = complete(read_json(folder / CONFIG_FILE), str(folder))
+    writer, reader = to_params(said)
+    config = {
+        "backbone": {"path": str(base)},
+        "writer": {"name": "delta", "params": writer},
+        "reader": {"name": "lora", "params": reader},
+    }
+    return Imported(config, _renamed(_weights(folder / WEIGHTS_FILE), said, folder))
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged or hostile file makes torch raise errors of every kind
+        raise StorageError(f"'{path}' is damaged, or holds more than tensors: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+        raise StorageError(f"'{path}' should hold tensors by name")
+    return found
+
+
+def renamed(official: str, tensor: Tensor, said: Mapping[str, Any]) -> tuple[str, Tensor] | None:
+    """A weight of an adapter with the complete fields `said`, by its name in a Memory's `state_dict`.
+
+    None for a weight that is never used: the format has maps for all projections.
+
+    Raises:
+        KeyError: no adapter has such a weight.
+    """
+    match = _NAME.fullmatch(official)
+    if match is None:
+        raise KeyError(official)
+    own, active = match[2], [name for name in PROJECTIONS if name in said["delta_heads"]]
+    idle = {f"delta_{name}_proj" for name in PROJECTIONS if name not in active}
+    if "o" not in active:
+        idle.add("delta_o_rmsnorm_weight")
+    if said["state_update_mode"] == "no_lambda":
+        idle |= {"lambda_proj", "lambda_bias"}
+    if own in idle:
+        return None
+    if own == "delta_scale_raw" and said["delta_scale_granularity"] == "head":
+        tensor = tensor[[PROJECTIONS.index(name) for name in active]]
+    part = "writer.cells" if own in _WRITER else "reader.layers"
+    return f"{part}.{match[1]}.{_OURS[own]}", tensor
+
+
+def _renamed(
+    weights: Mapping[str, Tensor], said: Mapping[str, Any], folder: Path
+) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        try:
+            ours = renamed(name, tensor, said)
+        except KeyError:
+            raise StorageError(
+                f"'{folder}' holds the weight '{name}', which no adapter has"
+            ) from None
+        if ours is not None:
+            found[ours[0]] = ours[1].float()
+    return found
+
+
+def save(memory: Exported, folder: Path) -> None:
+    """Write `memory`, of writer "delta" and reader "lora", as an adapter folder; its language model is not in it.
+
+    Raises:
+        ConfigError: it is another pair, or has settings that the format cannot say.
+        StorageError: the place cannot be written.
+    """
+    pair = memory.config.writer.name, memory.config.reader.name
+    if pair != ("delta", "lora"):
+        raise ConfigError(
+            f"an official adapter is writer delta with reader lora, not {pair[0]} with {pair[1]}"
+        )
+    writer = part_config(DeltaConfig, memory.config.writer.params, "writer.params")
+    kind = registry().reader("lora").config
+    said = from_params(writer, part_config(kind, memory.config.reader.params, "reader.params"))
+    buffer = io.BytesIO()
+    torch.save(_official(memory, said), buffer)
+    make_folder(folder)
+    write_bytes(folder / WEIGHTS_FILE, buffer.getvalue())
+    write_bytes(folder / CONFIG_FILE, json.dumps(said, indent=2).encode())
+
+
+def _official(memory: Exported, said: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The weights by their official names; the format has maps for all projections, in use or not."""
+    own = {name: tensor.detach().cpu().clone() for name, tensor in memory.weights.items()}
+    found = {}
+    for layer in memory.spec.layers:
+        weights = {
+            official: own[name]
+            for official, ours in _OURS.items()
+            for part in (f"writer.cells.{layer}", f"reader.layers.{layer}")
+            if (name := f"{part}.{ours}") in own
+        }
+        reads = said["rank"] * said["num_state_heads"]
+        for projection in PROJECTIONS:
+            width = memory.backbone.projection(layer, projection).shape[0]
+            weights.setdefault(f"delta_{projection}_proj", torch.zeros(width, reads))
+        if said["delta_scale_granularity"] == "head" and said["trainable_delta_scale"]:
+            raw = torch.zeros(len(PROJECTIONS))
+            active = [PROJECTIONS.index(name) for name in said["delta_heads"]]
+            raw[sorted(active)] = weights["delta_scale_raw"]
+            weights["delta_scale_raw"] = raw
+        for name, tensor in weights.items():
+            found[f"model.layers.{layer}.self_attn.{name}"] = tensor
+    return found

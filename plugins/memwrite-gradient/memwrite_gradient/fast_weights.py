@@ -1,0 +1,64 @@
+"""What a write descends: the slots and, per example, their projection."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from memwrite.modules.memory_tokens import learned
+from memwrite_gradient.config import GradientConfig
+
+
+class FastWeights(nn.Module):
+    """The learned start of the inner loop's variables, and what the model sees of them.
+
+    The variables are [slots (B, M, D)] or, where each example descends its own projection too,
+    [slots, W (B, D, D), b (B, D)].
+
+    Args:
+        config: its slots, init_std and projection.
+        width: D.
+        dtype: of the parameters.
+    """
+
+    def __init__(self, config: GradientConfig, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.slots = learned(config.slots, width, config.init_std, dtype)
+        self.projection: nn.Linear | None = None
+        self._own = config.projection == "per-example"
+        if config.projection != "none":
+            self.projection = nn.Linear(width, width, dtype=dtype)
+            nn.init.eye_(self.projection.weight)
+            nn.init.zeros_(self.projection.bias)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(R, D): the variables of one example as rows, see `pack`."""
+        slots, width = self.slots.shape
+        return slots + (width + 1 if self._own else 0), width
+
+    def start(self, rows: int) -> list[Tensor]:
+        """The variables of `rows` examples that have read nothing."""
+        start: list[Tensor] = [self.slots]
+        if self._own and self.projection is not None:
+            start += [self.projection.weight, self.projection.bias]
+        return [tensor.expand(rows, *tensor.shape).clone() for tensor in start]
+
+    def project(self, fast: list[Tensor]) -> Tensor:
+        """(B, M, D), the slots as the model sees them (GradMem, section 3)."""
+        if self._own:
+            slots, weight, bias = fast
+            return torch.baddbmm(bias[:, None], slots, weight.mT)
+        slots = fast[0]
+        return slots if self.projection is None else self.projection(slots)
+
+    def pack(self, fast: list[Tensor]) -> Tensor:
+        """The variables as rows (B, R, D): slots, then the rows of W, then b."""
+        return torch.cat([tensor if tensor.ndim == 3 else tensor[:, None] for tensor in fast], 1)
+
+    def unpack(self, packed: Tensor) -> list[Tensor]:
+        """The inverse of `pack`."""
+        if not self._own:
+            return [packed]
+        slots, width = self.slots.shape
+        return [packed[:, :slots], packed[:, slots : slots + width], packed[:, -1]]

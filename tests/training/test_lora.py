@@ -1,0 +1,120 @@
+"""Low-rank corrections of a backbone: nothing at first, merged in the end, differentiable twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import ragged
+import torch
+from support import MODELS
+from torch import nn
+
+from memwrite import Memory
+from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.projection_hooks import linear_layers
+from memwrite.config import BackboneConfig
+from memwrite.training import lora
+from memwrite.training.run import train
+
+IDS = torch.arange(12).reshape(2, 6)
+
+
+def built(family: str, dtype: str = "float64") -> tuple[nn.Module, BackboneConfig]:
+    config = BackboneConfig(
+        **MODELS[family], dtype=dtype, attention="eager", lora_rank=3, lora_alpha=5.0
+    )
+    return load_backbone(config).model, config
+
+
+def logits(model: nn.Module) -> torch.Tensor:
+    found: torch.Tensor = model(IDS).logits
+    return found
+
+
+def shaken(model: nn.Module) -> nn.Module:
+    """With every factor random."""
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_at_first_a_model_is_what_it_was(family: str, dtype: str) -> None:
+    """To the bit; and only the factors are trained, two for each linear layer of attention and MLP."""
+    model, config = built(family, dtype)
+    before, names = logits(model), [name for name, _ in model.named_modules()]
+    lora.attach(model, config, seed=0)
+    assert torch.equal(logits(model), before)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    per_layer = 4 if family == "gpt2" else 7
+    assert len(trained) == 2 * 2 * per_layer
+    assert all(name.endswith((".A", ".B")) for name in trained)
+    assert [name for name, _ in model.named_modules() if "parametrizations" not in name] == names
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_a_merged_model_is_an_ordinary_one_that_computes_the_same(family: str) -> None:
+    model, config = built(family)
+    plain, names = logits(model), list(model.state_dict())
+    lora.attach(model, config, seed=0)
+    before = logits(shaken(model))
+    assert not torch.allclose(before, plain, atol=1e-3)
+    lora.merge(model)
+    assert sorted(model.state_dict()) == sorted(names)
+    torch.testing.assert_close(logits(model), before, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_the_correction_has_that_rank_and_scale(family: str) -> None:
+    """W + α/r·BA, where B (out, r) and A (r, in), whichever way round the layer holds W."""
+    model, config = built(family)
+    layer = linear_layers(model)[0]
+    old = layer.weight.detach().clone()
+    lora.attach(model, config, seed=0)
+    shaken(model)
+    change = layer.weight.detach() - old
+    assert torch.linalg.matrix_rank(change) == 3
+    part = layer.parametrizations.weight[0]
+    expected = 5.0 / 3 * part.B @ part.A
+    torch.testing.assert_close(change.T if family == "gpt2" else change, expected)
+
+
+@pytest.mark.parametrize("family", sorted(MODELS))
+def test_second_derivatives_go_through_it(family: str) -> None:
+    """The gradient of a gradient's square by a factor is that of finite differences."""
+    model, config = built(family)
+    lora.attach(model, config, seed=0)
+    shaken(model)
+    factor = linear_layers(model)[1].parametrizations.weight[0].B
+    embeddings = model.get_input_embeddings()(IDS).detach().requires_grad_()
+
+    def steepness() -> torch.Tensor:
+        nll = model(inputs_embeds=embeddings).logits.logsumexp(-1).sum()
+        (gradient,) = torch.autograd.grad(nll, embeddings, create_graph=True)
+        return gradient.pow(2).sum()
+
+    (exact,) = torch.autograd.grad(steepness(), factor)
+    with torch.no_grad():
+        factor[0, 0] += 1e-5
+    up = steepness()
+    with torch.no_grad():
+        factor[0, 0] -= 2e-5
+    slope = float((up - steepness()).detach()) / 2e-5
+    assert float(exact[0, 0]) == pytest.approx(slope, rel=1e-2 if family == "llama" else 1e-5)
+
+
+def test_a_run_trained_by_lora_is_a_plain_model_folder(tmp_path: Path) -> None:
+    """Embeddings, norms and biases are those of the model it began with, and the other weights have moved."""
+    ragged.install()
+    config = ragged.described(tmp_path / "run", steps=2)
+    config["backbone"] |= {"trainable": False, "lora_rank": 2}
+    begun = Memory.from_config(config).model.state_dict()
+    out = train(config)
+    trained = Memory.from_config(out).model.state_dict()
+    assert begun.keys() == trained.keys()
+    moved = {name for name in begun if not torch.equal(begun[name], trained[name])}
+    assert moved == {n for n in begun if ".h." in n and n.endswith(".weight") and "ln_" not in n}
