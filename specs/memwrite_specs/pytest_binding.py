@@ -9,6 +9,7 @@ from typing import Any
 
 from memwrite.errors import IncompatiblePair, PluginNotFound, did_you_mean
 from memwrite.plugins import ReaderPlugin, WriterPlugin, registry
+from memwrite.plugins.registry import reads_kind
 from memwrite_specs.law import Law
 from memwrite_specs.laws import LAWS
 from memwrite_specs.pair import Pair
@@ -123,7 +124,7 @@ def bind(pair: Pair, gaps: Mapping[str, str] | None = None) -> list[BoundLaw]:
 
 def _writer_for(reader: ReaderPlugin) -> WriterPlugin:
     for kind, writer in WRITERS.items():
-        if kind in reader.accepts:
+        if reads_kind(reader.accepts, kind):
             return writer
     raise IncompatiblePair(
         f"reader '{reader.name}' reads {' or '.join(sorted(reader.accepts))} states, of which the kit has no writer: "
