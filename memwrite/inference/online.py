@@ -126,7 +126,13 @@ def run(
     }
     done = backbone.forward(embeddings, past=past, corrections=adapters, use_cache=use_cache)
     outputs = [a.output for a in adapters.values() if a.output is not None]
-    return OnlineOutput(done, _joined(outputs, state))
+    kept = done.key_values
+    if kept is not None:
+        # The backbone takes every slot for a real one.
+        seen = tokens.mask if past is None else torch.cat([past.mask, tokens.mask], 1)
+        begun = 0 if past is None else past.next_position
+        kept = replace(kept, mask=seen, next_position=begun + tokens.lengths)
+    return OnlineOutput(BackboneOutput(done.hidden, kept), _joined(outputs, state))
 
 
 def continue_text(
