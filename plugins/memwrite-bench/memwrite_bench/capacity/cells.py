@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from memwrite.config import part_config, to_dict
 from memwrite.errors import ConfigError, DivergenceError
-from memwrite.evaluation.capacity.cost import Cost, Seconds, cost
-from memwrite.evaluation.capacity.runs import Run
 from memwrite.evaluation.key_value import Evaluation, evaluate
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.scores import Scores
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.tasks.base import Example
+from memwrite_bench.capacity.cost import Cost, Seconds, cost
+from memwrite_bench.capacity.runs import Run
 
 Outcome = Literal["measured", "too long", "diverged"]
 

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from memwrite_bench.capacity.cells import Cell
+from memwrite_bench.capacity.cells import Result as Measured
+from memwrite_bench.capacity.cost import Cost, Seconds
+from memwrite_bench.capacity.runs import Run
+from memwrite_bench.cli import bench
 
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.config import Config, load_config
 from memwrite.evaluation import key_value as kv
-from memwrite.evaluation.capacity.cells import Cell
-from memwrite.evaluation.capacity.cells import Result as Measured
-from memwrite.evaluation.capacity.cost import Cost, Seconds
-from memwrite.evaluation.capacity.runs import Run
 from memwrite.evaluation.scores import Scores, wilson
 
 CONFIG: dict[str, Any] = {
@@ -48,7 +49,9 @@ def save(folder: Path, seed: int = 0, **parts: Any) -> Path:
 
 
 def call(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+    """Run a command line as `memwrite` does, whether or not this distribution is installed."""
+    group = type(main)("memwrite", commands={"bench": bench})
+    return CliRunner().invoke(group, [str(word) for word in words])
 
 
 def toy_runs(root: Path) -> list[Path]:

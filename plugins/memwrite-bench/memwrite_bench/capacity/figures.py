@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 from typing import Literal
 
-from memwrite.evaluation.capacity.cells import Result
-from memwrite.evaluation.capacity.cost import Cost
 from memwrite.evaluation.key_value import Evaluation
 from memwrite.evaluation.scores import wilson
+from memwrite_bench.capacity.cells import Result
+from memwrite_bench.capacity.cost import Cost
 
 #: What is told of each cell. Bits are per context; times are seconds, of one context and of a batch.
 FIGURES: Mapping[str, Callable[[Evaluation, Cost], float | None]] = {
