@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.backbones.tokenizers import LEARNT, Tokenizer, learnt_tokenizer, load_tokenizer
 from memwrite.config import Config, load_config, part_config
@@ -22,6 +20,10 @@ from memwrite.training.stages import Stage, naming, planned
 from memwrite.training.start import begin
 from memwrite.training.trainer import fit
 from memwrite.utils.cpu import tuned_cpu
+from memwrite.utils.extras import extra
+
+with extra("train"):
+    from accelerate import PartialState
 
 
 @tuned_cpu()
