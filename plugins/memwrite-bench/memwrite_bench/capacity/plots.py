@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 
-from memwrite.evaluation.capacity.figures import SHARES
-from memwrite.evaluation.capacity.summary import Group, Row
 from memwrite.evaluation.page import MUTED, label, plain
+from memwrite_bench.capacity.figures import SHARES
+from memwrite_bench.capacity.summary import Group, Row
 
 # Okabe and Ito's palette without its yellow, which is too pale for a line.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

@@ -1,6 +1,6 @@
 """The capacity report: what runs recall over N and K, what it costs, and how sure that is.
 
-from memwrite.evaluation.capacity import capacity
+from memwrite_bench.capacity import capacity
 report = capacity([Path("models/gradmem-kv-k1-0")], Path("runs/capacity"), pairs=[4, 8])
 report.save(Path("runs/capacity"))
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from memwrite.evaluation.capacity.grid import fill, plan
-from memwrite.evaluation.capacity.report import Report, make_report
-from memwrite.evaluation.capacity.runs import open_runs
 from memwrite.utils.cpu import tuned_cpu
+from memwrite_bench.capacity.grid import fill, plan
+from memwrite_bench.capacity.report import Report, make_report
+from memwrite_bench.capacity.runs import open_runs
 
 __all__ = ["SEEDS", "Report", "capacity"]
 

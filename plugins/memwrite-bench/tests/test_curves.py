@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memwrite_specs.capacity import (
+from memwrite_bench.curves import (
     Curve,
     Point,
     Rule,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from html.parser import HTMLParser
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,12 @@ from capacity_runs import (
     toy_runs,
 )
 from click.testing import Result
+from memwrite_bench.capacity import capacity, cells, cost, grid
+from memwrite_bench.capacity.cells import Result as Measured
+from memwrite_bench.capacity.grid import plan
+from memwrite_bench.capacity.report import Report, make_report
 
 from memwrite.config import to_dict
-from memwrite.evaluation.capacity import capacity, cells, cost, grid
-from memwrite.evaluation.capacity.cells import Result as Measured
-from memwrite.evaluation.capacity.grid import plan
-from memwrite.evaluation.capacity.report import Report, make_report
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +266,12 @@ def test_help_is_enough() -> None:
     text = call("bench", "capacity", "--help").output
     for word in ("--pairs", "--steps", "--seeds", "--contexts", "--device", "--json", "cells"):
         assert word in text
+
+
+def test_the_command_is_declared_as_an_entry_point() -> None:
+    """`memwrite bench` is found once this distribution is installed."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (point,) = project["entry-points"]["memwrite.commands"].items()
+    command = EntryPoint(*point, "memwrite.commands").load()
+    assert command.name == "bench"
+    assert list(command.commands) == ["capacity"]

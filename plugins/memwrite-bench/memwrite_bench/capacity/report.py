@@ -11,13 +11,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from memwrite.config import to_dict
-from memwrite.evaluation.capacity import plots, tables
-from memwrite.evaluation.capacity.cells import Cell, Result
-from memwrite.evaluation.capacity.runs import Run
-from memwrite.evaluation.capacity.summary import Group, summarise
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.page import embedded, png, render
 from memwrite.utils.atomic import write_bytes
+from memwrite_bench.capacity import plots, tables
+from memwrite_bench.capacity.cells import Cell, Result
+from memwrite_bench.capacity.runs import Run
+from memwrite_bench.capacity.summary import Group, summarise
 
 PAGE, DATA = "index.html", "report.json"
 
@@ -64,7 +64,7 @@ class Report:
             write_bytes(folder / f"{name}.png", image)
         write_bytes(folder / DATA, json.dumps(self.as_dict(), indent=1).encode())
         page = render(
-            Path(__file__).parents[1] / "capacity.html",
+            Path(__file__).with_name("capacity.html"),
             "memwrite capacity report",
             "72rem",
             report=self,

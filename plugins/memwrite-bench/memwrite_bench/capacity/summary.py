@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from memwrite.config import to_dict
-from memwrite.evaluation.capacity.cells import Cell, Result
-from memwrite.evaluation.capacity.figures import FIGURES, Spread, spread
-from memwrite.evaluation.capacity.runs import Run
+from memwrite_bench.capacity.cells import Cell, Result
+from memwrite_bench.capacity.figures import FIGURES, Spread, spread
+from memwrite_bench.capacity.runs import Run
 
 #: So many training seeds it takes to say that one group does better than another.
 ENOUGH = 3

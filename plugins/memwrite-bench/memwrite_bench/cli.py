@@ -71,8 +71,8 @@ def capacity(
     cells. The same command goes on with what is unfinished; started several times at once, its processes share
     the work, and each of them ends when all is done. A run that is trained again is measured again.
     """
-    from memwrite.evaluation.capacity import capacity as measure
     from memwrite.utils.progress import show_progress
+    from memwrite_bench.capacity import capacity as measure
 
     given = {"--pairs": pairs, "--steps": steps, "--seeds": seeds}
     words = ["memwrite", "bench", "capacity", *runs, "--out", out, "--contexts", str(contexts)]

@@ -9,15 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from memwrite_bench.capacity.cells import Cell
+from memwrite_bench.capacity.cells import Result as Measured
+from memwrite_bench.capacity.cost import Cost, Seconds
+from memwrite_bench.capacity.runs import Run
+from memwrite_bench.cli import bench
 
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.config import Config, load_config
 from memwrite.evaluation import key_value as kv
-from memwrite.evaluation.capacity.cells import Cell
-from memwrite.evaluation.capacity.cells import Result as Measured
-from memwrite.evaluation.capacity.cost import Cost, Seconds
-from memwrite.evaluation.capacity.runs import Run
 from memwrite.evaluation.scores import Scores, wilson
 
 CONFIG: dict[str, Any] = {
@@ -48,7 +49,9 @@ def save(folder: Path, seed: int = 0, **parts: Any) -> Path:
 
 
 def call(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
+    """Run a command line as `memwrite` does, whether or not this distribution is installed."""
+    group = type(main)("memwrite", commands={"bench": bench})
+    return CliRunner().invoke(group, [str(word) for word in words])
 
 
 def toy_runs(root: Path) -> list[Path]:
@@ -73,7 +76,9 @@ def fake_result(cell: Cell, exact: float = 0.5, outcome: Any = "measured") -> Me
     """As if `exact` of 100 independent answers had been right."""
     scores = Scores(exact, wilson(exact, 100), 100, exact, exact, exact)
     none = replace(scores, exact_match=0.0, binding=None)
-    recall = kv.Evaluation(cell.contexts, cell.pairs, 2, 32, 128, 5.0, scores, none, none, None)
+    recall = kv.KeyValueEvaluation(
+        cell.contexts, cell.pairs, 2, 32, 128, 5.0, scores, none, none, None
+    )
     spent = Cost(Seconds(1, 0.25, 0.5, None, None), Seconds(4, 0.5, 1.0, 0.25, 2.0), 999)
     told = (recall, spent) if outcome == "measured" else (None, None)
     place = (cell.run.fingerprint, cell.pairs, cell.steps, cell.seed, cell.contexts)
@@ -93,7 +98,7 @@ def any_result(cell: Cell) -> Measured:
 
     outcome = chance.choices(["measured", "too long", "diverged"], [8, 1, 1])[0]
     sizes = (cell.contexts, cell.pairs, 2, chance.randrange(9**6), chance.randrange(9**6))
-    recall = kv.Evaluation(*sizes, 9 * chance.random(), *(scores() for _ in range(4)))
+    recall = kv.KeyValueEvaluation(*sizes, 9 * chance.random(), *(scores() for _ in range(4)))
     spent = Cost(seconds(1), seconds(chance.randrange(2, 99)), chance.randrange(9**8))
     found = fake_result(cell, 0, outcome)
     return replace(found, recall=recall, cost=spent) if found.recall else found

@@ -10,11 +10,11 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from memwrite.errors import InputError, StorageError
-from memwrite.evaluation.capacity.cells import Cell, Result, as_json, load, measure
-from memwrite.evaluation.capacity.runs import Run
 from memwrite.memory import Memory
 from memwrite.utils.atomic import make_folder, write_bytes
 from memwrite.utils.progress import track
+from memwrite_bench.capacity.cells import Cell, Result, as_json, load, measure
+from memwrite_bench.capacity.runs import Run
 
 CELLS, LOCKS = "cells", "locks"
 _AT_ONCE, _FOREVER = 0, -1

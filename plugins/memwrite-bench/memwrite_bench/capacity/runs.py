@@ -62,10 +62,11 @@ class Run:
             ConfigError, StorageError: it cannot be.
         """
         changes = [f"backbone.device={self.device}"]
+        plugin = registry().writer(self.config.writer.name)
         if steps is not None:
-            changes.append(f"writer.params.steps={steps}")
-            if "most_steps" in self.config.writer.params:
-                changes.append("writer.params.most_steps=null")
+            changes.append(f"writer.params.{plugin.steps}={steps}")
+            if plugin.max_steps is not None:
+                changes.append(f"writer.params.{plugin.max_steps}=null")
         return Memory.from_config(self.folder, changes)
 
     def as_dict(self) -> dict[str, Any]:
@@ -127,8 +128,8 @@ def _open(folder: Path, label: str, device: str | None) -> Run:
     params: Any = part_config(task.config, config.task.params, "task.params")
     writer = registry().writer(config.writer.name)
     written: Any = part_config(writer.config, config.writer.params, "writer.params")
-    least: int | None = getattr(written, "steps", None)
-    most: int | None = getattr(written, "most_steps", None)
+    least: int | None = getattr(written, writer.steps) if writer.steps else None
+    most: int | None = getattr(written, writer.max_steps) if writer.max_steps else None
     device = device or config.backbone.device
     memory = Memory.from_config(folder, [f"backbone.device={device}"])
     return Run(

@@ -21,16 +21,16 @@ from capacity_runs import (
     save,
     toy_runs,
 )
+from memwrite_bench.capacity import cells, grid
+from memwrite_bench.capacity.cells import Cell, load, measure
+from memwrite_bench.capacity.cells import Result as Measured
+from memwrite_bench.capacity.grid import fill, path_of, plan
+from memwrite_bench.capacity.runs import Run, open_runs, training_digest
 
 from memwrite import Memory
 from memwrite.config import load_config, to_dict
 from memwrite.errors import InputError
 from memwrite.evaluation import key_value as kv
-from memwrite.evaluation.capacity import cells, grid
-from memwrite.evaluation.capacity.cells import Cell, load, measure
-from memwrite.evaluation.capacity.cells import Result as Measured
-from memwrite.evaluation.capacity.grid import fill, path_of, plan
-from memwrite.evaluation.capacity.runs import Run, open_runs, training_digest
 from memwrite.tasks.kv import KvConfig, KvTask
 
 

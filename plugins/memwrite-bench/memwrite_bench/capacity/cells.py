@@ -9,14 +9,14 @@ from typing import Any, Literal
 
 from memwrite.config import part_config, to_dict
 from memwrite.errors import ConfigError, DivergenceError
-from memwrite.evaluation.capacity.cost import Cost, Seconds, cost
-from memwrite.evaluation.capacity.runs import Run
-from memwrite.evaluation.key_value import Evaluation, evaluate
+from memwrite.evaluation.key_value import KeyValueEvaluation, evaluate
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.scores import Scores
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.tasks.base import Example
+from memwrite_bench.capacity.cost import Cost, Seconds, cost
+from memwrite_bench.capacity.runs import Run
 
 Outcome = Literal["measured", "too long", "diverged"]
 
@@ -70,7 +70,7 @@ class Result:
     contexts: int
     outcome: Outcome
     reason: str
-    recall: Evaluation | None
+    recall: KeyValueEvaluation | None
     cost: Cost | None
     machine: str
 
@@ -83,7 +83,7 @@ class Result:
         """
         recall, spent = data["recall"], data["cost"]
         if recall is not None:
-            recall = Evaluation(**{name: _scores(value) for name, value in recall.items()})
+            recall = KeyValueEvaluation(**{name: _scores(value) for name, value in recall.items()})
         if spent is not None:
             timed = {name: Seconds(**spent[name]) for name in ("single", "batched")}
             spent = Cost(**{**spent, **timed})
@@ -149,8 +149,8 @@ def _examples(cell: Cell, memory: Memory) -> list[Example]:
     """
     task = registry().task(cell.run.task.name)
     params = {**cell.run.task.params, "pairs": cell.pairs}
-    if "curriculum" in params:
-        params["curriculum"] = []
+    if task.evaluation_params is not None:
+        params = task.evaluation_params(params, ["pairs"])
     config: Any = part_config(task.config, params, "task.params")
     made = task.build(config, memory.backbone.tokenizer)
     fresh = made.fresh(cell.contexts, cell.seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from memwrite.evaluation.capacity.summary import Group, Row
+from memwrite_bench.capacity.summary import Group, Row
 
 
 @dataclass(frozen=True)

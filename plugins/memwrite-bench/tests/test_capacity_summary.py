@@ -14,11 +14,11 @@ from capacity_runs import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from memwrite_bench.capacity.figures import FIGURES, SHARES, spread, t_interval
+from memwrite_bench.capacity.grid import default_pairs, plan
+from memwrite_bench.capacity.plots import apart
+from memwrite_bench.capacity.summary import Group, summarise
 
-from memwrite.evaluation.capacity.figures import FIGURES, SHARES, spread, t_interval
-from memwrite.evaluation.capacity.grid import default_pairs, plan
-from memwrite.evaluation.capacity.plots import apart
-from memwrite.evaluation.capacity.summary import Group, summarise
 from memwrite.evaluation.scores import wilson
 
 
