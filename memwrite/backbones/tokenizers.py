@@ -96,6 +96,11 @@ class TransformersTokenizer:
         self.eos_id: int = end
         self.bos_id: int = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
+    @property
+    def wrapped(self) -> Any:
+        """The transformers tokenizer itself."""
+        return self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         ids = self._ids(text)
         # The unknown token would stand for any text at all, and nobody would be told.

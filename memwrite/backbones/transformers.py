@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
 from memwrite.backbones import attention_observer, ngram_embedding, rotary
+from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
 from memwrite.backbones.projection_hooks import (
     KEYWORD,
     AdapterCache,
@@ -59,7 +58,8 @@ class TransformersBackbone:
             config.hidden_size // config.num_attention_heads
         )
         self._head_dim = int(head_dim)
-        self._fingerprint = CachedDigest(self._hashed)
+        self._fingerprint = CachedDigest(lambda: fingerprint(config, model.state_dict(), tokenizer))
+        self._fingerprint_v1 = CachedDigest(lambda: fingerprint_v1(config, model.state_dict()))
         self._kv_heads = int(
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
@@ -258,18 +258,14 @@ class TransformersBackbone:
 
     @property
     def fingerprint(self) -> str:
-        """Architecture and sha256 over its configuration and every weight, in float32."""
+        """The name of what computes: weights, architecture and tokenizer; see `backbones.fingerprint`."""
         return self._fingerprint.of(self.model.state_dict().values())
 
-    def _hashed(self) -> str:
-        digest = hashlib.sha256()
-        ignored = ("transformers_version", "dtype", "architectures", "_name_or_path")
-        described = {k: v for k, v in self._config.to_dict().items() if k not in ignored}
-        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
-        return f"{self.info.architecture}-{digest.hexdigest()[:32]}"
+    def has_fingerprint(self, name: str) -> bool:
+        """Whether `name` is this backbone's fingerprint, or the one that it had in files of format 1."""
+        if is_current(name):
+            return name == self.fingerprint
+        return name == self._fingerprint_v1.of(self.model.state_dict().values())
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write model, its weights as `dtype`, and tokenizer as a transformers folder."""
