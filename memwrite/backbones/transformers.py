@@ -24,7 +24,7 @@ from memwrite.backbones.projection_hooks import (
 )
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer
-from memwrite.errors import ConfigError, InputError
+from memwrite.errors import ConfigError, InputError, PositionsExceeded
 from memwrite.protocols import (
     BackboneInfo,
     BackboneOutput,
@@ -127,7 +127,7 @@ class TransformersBackbone:
         """See `Backbone.forward`.
 
         Raises:
-            InputError: the sequence is longer than the model's positions.
+            PositionsExceeded: the sequence is longer than the model's positions.
             ConfigError: keys and values are needed, but gradient checkpointing drops them.
         """
         batch, length = embeddings.shape[:2]
@@ -136,7 +136,7 @@ class TransformersBackbone:
         # Without a past their number is known without a look at the tensor, which could not be compiled.
         used = length if past is None or not length else int(positions[:, -1].max()) + 1
         if used > self.info.positions:
-            raise InputError(
+            raise PositionsExceeded(
                 f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
                 f"context or query"
             )

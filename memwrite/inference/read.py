@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from memwrite.backbones.sliding_window import without_holes
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.errors import InputError
+from memwrite.errors import InputError, PositionsExceeded
 from memwrite.inference.prefill_cache import PrefillOutput
 from memwrite.protocols import BackboneInfo, Conditioning, KeyValues, LayerAdapter, ReadOutput
 from memwrite.state import Tokens
@@ -183,7 +183,7 @@ def continue_rows(
     used = (ids.shape[1] or 1) + (0 if past is None else int(past.next_position.max()))
     room = info.positions - used
     if room < 1:
-        raise InputError(f"memory and query fill all {info.positions} positions of the model")
+        raise PositionsExceeded(f"memory and query fill all {info.positions} positions of the model")
     wanted = options.get("max_new_tokens")
     wanted = room if wanted is None else int(wanted)
     if wanted < 1:
