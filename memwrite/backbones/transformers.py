@@ -23,7 +23,7 @@ from memwrite.backbones.projection_hooks import (
 )
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer
-from memwrite.errors import ConfigError, InputError
+from memwrite.errors import ConfigError, InputError, PositionsExceeded
 from memwrite.protocols import (
     BackboneInfo,
     BackboneOutput,
@@ -130,7 +130,7 @@ class TransformersBackbone:
         """See `Backbone.forward`.
 
         Raises:
-            InputError: the sequence is longer than the model's positions.
+            PositionsExceeded: the sequence is longer than the model's positions.
             ConfigError: keys and values are needed, but gradient checkpointing drops them.
         """
         batch, length = embeddings.shape[:2]
@@ -143,7 +143,7 @@ class TransformersBackbone:
             used = int((lengths + (0 if past is None else past.next_position)).max())
             positions = positions.clamp(max=self.info.positions - 1)
         if used > self.info.positions:
-            raise InputError(
+            raise PositionsExceeded(
                 f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
                 f"context or query"
             )

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from memwrite.backbones.generation import check_options
 from memwrite.backbones.sliding_window import without_holes
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.errors import InputError
+from memwrite.errors import InputError, PositionsExceeded
 from memwrite.inference.prefill_cache import PrefillOutput
 from memwrite.protocols import BackboneInfo, Conditioning, KeyValues, LayerAdapter, ReadOutput
 from memwrite.state import Tokens
@@ -172,11 +172,13 @@ def _count(info: BackboneInfo, used: int, options: Mapping[str, Any]) -> int:
     """Return how many new tokens may stand behind `used` positions.
 
     Raises:
-        InputError: there is no position left.
+        PositionsExceeded: there is no position left.
     """
     room = info.positions - used
     if room < 1:
-        raise InputError(f"memory and query fill all {info.positions} positions of the model")
+        raise PositionsExceeded(
+            f"memory and query fill all {info.positions} positions of the model"
+        )
     asked = options.get("max_new_tokens")
     return room if asked is None else min(asked, room)
 
