@@ -281,6 +281,11 @@ def reads_kind(accepts: Set[str], kind: str) -> bool:
     return kind in accepts or (RECALL in accepts and recalls)
 
 
+def kinds_read(accepts: Set[str]) -> list[str]:
+    """Return the declared kinds that a reader reads which accepts these, and those that it names itself."""
+    return sorted({kind for kind in KINDS if reads_kind(accepts, kind)} | (accepts - {RECALL}))
+
+
 def check_pair(writer: str, kind: str, reader: str, accepts: Set[str]) -> None:
     """Refuse a reader that does not read what the writer emits.
 
@@ -289,7 +294,7 @@ def check_pair(writer: str, kind: str, reader: str, accepts: Set[str]) -> None:
     """
     if not reads_kind(accepts, kind):
         raise IncompatiblePair(
-            f"reader '{reader}' reads {' or '.join(sorted(accepts))} states, but writer '{writer}' emits "
+            f"reader '{reader}' reads {' or '.join(kinds_read(accepts))} states, but writer '{writer}' emits "
             f"'{kind}' states: see the pairs in `memwrite plugins`"
         )
 
