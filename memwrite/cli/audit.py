@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import click
 
-from memwrite.cli.memory import open_state, read_text, state_options
+from memwrite.cli._options import open_state, read_text, state_options
 
 
 @click.command()

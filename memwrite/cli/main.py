@@ -100,15 +100,16 @@ def main() -> None:
 
 
 def _register() -> None:
+    from memwrite.cli.ask import ask, recall
     from memwrite.cli.audit import audit
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
     from memwrite.cli.imports import export, import_
-    from memwrite.cli.memory import ask, recall, write
     from memwrite.cli.plugins import plugins
     from memwrite.cli.store import store
     from memwrite.cli.train import train
+    from memwrite.cli.write import write
 
     for command in (
         write,

@@ -251,7 +251,7 @@ def test_eval_reports_as_json(run: Path) -> None:
 
 def test_eval_in_words_with_other_contexts(run: Path) -> None:
     """A context longer than the model's positions leaves the column of the full context open."""
-    result = call("eval", run, "--seed", 3, "--examples", 4, "--pairs", 9)
+    result = call("eval", run, "--seed", 3, "--examples", 4, "task.params.pairs=9")
     assert result.exit_code == 0, result.output
     assert "4 contexts of 9 pairs" in result.output
     rows = [line for line in result.output.splitlines() if line.startswith("context visible")]
@@ -274,8 +274,8 @@ def test_eval_of_baselines() -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--pairs", 0), ("task.params.pairs",)),
-        (("--pairs", 5000), ("3844 keys",)),
+        (("task.params.pairs=0",), ("task.params.pairs",)),
+        (("task.params.pairs=5000",), ("3844 keys",)),
         (("--examples", 1), ("task.params.examples",)),
         (("--device", "nowhere"), ("nowhere",)),
     ],
