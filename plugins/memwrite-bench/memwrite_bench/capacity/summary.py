@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 from memwrite.config import to_dict
 from memwrite_bench.capacity.cells import Cell, Result
-from memwrite_bench.capacity.figures import FIGURES, Spread, spread
+from memwrite_bench.capacity.figures import FEWEST_RUNS, FIGURES, Spread, spread
 from memwrite_bench.capacity.runs import Run
-
-#: So many training seeds it takes to say that one group does better than another.
-ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Group:
     @property
     def few(self) -> bool:
         """Whether these are too few seeds to say that it is better or worse than another."""
-        return self.seeds < ENOUGH
+        return self.seeds < FEWEST_RUNS
 
     @property
     def name(self) -> str:
