@@ -77,9 +77,9 @@ def test_imports_run_downhill() -> None:
 def test_a_circle_and_an_uphill_import_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = {**graph(), "memwrite.errors": frozenset({"memwrite.memory"})}
     monkeypatch.setattr(sys.modules[__name__], "graph", lambda: broken)
-    with pytest.raises(pytest.fail.Exception, match="memwrite.memory"):
+    with pytest.raises(pytest.fail.Exception, match=r"memwrite\.memory"):
         test_no_modules_import_each_other_in_a_circle()
-    with pytest.raises(AssertionError, match="memwrite.errors imports memwrite.memory"):
+    with pytest.raises(AssertionError, match=r"memwrite\.errors imports memwrite\.memory"):
         test_imports_run_downhill()
 
 

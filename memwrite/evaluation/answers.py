@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from memwrite.backbones.generation import text_of
 from memwrite.errors import InputError
 from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
 from memwrite.evaluation.key_value import context_visible
@@ -176,9 +177,9 @@ class _Evaluator:
         ]
         asked = Tokens.from_rows(prompts)
         new = memory.generate(state.rows(torch.tensor(rows)), asked, max_new_tokens=self._longest)
-        tokenizer, end = memory.backbone.tokenizer, memory.backbone.info.eos_id
+        tokenizer, ends = memory.backbone.tokenizer, memory.backbone.info.end_ids
         for row in new.tolist():
-            yield tokenizer.decode(row[: row.index(end)] if end in row else row)
+            yield tokenizer.decode(text_of(row, ends))
 
 
 def _question(example: Example, column: int) -> Question | None:

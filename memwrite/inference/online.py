@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import ConfigError, ContractViolation
-from memwrite.inference.read import continue_rows, evaluating
+from memwrite.inference.read import continue_row, evaluating
 from memwrite.protocols import (
     Backbone,
     BackboneOutput,
@@ -175,7 +175,7 @@ def continue_text(
         for layer in before.spec.layers
     }
     with evaluating(backbone.model):
-        new = continue_rows(backbone, ids[:, -1:], past, None, adapters, options)
+        new = continue_row(backbone, ids[:, -1:], past, adapters, options)
     chosen = _all_real(torch.cat([ids[:, -1:], new], 1))
     return new, run(backbone, writer, reader, chosen, before, past=past, use_cache=True)
 

@@ -1,7 +1,7 @@
 """The capacity report: what runs recall over N and K, what it costs, and how sure that is.
 
 from memwrite_bench.capacity import capacity
-report = capacity([Path("models/gradmem-kv-k2-0")], Path("runs/capacity"), pairs=[4, 8])
+report = capacity([Path("models/gradmem-kv-k1-0")], Path("runs/capacity"), pairs=[4, 8])
 report.save(Path("runs/capacity"))
 """
 
