@@ -22,7 +22,7 @@ from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
-from memwrite.tasks.questions import AskedExample, Question
+from memwrite.tasks.questions import Question, QuestionsExample
 from memwrite.training.loss import aligned
 from memwrite.utils.progress import track
 
@@ -166,7 +166,7 @@ class _Evaluator:
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example]
     ) -> Iterator[str | None]:
         """What is decoded behind each prompt, no longer than the longest right answer; None where nobody cares."""
-        if not all(isinstance(example, AskedExample) and example.in_words for example in part):
+        if not all(isinstance(example, QuestionsExample) and example.in_words for example in part):
             yield from (None for example in part for _ in example.queries)
             return
         rows = [row for row, example in enumerate(part) for _ in example.queries]
@@ -183,7 +183,7 @@ class _Evaluator:
 
 
 def _question(example: Example, column: int) -> Question | None:
-    return example.questions[column] if isinstance(example, AskedExample) else None
+    return example.questions[column] if isinstance(example, QuestionsExample) else None
 
 
 def _others(contexts: Sequence[Sequence[int]]) -> list[int] | None:

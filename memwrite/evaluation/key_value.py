@@ -130,7 +130,7 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
 
     Args:
         memory: whose mode is as before afterwards.
-        examples: at least 2 of a `KvTask`, all at one number of pairs.
+        examples: at least 2 of a `KeyValueTask`, all at one number of pairs.
 
     Raises:
         ValueError: there are fewer than 2 examples, so that no state is another's.

@@ -24,14 +24,14 @@ from memwrite.evaluation.scores import bits_recalled, effective_count, score, wi
 from memwrite.protocols import ReadOutput, WriteOutput
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite.tasks.base import Batch, collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.run import train
 
 CODEC = character_tokenizer()
 
 
-def task(**params: Any) -> KvTask:
-    return KvTask(KvConfig(**params), CODEC)
+def task(**params: Any) -> KeyValueTask:
+    return KeyValueTask(KeyValueConfig(**params), CODEC)
 
 
 # ---- scores ------------------------------------------------------------------------------------
@@ -139,7 +139,7 @@ class Oracle:
         return CODEC.encode(chosen)[len(shown)]
 
 
-def evaluated(bound: bool, pairs: int = 4, examples: int = 200) -> tuple[Oracle, kv.Evaluation]:
+def evaluated(bound: bool, pairs: int = 4, examples: int = 200) -> tuple[Oracle, kv.KeyValueEvaluation]:
     oracle: Any = Oracle(bound)
     return oracle, kv.evaluate(oracle, task(pairs=pairs, examples=examples).evaluation())
 

@@ -15,7 +15,7 @@ from memwrite import Memory
 from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.evaluation.key_value import evaluate
 from memwrite.evaluation.scores import Scores, fano_bits, score
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 
 #: A memory without training: keys (B, N, Dk), values (B, N, Dv) -> S (B, Dv, Dk), read as S q. See `oracles`.
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -213,7 +213,7 @@ class LinearMechanism:
 
 @dataclass(frozen=True)
 class MemoryMechanism:
-    """A memory on the task kv-retrieval, a `Mechanism`: see `memwrite.evaluation.kv.evaluate`.
+    """A memory on the task kv-retrieval, a `Mechanism`: see `memwrite.evaluation.key_value.evaluate`.
 
     Attributes:
         memory: trained or not.
@@ -227,8 +227,8 @@ class MemoryMechanism:
 
     def __call__(self, pairs: int, trials: int, seed: int, /) -> Point:
         """See `Mechanism`."""
-        config = KvConfig(pairs, self.key_length, self.value_length)
-        task = KvTask(config, self.memory.backbone.tokenizer)
+        config = KeyValueConfig(pairs, self.key_length, self.value_length)
+        task = KeyValueTask(config, self.memory.backbone.tokenizer)
         found = evaluate(self.memory, task.fresh(trials, seed))
         choices, size = len(ALPHABET) ** self.value_length, (found.state_floats, found.state_bytes)
         return Point.of(found.memory, pairs, choices, size)

@@ -16,7 +16,7 @@ from memwrite.config import Config, PartConfig, load_config, part_config, to_dic
 from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
-from memwrite.tasks.kv import PairsConfig
+from memwrite.tasks.key_value import PairsConfig
 
 README, LOG = "README.md", "log.jsonl"
 BASELINES = ("full-context", "no-memory")
