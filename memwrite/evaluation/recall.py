@@ -54,7 +54,7 @@ def bytes_right(text: str, other: str) -> float:
 
 @torch.no_grad()
 def nll_bits(memory: Memory, state: MemoryState, tokens: Tokens) -> float:
-    """Bits that the model needs for the tokens (1, T) given the state, all of them together."""
+    """Return the bits that the model needs for all of the tokens (1, T), given the state."""
     ids = tokens.ids
     output = memory.read(state, tokens)
     logits, first = output.logits, output.first_logits
@@ -68,11 +68,11 @@ def nll_bits(memory: Memory, state: MemoryState, tokens: Tokens) -> float:
     return float(nats) / math.log(2)
 
 
-#: A piece of a text: said rightly in both, only in the original, or only in what was recalled.
+#: A piece of a text: in both, only in the original, or only in what was recalled.
 Piece = tuple[str, str, str]
 
 
 def differences(text: str, recalled: str) -> list[Piece]:
-    """(kind, of the original, of the recalled) with kind "equal", "replace", "delete" or "insert"."""
+    """Return (kind, part of the original, part of the recalled) with kind "equal", "replace", "delete" or "insert"."""
     codes = BlockMatcher(text, recalled).get_opcodes()
     return [(kind, text[a:b], recalled[c:d]) for kind, a, b, c, d in codes]

@@ -139,7 +139,9 @@ class Oracle:
         return CODEC.encode(chosen)[len(shown)]
 
 
-def evaluated(bound: bool, pairs: int = 4, examples: int = 200) -> tuple[Oracle, kv.KeyValueEvaluation]:
+def evaluated(
+    bound: bool, pairs: int = 4, examples: int = 200
+) -> tuple[Oracle, kv.KeyValueEvaluation]:
     oracle: Any = Oracle(bound)
     return oracle, kv.evaluate(oracle, task(pairs=pairs, examples=examples).evaluation())
 
