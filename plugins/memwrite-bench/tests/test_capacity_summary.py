@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memwrite_bench.capacity.figures import FIGURES, SHARES, spread, t_interval
 from memwrite_bench.capacity.grid import default_pairs, plan
-from memwrite_bench.capacity.plots import apart
+from memwrite_bench.capacity.plots import spread_apart
 from memwrite_bench.capacity.summary import Group, summarise
 
 from memwrite.evaluation.scores import wilson
@@ -184,9 +184,9 @@ def test_default_pairs(own: int) -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.3))
-def test_labels_stand_apart(heights: list[float], gap: float) -> None:
+def test_labels_stand_spread_apart(heights: list[float], gap: float) -> None:
     """In order, not below the axis; where nothing is too near, nothing moves, else no more than it takes."""
-    moved = apart(heights, gap)
+    moved = spread_apart(heights, gap)
     ranked = sorted(range(len(heights)), key=heights.__getitem__)
     for below, above in pairwise(ranked):
         assert moved[above] - moved[below] >= gap - 1e-9
@@ -194,4 +194,4 @@ def test_labels_stand_apart(heights: list[float], gap: float) -> None:
     assert all(abs(a - b) <= gap * len(heights) for a, b in zip(moved, heights, strict=True))
     if moved and min(moved) > 0:
         assert sum(moved) == pytest.approx(sum(heights), abs=1e-6)
-    assert apart(moved, gap * 0.99) == pytest.approx(moved, abs=1e-6)
+    assert spread_apart(moved, gap * 0.99) == pytest.approx(moved, abs=1e-6)

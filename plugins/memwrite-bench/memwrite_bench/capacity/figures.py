@@ -13,7 +13,7 @@ from memwrite.evaluation.scores import wilson
 from memwrite_bench.capacity.cells import Result
 from memwrite_bench.capacity.cost import Cost
 
-#: What is told of each cell. Bits are per context; times are seconds, of one context and of a batch.
+#: The figures of each cell. Bits are per context; times are seconds, of one context and of a batch.
 FIGURES: Mapping[str, Callable[[KeyValueEvaluation, Cost], float | None]] = {
     "exact_match": lambda recall, cost: recall.memory.exact_match,
     "token_accuracy": lambda recall, cost: recall.memory.token_accuracy,
@@ -106,7 +106,7 @@ class Spread:
 
 
 def spread(name: str, runs: Sequence[Sequence[Result]]) -> Spread | None:
-    """The figure `name` of `FIGURES` over runs; None if no run has it.
+    """Summarise the figure `name` of `FIGURES` over runs; None if no run has it.
 
     Args:
         name: of the figure.
@@ -115,8 +115,8 @@ def spread(name: str, runs: Sequence[Sequence[Result]]) -> Spread | None:
     means = []
     for results in runs:
         values = [FIGURES[name](r.recall, r.cost) for r in results if r.recall and r.cost]
-        if told := [value for value in values if value is not None]:
-            means.append(mean(told))
+        if known := [value for value in values if value is not None]:
+            means.append(mean(known))
     if not means:
         return None
     interval = _over_runs(means, 1.0 if name in SHARES else math.inf)
@@ -147,7 +147,7 @@ def _at_least(contexts: Interval, seeds: Interval | None) -> Interval:
 
 
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95% confidence interval of the mean of independent normal values (Student 1908); None for fewer than two.
+    """Return the 95% confidence interval of the mean of independent normal values (Student 1908); None for fewer than two.
 
     Above eleven values the quantile of eleven is kept, which makes it up to 14% too wide.
     """
