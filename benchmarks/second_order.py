@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from memwrite import Memory
 from memwrite.tasks.base import Batch, Example, collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.loss import training_loss
 from memwrite.utils.cpu import tuned_cpu
 
@@ -92,7 +92,7 @@ def memory_of(steps: int, run: str | None = None, **params: Any) -> Memory:
 
 def batch_of(memory: Memory) -> Batch:
     """Contexts with one query each."""
-    drawn = KvTask(KvConfig(pairs=PAIRS), memory.backbone.tokenizer).training(BATCH, 0)
+    drawn = KeyValueTask(KeyValueConfig(pairs=PAIRS), memory.backbone.tokenizer).training(BATCH, 0)
     examples = [drawn[index] for index in range(BATCH)]
     return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 

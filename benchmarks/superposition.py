@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from memwrite import Memory
 from memwrite.tasks.base import collate
-from memwrite.tasks.kv import ALPHABET, KvConfig, KvTask
+from memwrite.tasks.key_value import ALPHABET, KeyValueConfig, KeyValueTask
 
 
 def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
@@ -37,7 +37,7 @@ def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
 def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
     """(contexts, characters, numbers): the gradient of each value's character, of length one."""
     assert memory.config.task is not None
-    task = KvTask(KvConfig(**memory.config.task.params), memory.backbone.tokenizer)
+    task = KeyValueTask(KeyValueConfig(**memory.config.task.params), memory.backbone.tokenizer)
     examples, found = task.fresh(contexts, seed), []
     for index in range(contexts):
         context = collate([examples[index]])["batch"].context

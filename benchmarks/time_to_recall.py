@@ -31,7 +31,7 @@ from torch.optim import AdamW
 
 from memwrite import Memory
 from memwrite.tasks.base import IGNORED, Batch, Example, Examples, collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.run import train
 
 CONFIG = Path(__file__).parents[1] / "configs" / "gradmem-kv.yaml"
@@ -64,7 +64,7 @@ def theirs(init: float, rate: float, warmup: int, seed: int, seconds: float) -> 
     torch.set_num_threads(1)
     memory = _start(init, seed)
     model = official_model(memory)
-    task = KvTask(KvConfig(pairs=PAIRS, examples=HELD_OUT), memory.backbone.tokenizer)
+    task = KeyValueTask(KeyValueConfig(pairs=PAIRS, examples=HELD_OUT), memory.backbone.tokenizer)
     held_out = list(_batches(task.evaluation()))
     optimizer = AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     warming = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warmup, 1.0))

@@ -17,7 +17,7 @@ from timing import in_turn, ratio
 
 from memwrite import Memory
 from memwrite.tasks.base import collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.loss import training_loss
 from memwrite.utils.cpu import tuned_cpu
 
@@ -30,7 +30,7 @@ def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
     torch.set_num_threads(1)
     one = ["writer.params.steps=1", "writer.params.most_steps=null"]
     memory = Memory.from_config(MODEL, one).train()
-    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
+    drawn = KeyValueTask(KeyValueConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     batch = collate([drawn[index] for index in range(BATCH)])["batch"]
 
     def step() -> None:

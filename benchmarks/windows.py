@@ -18,7 +18,7 @@ from timing import in_turn, ratio
 
 from memwrite import Memory
 from memwrite.tasks.base import Batch, collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.loss import training_loss
 from memwrite.utils.cpu import tuned_cpu
 
@@ -38,7 +38,7 @@ def memory_of(window: int | None) -> Memory:
 
 def batch_of(memory: Memory, pairs: int) -> Batch:
     """Contexts of so many pairs, all asked for."""
-    drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
+    drawn = KeyValueTask(KeyValueConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     return collate([drawn[index] for index in range(BATCH)])["batch"]
 
 

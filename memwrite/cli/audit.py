@@ -7,13 +7,15 @@ from dataclasses import asdict
 
 import click
 
-from memwrite.cli.memory import open_state, read_text, state_options
+from memwrite.cli._options import open_state, read_text, state_options
 
 
 @click.command()
 @state_options
 @click.option("--context", help="The text that was written, to compare with; - for standard input.")
-@click.option("--prompt", "prompts", multiple=True, help="To continue besides; may be repeated.")
+@click.option(
+    "--prompt", "prompts", multiple=True, help="Beginning to continue as well; may be repeated."
+)
 @click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(min=1))
 def audit(
     state: str,
@@ -33,23 +35,23 @@ def audit(
     narrows down the text, which no decoding can hide.
     """
     original = None if context is None else read_text(context)
-    from memwrite.evaluation.reconstruction_attack import audit as look
+    from memwrite.evaluation.reconstruction_attack import audit as reconstruct
 
     memory, loaded = open_state(state, key, backbone, device, force)
-    found = look(memory, loaded, prompts, original, max_new_tokens)
+    report = reconstruct(memory, loaded, prompts, original, max_new_tokens)
     if as_json:
-        click.echo(json.dumps(asdict(found)))
+        click.echo(json.dumps(asdict(report)))
         return
-    click.echo(f"{found.state_bytes} bytes of state, asked without its text:")
-    for one in found.found:
-        asked = f" behind {one.prompt!r}" if one.prompt else ""
-        click.echo(f"\n{one.bits:.0f} bits likelier than for the model alone{asked}:\n{one.text}")
-    if not found.found:
+    click.echo(f"{report.state_bytes} bytes of state, read without its text:")
+    for one in report.found:
+        behind = f" behind {one.prompt!r}" if one.prompt else ""
+        click.echo(f"\n{one.bits:.0f} bits likelier than for the model alone{behind}:\n{one.text}")
+    if not report.found:
         click.echo("\nnothing came back")
-    if found.original is not None:
-        known = found.original
+    if report.original is not None:
+        comparison = report.original
         click.echo(
-            f"\n{known.bytes_right:.1%} of the text's bytes came back; the state tells {known.bits_revealed:.0f} of the "
-            f"{known.bits:.0f} bits that the model needs for it"
+            f"\n{comparison.bytes_right:.1%} of the text's bytes came back; the state tells {comparison.bits_revealed:.0f} of the "
+            f"{comparison.bits:.0f} bits that the model needs for it"
         )
     click.echo("\nKeep a state as you keep its text: a better attack may find more.")

@@ -35,7 +35,7 @@ def demo(
 
     Saves report.html and report.json.
     """
-    from memwrite.cli.memory import read_text
+    from memwrite.cli._options import read_text
     from memwrite.demo.measure import PARAGRAPH, measure
     from memwrite.demo.pairs import PAIRS, pair_lines, parse_memory, parse_pairs, recall_pairs
     from memwrite.demo.report import save_report

@@ -1,4 +1,4 @@
-"""`memwrite eval`: what a trained run remembers, beside its controls."""
+"""`memwrite eval`: what a memory recalls on a task, beside its controls."""
 
 from __future__ import annotations
 
@@ -7,13 +7,20 @@ from pathlib import Path
 
 import click
 
+from memwrite.cli._options import check_config
+
 
 @click.command("eval")
 @click.argument("run")
 @click.argument("overrides", nargs=-1)
-@click.option("--seed", type=int, help="Other contexts; by default those held out in training.")
-@click.option("--examples", type=int, help="Contexts; by default as many as the task says.")
-@click.option("--pairs", type=int, help="Short for task.params.pairs=N.")
+@click.option(
+    "--seed",
+    type=int,
+    help="Seed of fresh contexts; by default those held out in training are used.",
+)
+@click.option(
+    "--examples", type=int, help="Number of contexts; by default as many as the task holds out."
+)
 @click.option("--device", help="cpu, cuda, ...; by default where it was trained.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def evaluate(
@@ -21,22 +28,19 @@ def evaluate(
     overrides: tuple[str, ...],
     seed: int | None,
     examples: int | None,
-    pairs: int | None,
     device: str | None,
     as_json: bool,
 ) -> None:
-    """Measure what the run folder RUN recalls, beside zeros, another's state and the context itself.
+    """Measure what the memory RUN recalls, beside zeros, another's state and the context itself.
 
-    It is measured on what its task holds out, or as OVERRIDES say: with task.params.files=[qa1_test.txt] on all of
-    that file.
+    RUN is a run folder, or the config of a memory that needs no training. It is measured on what its task holds out,
+    or as OVERRIDES say: with task.params.files=[qa1_test.txt] on all of that file.
     """
     from memwrite.evaluation.run import evaluate_run
     from memwrite.utils.progress import show_progress
 
-    changes = list(overrides)
-    for key, value in (("task.params.pairs", pairs), ("backbone.device", device)):
-        if value is not None:
-            changes.append(f"{key}={value}")
+    check_config(run)
+    changes = [*overrides, *([] if device is None else [f"backbone.device={device}"])]
     with show_progress():
         report = evaluate_run(Path(run), changes, seed, examples)
     if as_json:

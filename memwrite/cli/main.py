@@ -18,19 +18,19 @@ from memwrite.utils.entry_points import installed
 class _Group(click.Group):
     """Bad input ends with one sentence on standard error and exit code 2; a bug with another and code 1.
 
-    Installed packages may bring further commands: entry points of the group "memwrite.commands", where
-    `memwrite.installed` allows them. They are loaded when they are asked for.
+    Installed packages may bring further commands: entry points of the group "memwrite.commands", where the
+    allowlist (`MEMWRITE_PLUGINS`) has them. They are loaded when they are called.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_brought()})
+        return sorted({*super().list_commands(ctx), *_installed_commands()})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         own = super().get_command(ctx, name)
-        if own is not None or name not in _brought():
+        if own is not None or name not in _installed_commands():
             return own
         try:
-            command: click.Command = _brought()[name].load()
+            command: click.Command = _installed_commands()[name].load()
         except Exception as error:
             return _broken(name, error)
         return command
@@ -65,20 +65,20 @@ class _Group(click.Group):
 
 
 def _broken(name: str, error: Exception) -> click.Command:
-    """In place of a command that could not be loaded, so that only who calls it is told."""
+    """Return a stand-in for a command that could not be loaded, which raises its error when it is called."""
     sentence = f"the command '{name}' could not be loaded: {type(error).__name__}: {error}"
 
-    def tell(**_: object) -> None:
+    def fail(**_: object) -> None:
         raise click.ClickException(" ".join(sentence.split()))
 
     anything = click.Argument(["words"], nargs=-1, type=click.UNPROCESSED)
     settings = {"ignore_unknown_options": True}
     return click.Command(
-        name, settings, tell, [anything], short_help="(broken)", add_help_option=False
+        name, settings, fail, [anything], short_help="(broken)", add_help_option=False
     )
 
 
-def _brought() -> dict[str, EntryPoint]:
+def _installed_commands() -> dict[str, EntryPoint]:
     return {point.name: point for point in installed("memwrite.commands")[0]}
 
 
@@ -89,7 +89,7 @@ def _sentence(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """A warning for people, without the place in the code."""
+    """Format a warning for people, without the place in the code."""
     return f"Warning: {message}\n"
 
 
@@ -100,15 +100,16 @@ def main() -> None:
 
 
 def _register() -> None:
+    from memwrite.cli.ask import ask, recall
     from memwrite.cli.audit import audit
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
     from memwrite.cli.imports import export, import_
-    from memwrite.cli.memory import ask, recall, write
     from memwrite.cli.plugins import plugins
     from memwrite.cli.store import store
     from memwrite.cli.train import train
+    from memwrite.cli.write import write
 
     for command in (
         write,

@@ -20,10 +20,10 @@ def plugins(as_json: bool, traceback: bool) -> None:
     """
     from memwrite.plugins import registry
 
-    found = registry()
+    installed = registry()
     parts = [
         {
-            "role": shelf.role,
+            "role": table.role,
             "name": name,
             "kinds": sorted(
                 [plugin.emits] if hasattr(plugin, "emits") else getattr(plugin, "accepts", ())
@@ -33,16 +33,16 @@ def plugins(as_json: bool, traceback: bool) -> None:
             "health": "ok" if len(owners) == 1 else "conflict",
             "summary": plugin.summary,
         }
-        for shelf in found.tables
-        for name, owners in shelf.entries.items()
+        for table in installed.tables
+        for name, owners in table.entries.items()
         for plugin, owner in owners
     ]
-    pairs = [(writer.name, reader.name) for writer, reader in found.pairs()]
+    pairs = [(writer.name, reader.name) for writer, reader in installed.pairs()]
     if as_json:
-        failures = [{"origin": str(f.owner), "error": str(f.error)} for f in found.failures]
-        blocked = [str(failure.owner) for failure in found.blocked]
-        told = {"plugins": parts, "pairs": pairs, "failures": failures, "not_allowed": blocked}
-        click.echo(json.dumps(told))
+        failures = [{"origin": str(f.owner), "error": str(f.error)} for f in installed.failures]
+        blocked = [str(failure.owner) for failure in installed.blocked]
+        report = {"plugins": parts, "pairs": pairs, "failures": failures, "not_allowed": blocked}
+        click.echo(json.dumps(report))
     else:
         columns = ("role", "name", "kinds", "origin", "version", "health", "summary")
         rows = [columns, *(tuple(_cell(part[c]) for c in columns) for part in parts)]
@@ -52,13 +52,15 @@ def plugins(as_json: bool, traceback: bool) -> None:
                 "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
             )
         click.echo("\npairs that fit: " + ", ".join(f"{w} + {r}" for w, r in pairs))
-        if found.blocked:
-            click.echo("not allowed: " + ", ".join(str(failure.owner) for failure in found.blocked))
-    for failure in found.failures:
+        if installed.blocked:
+            click.echo(
+                "not allowed: " + ", ".join(str(failure.owner) for failure in installed.blocked)
+            )
+    for failure in installed.failures:
         click.echo(f"Error: {failure.error}", err=True)
         if traceback and failure.traceback:
             click.echo(failure.traceback, err=True)
-    if found.failures:
+    if installed.failures:
         sys.exit(2)
 
 

@@ -6,6 +6,8 @@ import os
 
 import click
 
+from memwrite.cli._options import check_config
+
 
 @click.command()
 @click.argument("config")
@@ -36,6 +38,7 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
     Several processes: torchrun --nproc-per-node 2 -m memwrite train CONFIG, on as many GPUs with backbone.device=cuda.
     training.batch_size is of all processes together; training.accumulate=4 takes it in four parts, to save memory.
     """
+    check_config(config)
     from memwrite.errors import ConfigError
     from memwrite.training.run import train as run
 

@@ -146,17 +146,10 @@ def measure(source: str | Path, text: str, folder: Path) -> Results:
         ConfigError: the config cannot be built.
     """
     config = load_config(source)
-    writer = registry().writer(config.writer.name)
-    if writer.slots is None:
-        raise ConfigError(
-            f"the demo varies the number of memory vectors, and the writer '{writer.name}' has no such parameter: "
-            f"give a config of another writer, as in --config configs/cram.yaml"
-        )
-    params: Any = part_config(writer.config, config.writer.params, "writer.params")
-    most = getattr(params, writer.slots)
+    name, most = slots_of(config)
     points = []
     for vectors in track([*_halvings(most)], "demo", "write"):
-        params = {**config.writer.params, writer.slots: vectors}
+        params = {**config.writer.params, name: vectors}
         memory = Memory.from_config(replace(config, writer=PartConfig(config.writer.name, params)))
         points.append(_write(memory, text, folder / STATE_FILE, vectors))
     baselines = [
@@ -166,6 +159,22 @@ def measure(source: str | Path, text: str, folder: Path) -> Results:
     no_memory, full_context = (_write(memory, text, None, 0) for memory in baselines)
     tokens = int(baselines[0].encode(text).lengths)
     return Results(text, tokens, points[-1].recall, points, no_memory, full_context, config)
+
+
+def slots_of(config: Config) -> tuple[str, int]:
+    """Return the writer's parameter that counts the slots of a state, and its value.
+
+    Raises:
+        ConfigError: the writer declares none.
+    """
+    writer = registry().writer(config.writer.name)
+    if writer.slots is None:
+        raise ConfigError(
+            f"the demo varies the number of slots, and the writer '{writer.name}' has no such parameter: give "
+            f"another config, as in --config configs/cram.yaml"
+        )
+    params: Any = part_config(writer.config, config.writer.params, "writer.params")
+    return writer.slots, getattr(params, writer.slots)
 
 
 def _halvings(most: int) -> Sequence[int]:

@@ -12,7 +12,7 @@ from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.state import Tokens
-from memwrite.tasks.kv import KvConfig, context_text, question_text
+from memwrite.tasks.key_value import KeyValueConfig, context_text, question_text
 from memwrite.tasks.synthetic import CLOSING
 
 STATE_FILE = "pairs.safetensors"
@@ -109,7 +109,7 @@ def recall_pairs(
     task, writer = memory.config.task, memory.config.writer
     if task is None or task.name != "kv-retrieval":
         raise ConfigError(f"'{run}' was not trained on key-value retrieval")
-    config = part_config(KvConfig, task.params, "task.params")
+    config = part_config(KeyValueConfig, task.params, "task.params")
     _check_lengths(config, pairs)
     context = memory.backbone.tokenizer.encode(context_text(pairs))
     memory.save(memory.write(Tokens.from_rows([context])).state, folder / STATE_FILE)
@@ -134,7 +134,7 @@ def _overrides(run: Path, steps: int | None) -> list[str]:
     return [f"writer.params.{plugin.steps}={steps}"]
 
 
-def _check_lengths(config: KvConfig, pairs: Sequence[tuple[str, str]]) -> None:
+def _check_lengths(config: KeyValueConfig, pairs: Sequence[tuple[str, str]]) -> None:
     for key, value in pairs:
         if (len(key), len(value)) != (config.key_length, config.value_length):
             raise InputError(

@@ -60,26 +60,26 @@ class AnswerEvaluation:
     groups: dict[str, AnswerScores]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return to_dict(self)
 
     def lines(self) -> list[str]:
-        """A table of the memory and its controls, and one of its groups."""
+        """Return a table of the memory and its controls, and one of its groups."""
         rows = {
             "memory": self.memory,
             "zero state": self.zero_state,
             "another's state": self.shuffled_state,
             "context visible": self.full_context,
         }
-        found = [
+        lines = [
             f"{self.contexts} contexts with {self.memory.questions} questions, {self.memory.tokens} tokens of "
             f"answer; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
             *_table(rows),
         ]
         if len(self.groups) > 1:
             named = {f"{name} ({s.questions})": s for name, s in sorted(self.groups.items())}
-            found += ["the memory's answers apart (questions):", *_table(named)]
-        return found
+            lines += ["the memory's answers apart (questions):", *_table(named)]
+        return lines
 
 
 def _table(rows: Mapping[str, AnswerScores | None]) -> list[str]:
@@ -87,10 +87,10 @@ def _table(rows: Mapping[str, AnswerScores | None]) -> list[str]:
     phrases = any(scores and scores.word_f1 is not None for scores in rows.values())
     columns = ["exact match", "95% interval", "tokens right", "bits per token"]
     columns += ["EM in words", "F1"] if phrases else []
-    found = {"": columns, **{name: _cells(scores) for name, scores in rows.items()}}
+    table = {"": columns, **{name: _cells(scores) for name, scores in rows.items()}}
     return [
         (name.ljust(width) + "".join(cell.rjust(17) for cell in cells)).rstrip()
-        for name, cells in found.items()
+        for name, cells in table.items()
     ]
 
 

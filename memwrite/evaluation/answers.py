@@ -1,4 +1,4 @@
-"""What a memory answers on any task: exact match, token accuracy, bits and shared words, beside controls."""
+"""Score what a memory answers on any task: exact match, token accuracy, bits and shared words, beside controls."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
-from memwrite.tasks.questions import AskedExample, Question
+from memwrite.tasks.questions import Question, QuestionsExample
 from memwrite.training.loss import aligned
 from memwrite.utils.progress import track
 
-# Logits of one batch, in numbers, and tokens of one batch at most.
-_LOGITS, _TOKENS = 1 << 28, 1 << 14
+# Limits of one batch: numbers in its logits, and tokens.
+_MAX_LOGITS, _MAX_TOKENS = 1 << 28, 1 << 14
 
 
 @torch.no_grad()
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
-    """Write every context once and ask all of its questions, in evaluation mode.
+    """Write every context once and read all of its queries, in evaluation mode.
 
-    A query's first token counts only where every column predicts it: so not beside the full context, after which
-    nothing stands that could.
+    A query's first token counts only where every column can predict it, so not beside the full context, which has
+    no token for it.
 
     Args:
-        memory: whose mode is as before afterwards.
+        memory: the memory to score; its mode is restored.
         examples: of any task.
 
     Raises:
-        InputError: they ask nothing.
+        InputError: the examples have no labelled token.
     """
     training = memory.training
     memory.eval()
@@ -54,9 +54,15 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
 
 @dataclass(frozen=True)
 class _Answer:
-    """To one query of the example of that number: its labelled tokens, how many of them are right, and their bits.
+    """The answer to one query.
 
-    `question` and `said`, what was decoded, are None where the task does not ask in words or is not scored so.
+    Attributes:
+        example: the number of the query's example.
+        tokens: labelled tokens of the query.
+        right: how many of them were predicted right.
+        bits: negative log2-likelihood of all of them.
+        question: None where the task has no questions in words.
+        decoded: what was generated; None where answers are not scored by shared words.
     """
 
     example: int
@@ -64,11 +70,11 @@ class _Answer:
     right: int
     bits: float
     question: Question | None
-    said: str | None
+    decoded: str | None
 
 
 class _Evaluator:
-    """Examples come in an order of their own, so that neighbours in a file are not each other's control."""
+    """Evaluates examples in a shuffled order, so that neighbours in a file are not each other's control."""
 
     def __init__(self, memory: EvaluatedMemory, examples: Examples) -> None:
         self._memory = memory
@@ -96,7 +102,7 @@ class _Evaluator:
             floats = max(floats, state.floats // len(part))
             size = max(size, state.nbytes // len(part))
             for name, memory, given in self._readings(part, state):
-                self._answers[name] += self._asked(memory, given, part, seen)
+                self._answers[name] += self._score(memory, given, part, seen)
             seen += len(part)
         if not self._answers["memory"]:
             raise InputError(
@@ -106,25 +112,25 @@ class _Evaluator:
         for answer in self._answers["memory"]:
             if answer.question is not None:
                 groups[answer.question.group].append(answer)
-        found = {name: _scores(answers) for name, answers in self._answers.items()}
+        scores = {name: _scores(answers) for name, answers in self._answers.items()}
         return AnswerEvaluation(
             contexts=seen,
             state_floats=floats,
             state_bytes=size,
-            memory=found["memory"],
-            zero_state=found["zero_state"],
-            shuffled_state=found.get("shuffled_state"),
-            full_context=found.get("full_context"),
+            memory=scores["memory"],
+            zero_state=scores["zero_state"],
+            shuffled_state=scores.get("shuffled_state"),
+            full_context=scores.get("full_context"),
             groups={name: _scores(answers) for name, answers in groups.items()},
         )
 
     def _batches(self) -> Iterator[list[Example]]:
-        """Parts of nearly one size; at least 2 examples, where there are so many."""
+        """Yield parts of nearly one size, of at least 2 examples where there are so many."""
         total = len(self._examples)
         queries = max(len(example.queries) for example in self._examples)
         size = len(self._context) + queries * len(self._query)
-        most = min(_TOKENS, _LOGITS // self._memory.backbone.tokenizer.vocab_size)
-        count = max(1, total // max(2, most // size))
+        limit = min(_MAX_TOKENS, _MAX_LOGITS // self._memory.backbone.tokenizer.vocab_size)
+        count = max(1, total // max(2, limit // size))
         for part in range(count):
             yield self._examples[part * total // count : (part + 1) * total // count]
 
@@ -140,18 +146,18 @@ class _Evaluator:
             context = collate(part)["batch"].context
             yield "full_context", self._full, self._full.write(context).state
 
-    def _asked(
+    def _score(
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example], number: int
     ) -> Iterator[_Answer]:
-        """The answers to all queries of a part, whose first example has that number."""
+        """Yield the answers to all queries of a part, whose first example has that number."""
         batch = collate(part)["batch"]
         if self._full is not None:
             batch.labels[..., 0] = IGNORED
         output = memory.read(state, batch.queries)
         logits, labels = aligned(output, batch.queries.to(output.logits.device), batch.labels)
-        tokens, right, bits = (found.tolist() for found in _counts(logits, labels))
+        tokens, right, bits = (counts.tolist() for counts in _counts(logits, labels))
         places = [(row, column) for row, e in enumerate(part) for column in range(len(e.queries))]
-        for (row, column), said in zip(places, self._said(memory, state, part), strict=True):
+        for (row, column), decoded in zip(places, self._decode(memory, state, part), strict=True):
             if tokens[row][column]:
                 yield _Answer(
                     number + row,
@@ -159,14 +165,14 @@ class _Evaluator:
                     right[row][column],
                     bits[row][column],
                     _question(part[row], column),
-                    said,
+                    decoded,
                 )
 
-    def _said(
+    def _decode(
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example]
     ) -> Iterator[str | None]:
-        """What is decoded behind each prompt, no longer than the longest right answer; None where nobody cares."""
-        if not all(isinstance(example, AskedExample) and example.in_words for example in part):
+        """Decode behind each prompt, no longer than the longest right answer; None where words are not scored."""
+        if not all(isinstance(example, QuestionsExample) and example.in_words for example in part):
             yield from (None for example in part for _ in example.queries)
             return
         rows = [row for row, example in enumerate(part) for _ in example.queries]
@@ -175,37 +181,41 @@ class _Evaluator:
             for example in part
             for query, label in zip(example.queries, example.labels, strict=True)
         ]
-        asked = Tokens.from_rows(prompts)
-        new = memory.generate(state.rows(torch.tensor(rows)), asked, max_new_tokens=self._longest)
+        queries = Tokens.from_rows(prompts)
+        new = memory.generate(state.rows(torch.tensor(rows)), queries, max_new_tokens=self._longest)
         tokenizer, ends = memory.backbone.tokenizer, memory.backbone.info.end_ids
         for row in new.tolist():
             yield tokenizer.decode(text_of(row, ends))
 
 
 def _question(example: Example, column: int) -> Question | None:
-    return example.questions[column] if isinstance(example, AskedExample) else None
+    return example.questions[column] if isinstance(example, QuestionsExample) else None
 
 
 def _others(contexts: Sequence[Sequence[int]]) -> list[int] | None:
-    """For each context the place of the next one that differs from it; None where there is none for some."""
-    found = []
+    """Return for each context the index of the next one that differs; None where some context has none."""
+    others = []
     for own, context in enumerate(contexts):
         following = chain(range(own + 1, len(contexts)), range(own))
         other = next((i for i in following if contexts[i] != context), None)
         if other is None:
             return None
-        found.append(other)
-    return found
+        others.append(other)
+    return others
 
 
 def _counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Labelled tokens of each query (B, Q), those predicted right, and their negative log2-likelihood together."""
-    asked = labels != IGNORED
-    right = (logits.argmax(-1) == labels) & asked
+    """Return for each query (B, Q) its labelled tokens, those predicted right, and their negative log2-likelihood."""
+    labelled = labels != IGNORED
+    right = (logits.argmax(-1) == labels) & labelled
     lost = functional.cross_entropy(
         logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return asked.sum(-1), right.sum(-1), lost.double().reshape(labels.shape).sum(-1) / math.log(2)
+    return (
+        labelled.sum(-1),
+        right.sum(-1),
+        lost.double().reshape(labels.shape).sum(-1) / math.log(2),
+    )
 
 
 def _scores(answers: Sequence[_Answer]) -> AnswerScores:
@@ -217,7 +227,9 @@ def _scores(answers: Sequence[_Answer]) -> AnswerScores:
     count = effective_count(
         [sum(own) / len(own) for own in exact.values()], [len(own) for own in exact.values()]
     )
-    said = [(a.said, a.question.answers) for a in answers if a.said is not None and a.question]
+    pairs = [
+        (a.decoded, a.question.answers) for a in answers if a.decoded is not None and a.question
+    ]
     return AnswerScores(
         questions=len(answers),
         tokens=tokens,
@@ -225,6 +237,6 @@ def _scores(answers: Sequence[_Answer]) -> AnswerScores:
         interval=wilson(share, count),
         token_accuracy=sum(answer.right for answer in answers) / tokens,
         bits=sum(answer.bits for answer in answers) / tokens,
-        word_match=fmean(word_match(*pair) for pair in said) if said else None,
-        word_f1=fmean(word_f1(*pair) for pair in said) if said else None,
+        word_match=fmean(word_match(*pair) for pair in pairs) if pairs else None,
+        word_f1=fmean(word_f1(*pair) for pair in pairs) if pairs else None,
     )

@@ -1,4 +1,4 @@
-"""What a memory recalls of key-value pairs: exact match, what it is made of, and controls."""
+"""Score what a memory recalls of key-value pairs: exact match, its parts, and controls."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ M = TypeVar("M", bound=EvaluatedMemory)
 
 @dataclass(frozen=True)
 class KeyValueEvaluation:
-    """What a memory recalled, beside the same reader under controls.
+    """The recall of a memory, beside the same reader under controls.
 
     Attributes:
-        contexts: evaluated, each of them with
-        pairs: so many keys, all asked for.
+        contexts: number of contexts evaluated.
+        pairs: keys per context, each queried.
         value_length: characters per value.
         state_floats: numbers per state, measured from its tensors.
         state_bytes: likewise.
@@ -75,7 +75,7 @@ class KeyValueEvaluation:
         return self.bits / self.state_floats if self.state_floats else None
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return {
             **to_dict(self),
             "bits": self.bits,
@@ -84,7 +84,7 @@ class KeyValueEvaluation:
         }
 
     def lines(self) -> list[str]:
-        """A table of the memory and its controls, and the figures as sentences."""
+        """Return a table of the memory and its controls, and the figures as sentences."""
         rows = {
             "memory": self.memory,
             "zero state": self.zero_state,
@@ -96,7 +96,7 @@ class KeyValueEvaluation:
         per_float = self.bits_per_float
         rate = "" if per_float is None else f", {per_float:.3f} per number of the state"
         return [
-            f"{self.contexts} contexts of {self.pairs} pairs, all asked for; state of "
+            f"{self.contexts} contexts of {self.pairs} pairs, each queried; state of "
             f"{self.state_floats:,} numbers, {self.state_bytes:,} bytes",
             _row("", *columns),
             *(_row(name, *_cells(scores)) for name, scores in rows.items()),
@@ -126,11 +126,11 @@ def _row(name: str, *cells: str) -> str:
 
 @torch.no_grad()
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
-    """Write every context once and ask for all of its pairs, in evaluation mode.
+    """Write every context once and query all of its pairs, in evaluation mode.
 
     Args:
-        memory: whose mode is as before afterwards.
-        examples: at least 2 of a `KvTask`, all at one number of pairs.
+        memory: the memory to score; its mode is restored.
+        examples: at least 2 of a `KeyValueTask`, all at one number of pairs.
 
     Raises:
         ValueError: there are fewer than 2 examples, so that no state is another's.
@@ -147,7 +147,7 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
 
 def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     full = context_visible(memory, examples[0])
-    found: dict[str, list[_Answers]] = {}
+    answers: dict[str, list[_Answers]] = {}
     for batch in track([*batches(examples)], "evaluate", "batch"):
         state = memory.write(batch.context).state
         readings = {
@@ -158,16 +158,16 @@ def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation
         if full is not None:
             readings["full_context"] = (full, full.write(batch.context).state)
         for name, (reading, given) in readings.items():
-            found.setdefault(name, []).append(_answers(reading, given, batch))
-    scores = {name: _scored(answers) for name, answers in found.items()}
-    rows, pairs, length = found["memory"][-1].targets.shape
+            answers.setdefault(name, []).append(_answers(reading, given, batch))
+    scores = {name: _scored(parts) for name, parts in answers.items()}
+    rows, pairs, length = answers["memory"][-1].targets.shape
     return KeyValueEvaluation(
         contexts=len(examples),
         pairs=pairs,
         value_length=length,
         state_floats=state.floats // rows,
         state_bytes=state.nbytes // rows,
-        surprise=float(torch.cat([part.surprise for part in found["memory"]]).mean()),
+        surprise=float(torch.cat([part.surprise for part in answers["memory"]]).mean()),
         memory=scores["memory"],
         zero_state=scores["zero_state"],
         shuffled_state=scores["shuffled_state"],
@@ -176,7 +176,7 @@ def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation
 
 
 def batches(examples: Examples) -> Iterator[Batch]:
-    """Batches of at least 2 contexts, so that each has another one's state to be given."""
+    """Yield batches of at least 2 contexts, so that each has another one's state as a control."""
     total, pairs = len(examples), len(examples[0].queries)
     count = max(1, total // max(2, _QUERIES_PER_BATCH // pairs))
     for part in range(count):
@@ -185,7 +185,7 @@ def batches(examples: Examples) -> Iterator[Batch]:
 
 
 def context_visible(memory: M, example: Example) -> M | None:
-    """The backbone with the context kept as it is, if that and a query fit its positions."""
+    """Return the backbone with the whole context kept; None where that and a query exceed its positions."""
     backbone = memory.backbone
     if len(example.context) + len(example.queries[0]) > backbone.info.positions:
         return None
@@ -196,7 +196,7 @@ def context_visible(memory: M, example: Example) -> M | None:
 
 @dataclass(frozen=True)
 class _Answers:
-    """See `score`; `surprise` (contexts, pairs) is in bits per value."""
+    """The answers of one batch, see `score`; `surprise` (contexts, pairs) is in bits per value."""
 
     forced: Tensor
     decoded: Tensor
@@ -212,14 +212,14 @@ def _answers(memory: EvaluatedMemory, state: MemoryState, batch: Batch) -> _Answ
     decoded, question = forced[..., :1], batch.queries.columns(0, start)
     for _ in range(1, targets.shape[-1]):
         ids = torch.cat([question.ids, decoded], -1)
-        asked = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-        following = memory.read(state, asked).logits[..., -1:, :].argmax(-1)
+        query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
+        following = memory.read(state, query).logits[..., -1:, :].argmax(-1)
         decoded = torch.cat([decoded, following.cpu()], -1)
     return _Answers(forced, decoded, targets, -likelihood.sum(-1).double() / math.log(2))
 
 
 def _values(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (B, Q, L, V) of the values' characters, each given the right ones before it, and the characters."""
+    """Return logits (B, Q, L, V) of the values' characters, each given the right ones before it, and the characters."""
     labels = labels.cpu()
     columns = (labels[0, 0] != IGNORED).nonzero().flatten()[: -len(CLOSING)]
     return logits[..., columns.to(logits.device) - 1, :].cpu(), labels[..., columns]

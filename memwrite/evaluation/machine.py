@@ -14,7 +14,7 @@ import memwrite
 
 
 def machine(device: torch.device | None = None) -> str:
-    """Processor, cores, threads, GPU if `device` is one, and versions, in one line."""
+    """Describe processor, cores, threads, GPU if `device` is one, and versions, in one line."""
     parts = [_processor()]
     if device is not None and device.type == "cuda":
         parts.append(torch.cuda.get_device_name(device))
@@ -33,7 +33,7 @@ def machine(device: torch.device | None = None) -> str:
 
 
 def _processor() -> str:
-    """Its name where the system tells it, as Linux does in a file; else its architecture."""
+    """Return the processor's name where the system tells it, as Linux does in a file; else its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

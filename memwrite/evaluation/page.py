@@ -32,12 +32,12 @@ def render(template: Path, title: str, width: str, **values: object) -> bytes:
 
 
 def label(axes: Axes, text: str, x: float, y: float, offset: tuple[int, int]) -> None:
-    """A small text beside the point (x, y), `offset` points from it."""
+    """Put a small text beside the point (x, y), `offset` points from it."""
     axes.annotate(text, (x, y), offset, textcoords="offset points", fontsize=8, color=INK)
 
 
 def plain(figure: Figure) -> Figure:
-    """Without a frame, on a light grid."""
+    """Remove the frame and draw a light grid."""
     for axes in figure.axes:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e9ecef", lw=0.8)
@@ -46,7 +46,7 @@ def plain(figure: Figure) -> Figure:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; it is closed."""
+    """Return the figure as a PNG file, and close it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
     plt.close(figure)
@@ -54,5 +54,5 @@ def png(figure: Figure) -> bytes:
 
 
 def embedded(image: bytes) -> str:
-    """A PNG file as the address of an image within the page."""
+    """Return a PNG file as the address of an image within the page."""
     return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from memwrite.evaluation.matching import BlockMatcher
 from memwrite.memory import Memory
 from memwrite.state import MemoryState, Tokens
 
@@ -43,17 +43,18 @@ def recall(memory: Memory, state: MemoryState, text: str) -> Recall:
 
 
 def bytes_right(text: str, other: str) -> float:
-    """Share of bytes that agree, in order, of the longer of both; 1.0 only for equal texts."""
-    ours, theirs = text.encode(), other.encode()
+    """Return the share of the longer text's bytes that agree, in order; 1.0 only for equal texts."""
+    # One character for each byte.
+    ours, theirs = (each.encode().decode("latin-1") for each in (text, other))
     if ours == theirs:
         return 1.0
-    blocks = difflib.SequenceMatcher(None, ours, theirs, autojunk=False).get_matching_blocks()
+    blocks = BlockMatcher(ours, theirs).get_matching_blocks()
     return sum(block.size for block in blocks) / max(len(ours), len(theirs))
 
 
 @torch.no_grad()
 def nll_bits(memory: Memory, state: MemoryState, tokens: Tokens) -> float:
-    """Bits that the model needs for the tokens (1, T) given the state, all of them together."""
+    """Return the bits that the model needs for all of the tokens (1, T), given the state."""
     ids = tokens.ids
     output = memory.read(state, tokens)
     logits, first = output.logits, output.first_logits
@@ -67,11 +68,11 @@ def nll_bits(memory: Memory, state: MemoryState, tokens: Tokens) -> float:
     return float(nats) / math.log(2)
 
 
-#: A piece of a text: said rightly in both, only in the original, or only in what was recalled.
+#: A piece of a text: in both, only in the original, or only in what was recalled.
 Piece = tuple[str, str, str]
 
 
 def differences(text: str, recalled: str) -> list[Piece]:
-    """(kind, of the original, of the recalled) with kind "equal", "replace", "delete" or "insert"."""
-    matcher = difflib.SequenceMatcher(None, text, recalled, autojunk=False)
-    return [(kind, text[a:b], recalled[c:d]) for kind, a, b, c, d in matcher.get_opcodes()]
+    """Return (kind, part of the original, part of the recalled) with kind "equal", "replace", "delete" or "insert"."""
+    codes = BlockMatcher(text, recalled).get_opcodes()
+    return [(kind, text[a:b], recalled[c:d]) for kind, a, b, c, d in codes]

@@ -17,12 +17,12 @@ _BEAMS = 4
 
 
 @dataclass(frozen=True)
-class Found:
-    """A text that the state was made to say.
+class Reconstruction:
+    """A text that was decoded from the state.
 
     Attributes:
-        prompt: what it was asked; "" for nothing at all.
-        text: what came.
+        prompt: what was put before it; "" for nothing.
+        text: what was decoded.
         bits: by which the state makes prompt and text together likelier than the model alone; what is at most 0 is
             the model's own invention.
     """
@@ -58,7 +58,7 @@ class Audit:
     """
 
     state_bytes: int
-    found: list[Found]
+    found: list[Reconstruction]
     original: Original | None = None
 
 
@@ -78,30 +78,31 @@ def audit(
         original: what was written, to compare with.
         longest: tokens to decode, for each.
     """
-    found = {}
+    bits_of: dict[tuple[str, str], float] = {}
     for prompt in ("", *prompts):
         for beams in (1, _BEAMS):
             try:
                 text = memory.ask(state, prompt, max_new_tokens=longest, num_beams=beams)
             except InputError:
                 if prompt:
-                    raise  # about the prompt; a memory that fills every position says nothing
+                    raise  # about the prompt; a memory that fills every position decodes nothing
                 continue
             if text.strip():
-                found[prompt, text] = _gained(memory, state, prompt + text)[1]
-    said = [Found(prompt, text, bits) for (prompt, text), bits in found.items()]
-    said.sort(key=lambda one: -one.bits)
-    known = None
+                bits_of[prompt, text] = _gained(memory, state, prompt + text)[1]
+    found = [Reconstruction(prompt, text, bits) for (prompt, text), bits in bits_of.items()]
+    found.sort(key=lambda one: -one.bits)
+    comparison = None
     if original is not None:
-        right = max((bytes_right(original, one.prompt + one.text) for one in said), default=0.0)
-        known = Original(right, *_gained(memory, state, original))
-    return Audit(state.nbytes, said, known)
+        right = max((bytes_right(original, one.prompt + one.text) for one in found), default=0.0)
+        comparison = Original(right, *_gained(memory, state, original))
+    return Audit(state.nbytes, found, comparison)
 
 
 def _gained(memory: Memory, state: MemoryState, text: str) -> tuple[float, float]:
-    """Bits of the text for the model alone, and by how many fewer it has with the state: of as much as there is room for.
+    """Return the bits of the text for the model alone, and by how many fewer it has with the state.
 
-    Alone is with an empty state or with none at all, whichever tells more of the text.
+    The text is cut to the model's positions. "Alone" is with zeros for a state or without a memory, whichever needs
+    fewer bits.
     """
     conditioning = memory.condition(state)
     prefix, past = conditioning.prefix, conditioning.key_values

@@ -23,7 +23,7 @@ class Scores:
         independent: how many independent answers these are worth, see `effective_count`.
         token_accuracy: characters of values right, each predicted given the right ones before it.
         set_recall: decoded answers that are a value of their context, whatever its key.
-        binding: of these, the share that is the value of the key asked for; None if there are none. A
+        binding: of these, the share that is the value of the queried key; None if there are none. A
             memory that holds the values without their keys comes to about 1/pairs.
     """
 
@@ -38,7 +38,7 @@ class Scores:
 def score(forced: Tensor, decoded: Tensor, targets: Tensor) -> Scores:
     """Compare answers with values, all (contexts, pairs, value length) ids.
 
-    Exact match is the same in both ways of predicting. The set is asked of decoded answers, because an
+    Exact match is the same in both ways of predicting. Set recall is of decoded answers, because an
     answer put together from a wrong first character and what follows the right one is nobody's value.
 
     Args:
@@ -62,7 +62,7 @@ def score(forced: Tensor, decoded: Tensor, targets: Tensor) -> Scores:
 
 
 def effective_count(rates: Sequence[float], answers: int | Sequence[int]) -> float:
-    """How many independent answers these are worth, as those of one context share a state (Kish 1965).
+    """Estimate how many independent answers these are worth, as those of one context share a state (Kish 1965).
 
     Where all rates are 0 or 1 they say nothing of their dependence, and a context counts as one answer.
 
@@ -83,7 +83,7 @@ def effective_count(rates: Sequence[float], answers: int | Sequence[int]) -> flo
 
 
 def wilson(share: float, count: float) -> tuple[float, float]:
-    """95% confidence interval of a share of `count` independent answers (Wilson 1927)."""
+    """Return the 95% confidence interval of a share of `count` independent answers (Wilson 1927)."""
     square = _NORMAL_95**2 / count
     centre = share + square / 2
     half = math.sqrt(square * (share * (1 - share) + square / 4))
@@ -92,12 +92,12 @@ def wilson(share: float, count: float) -> tuple[float, float]:
 
 
 def bits_recalled(exact: float, value_length: int) -> float:
-    """`fano_bits` about one value of so many characters, each of `ALPHABET`."""
+    """Return `fano_bits` about one value of so many characters, each of `ALPHABET`."""
     return fano_bits(exact, len(ALPHABET) ** value_length)
 
 
 def fano_bits(exact: float, choices: int) -> float:
-    """Bits that answers right with probability `exact` hold about one value, errors spread evenly (Fano).
+    """Return the bits that answers right with probability `exact` hold about one value, errors spread evenly (Fano).
 
     Args:
         exact: from 0 to 1; up to chance it is worth nothing.

@@ -12,17 +12,17 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def normalized(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation and articles."""
+    """Return the words of a text in lower case, without punctuation and articles."""
     return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
 
 
 def word_match(answer: str, right: Sequence[str]) -> float:
-    """1 if the normalised answer is one of the right ones, else 0."""
+    """Return 1 if the normalised answer is one of the right ones, else 0."""
     return float(any(normalized(answer) == normalized(text) for text in right))
 
 
 def word_f1(answer: str, right: Sequence[str]) -> float:
-    """Harmonic mean of precision and recall of the answer's words, by the right answer that it is nearest to.
+    """Return the harmonic mean of precision and recall of the answer's words, by the right answer that it is nearest to.
 
     Where either has no words, 1 if both have none and else 0.
     """

@@ -19,12 +19,12 @@ _FACTS = re.compile(r"[0-9]{1,9}( [0-9]{1,9})*")
 class BabiConfig(QuestionsConfig):
     """bAbI files, of which whole stories are held out.
 
-    An example is a place in a story where something is asked: its context are the statements before it, each a
-    segment, its queries the questions that stand there. A question counts under its file's name. Other attributes as
+    An example is a place in a story with questions. Its context is the statements before that place, each a segment;
+    its queries are the questions. A question counts under its file's name. Other attributes as
     in `QuestionsConfig`.
 
     Attributes:
-        facts: want the supporting statements behind each answer ("strong supervision" in the paper): a first
+        facts: expect the supporting statements behind each answer ("strong supervision" in the paper): a first
             stage of training, since where to look is learnt far sooner from many words than from one.
     """
 
@@ -33,12 +33,12 @@ class BabiConfig(QuestionsConfig):
     facts: bool = False
 
     def read(self, path: Path) -> list[list[Passage]]:
-        """See `read_stories`."""
+        """Read a file, see `read_stories`."""
         return read_stories(path, self.facts)
 
 
 def read_stories(path: Path, facts: bool = False) -> list[list[Passage]]:
-    """The stories of a file, each as what stands before its questions and what is asked there.
+    """Read the stories of a file, each as passages of statements with the questions behind them.
 
     A line is `ID statement` or, with tabs, `ID question<tab>answer<tab>IDs of supporting statements`. IDs count from 1
     in every story. The answer may be a list ("apple,football"); with `facts` the supporting statements stand behind it.
@@ -56,16 +56,16 @@ def _stories(path: Path) -> Iterator[list[tuple[int, str]]]:
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        found = _LINE.fullmatch(line)
-        if found is None:
+        match = _LINE.fullmatch(line)
+        if match is None:
             raise _fault(path, number, "should be a number, a space and a text")
-        own = int(found[1])
+        own = int(match[1])
         if own == 1 and story:
             yield story
             story = []
         if own != len(story) + 1:
             raise _fault(path, number, f"is numbered {own} where {len(story) + 1} should come")
-        story.append((number, found[2]))
+        story.append((number, match[2]))
     if not story:
         raise InputError(f"'{path}': holds no story")
     yield story
@@ -73,38 +73,40 @@ def _stories(path: Path) -> Iterator[list[tuple[int, str]]]:
 
 def _passages(path: Path, story: list[tuple[int, str]], facts: bool) -> list[Passage]:
     statements: dict[int, str] = {}
-    asked: dict[int, list[Question]] = {}
+    questions: dict[int, list[Question]] = {}
     for own, (number, text) in enumerate(story, 1):
         if "\t" in text:
             question = _question(path, number, text, statements, facts)
-            asked.setdefault(len(statements), []).append(question)
+            questions.setdefault(len(statements), []).append(question)
         else:
             statements[own] = text.strip()
     number, text = story[-1]
     if "\t" not in text:
         raise _fault(path, number, "the story ends without a question: is the file cut off?")
-    told = tuple(statements.values())
-    return [Passage(told[:count], tuple(questions)) for count, questions in asked.items()]
+    texts = tuple(statements.values())
+    return [Passage(texts[:count], tuple(group)) for count, group in questions.items()]
 
 
-def _question(path: Path, number: int, line: str, known: dict[int, str], facts: bool) -> Question:
+def _question(
+    path: Path, number: int, line: str, statements: dict[int, str], facts: bool
+) -> Question:
     fields = [field.strip() for field in line.split("\t")]
     if len(fields) != 3:
         fault = (
             "a question has 3 fields with tabs between them (question, answer, supporting lines)"
         )
         raise _fault(path, number, f"{fault}, this one has {len(fields)}")
-    asked, answer, supporting = fields
-    if not asked or not answer:
-        raise _fault(path, number, f"the {'answer' if asked else 'question'} is empty")
+    question, answer, supporting = fields
+    if not question or not answer:
+        raise _fault(path, number, f"the {'answer' if question else 'question'} is empty")
     if not _FACTS.fullmatch(supporting):
         raise _fault(path, number, f"the supporting lines should be numbers, are '{supporting}'")
     lines = [int(fact) for fact in supporting.split()]
     for fact in lines:
-        if fact not in known:
+        if fact not in statements:
             raise _fault(path, number, f"the supporting line {fact} is no statement before it")
-    told = [known[fact] for fact in lines] if facts else []
-    return Question(asked, (" ".join([answer, *told]),), path.name)
+    support = [statements[fact] for fact in lines] if facts else []
+    return Question(question, (" ".join([answer, *support]),), path.name)
 
 
 def _fault(path: Path, number: int, reason: str) -> InputError:

@@ -24,7 +24,7 @@ class Example:
     Attributes:
         context: token ids to be written; may be empty.
         queries: token ids to be read, each with its answer behind it.
-        labels: like `queries`: the id to be predicted at each place, -100 where nothing is asked.
+        labels: like `queries`: the id to be predicted at each place, -100 where nothing is to be predicted.
         segments: the segment of each token of the context, as in `Tokens.segments`; None where it has none.
 
     Raises:
@@ -55,15 +55,15 @@ class Task(Protocol):
     """Where examples come from."""
 
     def training(self, count: int, seed: int) -> Examples:
-        """`count` examples that depend on the seed alone."""
+        """Return `count` examples that depend on the seed alone."""
         ...
 
     def evaluation(self) -> Examples:
-        """Held-out examples, always the same."""
+        """Return the held-out examples, always the same."""
         ...
 
     def fresh(self, count: int, seed: int) -> Examples:
-        """`count` other held-out examples, each a function of seed and index."""
+        """Return `count` other held-out examples, each a function of seed and index."""
         ...
 
 
@@ -90,7 +90,7 @@ class Texts(Protocol):
     """A task's parameters where it is read from texts, which a tokenizer can learn from."""
 
     def texts(self) -> Iterable[str]:
-        """All that is said in training, and nothing of what is held out."""
+        """Return all training texts, and nothing of what is held out."""
         ...
 
 
@@ -170,7 +170,7 @@ class Batch:
         context: (B, T), written once per row.
         queries: (B, T) or (B, Q, T): the rows' queries with their answers behind them.
         labels: like queries.ids: the token id to be predicted AT that place from all before it; -100 where
-            nothing is asked.
+            nothing is to be predicted.
     """
 
     context: Tokens
@@ -179,15 +179,15 @@ class Batch:
 
 
 def collate(examples: Sequence[Example]) -> dict[str, Batch]:
-    """B examples as one right-padded batch of Q queries each, the most that one has.
+    """Collate B examples into one right-padded batch of Q queries each, the most that one has.
 
-    An example with fewer queries is filled up with empty ones, which ask for nothing.
+    An example with fewer queries is filled up with empty ones, whose labels are all ignored.
     """
     count = max(len(example.queries) for example in examples)
     queries = Tokens.from_rows([query for e in examples for query in _filled(e.queries, count)])
     labels = torch.full_like(queries.ids, IGNORED)
-    for row, wanted in enumerate(label for e in examples for label in _filled(e.labels, count)):
-        labels[row, : len(wanted)] = torch.tensor(wanted, dtype=torch.int64)
+    for row, ids in enumerate(label for e in examples for label in _filled(e.labels, count)):
+        labels[row, : len(ids)] = torch.tensor(ids, dtype=torch.int64)
     shape = (len(examples), count, queries.ids.shape[1])
     return {
         "batch": Batch(

@@ -85,16 +85,16 @@ class ChunksTask(ABC, Generic[C]):
     def __init__(self, config: C, tokenizer: Tokenizer) -> None:
         self.config: C = config
         self._tokenizer = tokenizer
-        self._train, self._held = (
+        self._train, self._held_out = (
             [self._stream(file) for file in part] for part in config.paragraphs()
         )
 
     @abstractmethod
     def example(self, chunk: Sequence[Place]) -> Example:
-        """The example of a window."""
+        """Return the example of a window."""
 
     def training(self, count: int, seed: int) -> Examples:
-        """Random windows, a file's chance being proportional to its size.
+        """Return random windows, a file's chance being proportional to its size.
 
         Raises:
             InputError: no file has more than one window to train on.
@@ -103,22 +103,22 @@ class ChunksTask(ABC, Generic[C]):
         return _RandomChunks(self, self._train, count, f"training/{seed}")
 
     def evaluation(self) -> Examples:
-        """The held-out paragraphs, cut into windows one after another; what is left at the end is left out."""
-        stream = [place for part in self._held for place in part]
+        """Return the held-out paragraphs, cut into whole windows one after another."""
+        stream = [place for part in self._held_out for place in part]
         size = self.config.window
         return [self.example(chunk) for chunk in windows(stream, size) if len(chunk) == size]
 
     def fresh(self, count: int, seed: int) -> Examples:
-        """Random windows of the held-out paragraphs.
+        """Return random windows of the held-out paragraphs.
 
         Raises:
             InputError: none of the files has held out more than one window.
         """
-        check_room(self._held, self.config.window)
-        return _RandomChunks(self, self._held, count, f"fresh/{seed}")
+        check_room(self._held_out, self.config.window)
+        return _RandomChunks(self, self._held_out, count, f"fresh/{seed}")
 
     def _stream(self, paragraphs: Sequence[str]) -> list[Place]:
-        """Paragraphs between start and end tokens; every sentence is encoded, and numbered, by itself."""
+        """Put paragraphs between start and end tokens; every sentence is encoded, and numbered, by itself."""
         stream: list[Place] = []
         number = 0
         for text in paragraphs:
@@ -130,7 +130,7 @@ class ChunksTask(ABC, Generic[C]):
         return stream
 
     def _written(self, chunk: Sequence[Place]) -> tuple[list[int], list[int]]:
-        """Ids and segments of a context, closed by an end token as in `Memory.encode`."""
+        """Return ids and segments of a context, closed by an end token as in `Memory.encode`."""
         first, last = chunk[0][1], chunk[-1][1]
         ids = [*(i for i, _ in chunk), self._tokenizer.eos_id]
         return ids, [number - first for number in (*(number for _, number in chunk), last)]
@@ -139,11 +139,11 @@ class ChunksTask(ABC, Generic[C]):
 class ReconstructionTask(ChunksTask[ReconstructionConfig]):
     """A chunk is the context, the query is empty, and the chunk is the answer, with the end token behind it.
 
-    The first token is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else not asked.
+    The first token is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else ignored.
     """
 
     def example(self, chunk: Sequence[Place]) -> Example:
-        """See the class."""
+        """Return the example of a window, as the class says."""
         ids, segments = self._written(chunk)
         return Example(ids, [list(ids)], [list(ids)], segments)
 
@@ -151,11 +151,11 @@ class ReconstructionTask(ChunksTask[ReconstructionConfig]):
 class ContinuationTask(ChunksTask[ContinuationConfig]):
     """A chunk is the context and the chunk that follows it is the query, all of whose tokens are to be predicted.
 
-    The first one is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else not asked.
+    The first one is predicted by the memory alone, where its reader can (`ReadOutput.first_logits`), and else ignored.
     """
 
     def example(self, chunk: Sequence[Place]) -> Example:
-        """See the class."""
+        """Return the example of a window, as the class says."""
         ids, segments = self._written(chunk[: self.config.context])
         following = [i for i, _ in chunk[self.config.context :]]
         return Example(ids, [following], [list(following)], segments)
@@ -174,5 +174,5 @@ class _RandomChunks:
     def __getitem__(self, index: int, /) -> Example:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
-        chance = random.Random(f"{self.key}/{index}")
-        return self.task.example(random_window(self.streams, self.task.config.window, chance))
+        rng = random.Random(f"{self.key}/{index}")
+        return self.task.example(random_window(self.streams, self.task.config.window, rng))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from memwrite.tasks.kv import question_text, random_text
+from memwrite.tasks.key_value import question_text, random_text
 from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
 
 
@@ -16,7 +16,7 @@ class CopyingTask(CharacterTask[SyntheticConfig]):
 
     name = "copying"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """One string, asked for once."""
-        text = random_text(chance, pairs)
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw one string, queried once."""
+        text = random_text(rng, pairs)
         return Draft([f"{text}|"], [(question_text(""), text)])

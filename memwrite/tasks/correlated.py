@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from memwrite.backbones.tokenizers import ALPHABET
-from memwrite.tasks.kv import PairsConfig, context_text, keys_of, question_text, random_text
+from memwrite.tasks.key_value import PairsConfig, context_text, keys_of, question_text, random_text
 from memwrite.tasks.synthetic import CharacterTask, Draft
 
 
@@ -44,13 +44,13 @@ class CorrelatedTask(CharacterTask[CorrelatedConfig]):
 
     name = "correlated-keys"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """Every context has a beginning of its keys, and letters that they go on with, of its own."""
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw a beginning that all keys of the context share, the letters of their ends, and the values."""
         config = self.config
-        prefix = random_text(chance, config.shared)
+        prefix = random_text(rng, config.shared)
         letters = ALPHABET
         if config.letters is not None:
-            letters = "".join(chance.sample(ALPHABET, config.letters))
-        ends = keys_of(chance, pairs, config.key_length - config.shared, letters)
-        drawn = [(prefix + end, random_text(chance, config.value_length)) for end in ends]
+            letters = "".join(rng.sample(ALPHABET, config.letters))
+        ends = keys_of(rng, pairs, config.key_length - config.shared, letters)
+        drawn = [(prefix + end, random_text(rng, config.value_length)) for end in ends]
         return Draft([context_text(drawn)], [(question_text(key), value) for key, value in drawn])

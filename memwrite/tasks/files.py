@@ -38,7 +38,7 @@ class FilesConfig:
             raise ValueError(f"held_out must be from 0 to 1, got {self.held_out}")
 
     def split(self, read: Callable[[Path], Sequence[T]]) -> tuple[list[list[T]], list[list[T]]]:
-        """What `read` makes of each file, for training and for evaluation.
+        """Split what `read` returns for each file into training and evaluation.
 
         Of a file with more than one item at least one is held out, where a share is.
 
@@ -46,14 +46,14 @@ class FilesConfig:
             ConfigError, InputError: as `read` does.
         """
         train: list[list[T]] = []
-        held: list[list[T]] = []
+        held_out: list[list[T]] = []
         for name in self.files:
             items = read(Path(self.folder) / name)
             few = 1 if self.held_out and len(items) > 1 else 0
             cut = len(items) - max(round(len(items) * self.held_out), few)
             train.append(list(items[:cut]))
-            held.append(list(items[cut:]))
-        return train, held
+            held_out.append(list(items[cut:]))
+        return train, held_out
 
 
 def evaluation_params(params: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def evaluation_params(params: Mapping[str, Any], overridden: Collection[str]) ->
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, its lines ending in newlines.
+    """Read the text of a UTF-8 file, its lines ending in newlines.
 
     Raises:
         ConfigError: it cannot be read.
@@ -96,12 +96,12 @@ class Node:
     value: Any
 
     def fault(self, reason: str) -> InputError:
-        """The error to raise when this value is not as it should be."""
+        """Return the error to raise when this value is not as it should be."""
         where = f"'{self.file}', {self.place}" if self.place else f"'{self.file}'"
         return InputError(f"{where}: {reason}")
 
     def find(self, name: str) -> Node | None:
-        """What an object holds by that name, or None.
+        """Return what an object holds by that name, or None.
 
         Raises:
             InputError: this is no object.
@@ -112,18 +112,18 @@ class Node:
         return Node(self.file, f"{self.place}.{name}".lstrip("."), self.value[name])
 
     def get(self, name: str) -> Node:
-        """What an object holds by that name.
+        """Return what an object holds by that name.
 
         Raises:
             InputError: this is no object, or it holds nothing by that name.
         """
-        found = self.find(name)
-        if found is None:
+        node = self.find(name)
+        if node is None:
             raise self.fault(f"'{name}' is missing")
-        return found
+        return node
 
     def items(self) -> Iterator[Node]:
-        """The values of a list.
+        """Yield the values of a list.
 
         Raises:
             InputError: this is no list.
@@ -133,7 +133,7 @@ class Node:
             yield Node(self.file, f"{self.place}[{i}]", value)
 
     def names(self) -> list[str]:
-        """What an object holds values by.
+        """Return the names in an object.
 
         Raises:
             InputError: this is no object.
@@ -142,7 +142,7 @@ class Node:
         return list(self.value)
 
     def string(self) -> str:
-        """A string, without the white space around it.
+        """Return a string without the white space around it.
 
         Raises:
             InputError: this is none, or it is not valid Unicode.
@@ -153,18 +153,18 @@ class Node:
         return str(self.value).strip()
 
     def text(self) -> str:
-        """A string as of `string` with something in it.
+        """Return a non-empty string, see `string`.
 
         Raises:
             InputError: this is none.
         """
-        found = self.string()
-        if not found:
+        string = self.string()
+        if not string:
             raise self.fault("is empty")
-        return found
+        return string
 
     def words(self) -> str:
-        """A string as of `text`, or a number as one.
+        """Return a non-empty string, or a number as one.
 
         Raises:
             InputError: this is neither.
@@ -173,7 +173,7 @@ class Node:
         return str(self.value) if number else self.text()
 
     def boolean(self) -> bool:
-        """True or false.
+        """Return a boolean.
 
         Raises:
             InputError: this is neither.
@@ -187,7 +187,7 @@ class Node:
 
 
 def read_json(path: Path) -> Node:
-    """The whole of a JSON file.
+    """Read a whole JSON file.
 
     Raises:
         ConfigError: it cannot be read.

@@ -18,8 +18,8 @@ CATEGORIES = {
     "4": "single-hop",
     "5": ADVERSARIAL,
 }
-#: What is right for an adversarial question, which takes for granted what nobody said; the authors' evaluation takes
-#: any answer that says one of the two. The file's `adversarial_answer` is the trap, and never wanted.
+#: The right answers to an adversarial question, which presupposes what nobody said; the authors' evaluation accepts
+#: any answer with one of the two. The file's `adversarial_answer` is the trap, and never right.
 NOT_MENTIONED = ("Not mentioned in the conversation", "No information available")
 SESSIONS = ("all", "evidence")
 
@@ -38,7 +38,7 @@ class LocomoConfig(QuestionsConfig):
         sessions: "all", a conversation is one context; or "evidence", the context of a question are the sessions that
             its evidence is in, and questions of the same sessions share it. Questions without evidence are left out
             then, with a warning.
-        adversarial: whether to keep the questions of category 5; what they want then is `NOT_MENTIONED`.
+        adversarial: whether to keep the questions of category 5; their answers are `NOT_MENTIONED`.
 
     Raises:
         ValueError: a value is out of range.
@@ -53,7 +53,7 @@ class LocomoConfig(QuestionsConfig):
             raise ValueError(f"sessions must be {' or '.join(SESSIONS)}, got '{self.sessions}'")
 
     def read(self, path: Path) -> list[list[Passage]]:
-        """For each conversation its passages, see `read_conversations`."""
+        """Read the passages of each conversation, see `read_conversations`."""
         conversations = read_conversations(path, self.adversarial)
         if self.sessions == "evidence":
             return [conversation.by_evidence() for conversation in conversations]
@@ -62,40 +62,40 @@ class LocomoConfig(QuestionsConfig):
 
 @dataclass(frozen=True)
 class Conversation:
-    """A conversation and what is asked about it.
+    """A conversation and the questions about it.
 
     Attributes:
         sessions: number -> date and turns.
-        asked: questions, each with the numbers of the sessions that its evidence is in, rising.
+        questions: each with the numbers of the sessions that its evidence is in, rising.
     """
 
     sessions: dict[int, tuple[str, ...]]
-    asked: list[tuple[Question, tuple[int, ...]]]
+    questions: list[tuple[Question, tuple[int, ...]]]
 
     def whole(self) -> list[Passage]:
-        """All that was said, and all questions."""
-        questions = tuple(question for question, _ in self.asked)
+        """Return one passage of all sessions with all questions."""
+        questions = tuple(question for question, _ in self.questions)
         return [self._passage(tuple(sorted(self.sessions)), questions)] if questions else []
 
     def by_evidence(self) -> list[Passage]:
-        """For each set of sessions that questions need, what was said in them, and these questions."""
+        """Return a passage for each set of sessions that questions need, with these questions."""
         shared: dict[tuple[int, ...], list[Question]] = {}
-        for question, needed in self.asked:
+        for question, needed in self.questions:
             shared.setdefault(needed, []).append(question)
         if lost := len(shared.pop((), [])):
             warnings.warn(
-                f"{lost} of {len(self.asked)} questions on a conversation name no session as evidence and are left "
+                f"{lost} of {len(self.questions)} questions on a conversation name no session as evidence and are left "
                 f"out: task.params.sessions=all keeps them",
                 stacklevel=2,
             )
         return [self._passage(needed, tuple(questions)) for needed, questions in shared.items()]
 
     def _passage(self, numbers: tuple[int, ...], questions: tuple[Question, ...]) -> Passage:
-        return Passage(tuple(said for n in numbers for said in self.sessions[n]), questions)
+        return Passage(tuple(text for n in numbers for text in self.sessions[n]), questions)
 
 
 def read_conversations(path: Path, adversarial: bool) -> list[Conversation]:
-    """The conversations of a file.
+    """Read the conversations of a file.
 
     Args:
         path: `[{"conversation": {"session_1_date_time", "session_1": [{"speaker", "text"}], ...}, "qa": [{"question",
@@ -107,24 +107,24 @@ def read_conversations(path: Path, adversarial: bool) -> list[Conversation]:
         InputError: it is no such file, or holds no conversation.
     """
     whole = read_json(path)
-    found = [_conversation(sample, adversarial) for sample in whole.items()]
-    if not found:
+    conversations = [_conversation(sample, adversarial) for sample in whole.items()]
+    if not conversations:
         raise whole.fault("holds no conversation")
-    return found
+    return conversations
 
 
 def _conversation(sample: Node, adversarial: bool) -> Conversation:
-    held = sample.get("conversation")
-    numbers = sorted(int(match[1]) for name in held.names() if (match := _SESSION.fullmatch(name)))
-    sessions = {number: _session(held, number) for number in numbers}
+    node = sample.get("conversation")
+    numbers = sorted(int(match[1]) for name in node.names() if (match := _SESSION.fullmatch(name)))
+    sessions = {number: _session(node, number) for number in numbers}
     if not sessions:
-        raise held.fault("holds no session")
-    asked = []
-    for node in sample.get("qa").items():
-        question = _question(node)
+        raise node.fault("holds no session")
+    questions = []
+    for item in sample.get("qa").items():
+        question = _question(item)
         if adversarial or question.group != ADVERSARIAL:
-            asked.append((question, _evidence(node, sessions)))
-    return Conversation(sessions, asked)
+            questions.append((question, _evidence(item, sessions)))
+    return Conversation(sessions, questions)
 
 
 def _session(conversation: Node, number: int) -> tuple[str, ...]:
@@ -158,7 +158,7 @@ def _answers(node: Node, category: str) -> tuple[str, ...]:
 
 
 def _evidence(node: Node, sessions: dict[int, tuple[str, ...]]) -> tuple[int, ...]:
-    """The sessions that a question's evidence is in, as far as it can be read."""
+    """Return the sessions that a question's evidence is in, as far as it can be read."""
     named = node.find("evidence")
     if named is None:
         return ()

@@ -17,7 +17,7 @@ class MqarConfig(SyntheticConfig):
     """How many pairs; other attributes as in `SyntheticConfig`.
 
     Attributes:
-        queries: keys that are asked for, at random; None for all.
+        queries: keys that are queried, at random; None for all.
 
     Raises:
         ValueError: a value is out of range.
@@ -43,10 +43,10 @@ class MqarTask(CharacterTask[MqarConfig]):
 
     name = "mqar"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """A stage with fewer pairs than `queries` asks for all of them."""
-        keys, values = chance.sample(KEYS, pairs), chance.choices(VALUES, k=pairs)
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw pairs; a stage with fewer pairs than `queries` queries all of them."""
+        keys, values = rng.sample(KEYS, pairs), rng.choices(VALUES, k=pairs)
         drawn = list(zip(keys, values, strict=True))
         queries = self.config.queries
-        asked = drawn if queries is None else chance.sample(drawn, min(queries, pairs))
-        return Draft(["".join(key + value for key, value in drawn)], asked)
+        chosen = drawn if queries is None else rng.sample(drawn, min(queries, pairs))
+        return Draft(["".join(key + value for key, value in drawn)], chosen)

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.errors import did_you_mean
-from memwrite.tasks.kv import keys_of, question_text
+from memwrite.tasks.key_value import keys_of, question_text
 from memwrite.tasks.synthetic import CharacterTask, Draft, SyntheticConfig
 
 ASKED = ("after", "before", "place")
@@ -44,14 +44,14 @@ class OrderTask(CharacterTask[OrderConfig]):
 
     name = "order"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """Every item that has a neighbour on that side, or every place, is asked about."""
-        asked = self.config.asked
-        items = keys_of(chance, pairs + (asked != "place"), self.config.item_length)
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw items; every one that has a neighbour on that side, or every place, is queried."""
+        relation = self.config.asked
+        items = keys_of(rng, pairs + (relation != "place"), self.config.item_length)
         answers = {
             "after": list(pairwise(items)),
             "before": [(later, item) for item, later in pairwise(items)],
             "place": [(str(number), item) for number, item in enumerate(items, 1)],
-        }[asked]
+        }[relation]
         context = "".join(f"!{item}!" for item in items) + "|"
-        return Draft([context], [(question_text(of), answer) for of, answer in answers])
+        return Draft([context], [(question_text(item), answer) for item, answer in answers])

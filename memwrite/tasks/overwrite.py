@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from memwrite.tasks.kv import PairsConfig, context_text, keys_of, question_text, random_text
+from memwrite.tasks.key_value import PairsConfig, context_text, keys_of, question_text, random_text
 from memwrite.tasks.synthetic import CharacterTask, Draft
 
 
@@ -33,11 +33,11 @@ class OverwriteTask(CharacterTask[OverwriteConfig]):
 
     name = "overwrite"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """Every key is asked for once."""
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw all writes in random order; every key is queried once."""
         config = self.config
-        keys = keys_of(chance, pairs, config.key_length)
-        written = [(key, random_text(chance, config.value_length)) for key in keys * config.writes]
-        chance.shuffle(written)
+        keys = keys_of(rng, pairs, config.key_length)
+        written = [(key, random_text(rng, config.value_length)) for key in keys * config.writes]
+        rng.shuffle(written)
         last = dict(written)
         return Draft([context_text(written)], [(question_text(key), last[key]) for key in keys])

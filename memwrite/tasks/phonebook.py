@@ -53,25 +53,25 @@ class PhonebookTask(SyntheticTask[PhonebookConfig]):
 
     def __init__(self, config: PhonebookConfig, tokenizer: Tokenizer) -> None:
         super().__init__(config, tokenizer)
-        if not _kept(tokenizer):
+        if not _preserves(tokenizer):
             raise ConfigError(
                 "the tokenizer does not keep names, numbers and lines as they are, as task phonebook needs: "
                 "set backbone.tokenizer=bytes"
             )
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """The names all different, the numbers independent."""
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw entries; the names are all different, the numbers independent."""
         entries = [
-            (f"{name}:", f" {chance.randrange(1000):03}-{chance.randrange(10000):04}")
-            for name in chance.sample(NAMES, pairs)
+            (f"{name}:", f" {rng.randrange(1000):03}-{rng.randrange(10000):04}")
+            for name in rng.sample(NAMES, pairs)
         ]
         return Draft(
             ["".join(f"{name}{number}{self.closing}" for name, number in entries)], entries
         )
 
 
-def _kept(tokenizer: Tokenizer) -> bool:
-    """Whether every character of a phone book comes back from its tokens, but perhaps for blanks before it."""
+def _preserves(tokenizer: Tokenizer) -> bool:
+    """Say whether every character of a phone book survives tokenizing, apart from blanks at the start."""
     text = "A" + "".join(sorted({*"".join(NAMES), *string.digits, *":- \n"}))
     try:
         return tokenizer.decode(tokenizer.encode(text)).strip() == text

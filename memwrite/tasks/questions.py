@@ -19,11 +19,11 @@ from memwrite.tasks.files import FilesConfig
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked about a text.
+    """A question about a text.
 
     Attributes:
         prompt: as the model sees it.
-        answers: the right ones; the first is what training wants.
+        answers: the right ones; training teaches the first.
         group: what the question is counted under in an evaluation.
     """
 
@@ -46,7 +46,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class AskedExample(Example):
+class QuestionsExample(Example):
     """An example whose queries are questions in words.
 
     Attributes:
@@ -67,13 +67,13 @@ class QuestionsConfig(FilesConfig):
         queries: questions per example at most; None for no limit. In training those of an example are drawn from its
             context's, in evaluation a context with more of them comes several times.
         bucket: training contexts of about one length that come one after the other; the batch size spares most of
-            the padding, 1 is for no order but chance.
+            the padding, 1 shuffles freely.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    #: Whether answers are phrases, as in `AskedExample.in_words`.
+    #: Whether answers are phrases, as in `QuestionsExample.in_words`.
     in_words: ClassVar[bool] = True
 
     tokens: int | None = None
@@ -89,7 +89,7 @@ class QuestionsConfig(FilesConfig):
 
     @abstractmethod
     def read(self, path: Path) -> list[list[Passage]]:
-        """The passages of a file, in groups that are never divided between training and evaluation.
+        """Read the passages of a file, in groups that are never divided between training and evaluation.
 
         Raises:
             ConfigError: the file cannot be read.
@@ -97,15 +97,15 @@ class QuestionsConfig(FilesConfig):
         """
 
     def passages(self) -> tuple[list[Passage], list[Passage]]:
-        """For training and for evaluation; raises as `read`."""
-        train, held = (
+        """Return the passages for training and for evaluation; raises as `read`."""
+        train, held_out = (
             [passage for groups in part for group in groups for passage in group]
             for part in self.split(self.read)
         )
-        return train, held
+        return train, held_out
 
     def texts(self) -> Iterator[str]:
-        """All that is said in training, for a tokenizer to learn from; raises as `read`."""
+        """Yield the training texts, for a tokenizer to learn from; raises as `read`."""
         for passage in self.passages()[0]:
             yield " ".join(passage.pieces)
             for question in passage.questions:
@@ -113,14 +113,14 @@ class QuestionsConfig(FilesConfig):
 
 
 class QuestionsTask:
-    """Passages, each asked many questions at once.
+    """Passages, each with many questions at once.
 
     The pieces of a context are separated by spaces; an end token closes the last one, as in `Memory.encode`. So a
-    state of `memwrite write` can be asked what the task asks.
+    state of `memwrite write` can be given the questions of the task.
 
     Args:
-        config: says which.
-        tokenizer: makes tokens of them.
+        config: names the files and how they are cut.
+        tokenizer: tokenizes them.
 
     Raises:
         ConfigError, InputError: a file cannot be read or is damaged.
@@ -130,10 +130,10 @@ class QuestionsTask:
         self._tokenizer = tokenizer
         self._encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
         self._config = config
-        self._train, self._held = (self._short(p, config.tokens) for p in config.passages())
+        self._train, self._held_out = (self._short(p, config.tokens) for p in config.passages())
 
     def training(self, count: int, seed: int) -> Examples:
-        """`count` examples, all passages in random order again and again.
+        """Return `count` examples, all passages in random order again and again.
 
         With buckets, in each round up to `bucket - 1` passages drawn at random are left out.
 
@@ -146,35 +146,35 @@ class QuestionsTask:
         return _Shuffled(self, self._train, order, count, f"training/{seed}")
 
     def evaluation(self) -> Examples:
-        """The held-out passages in order, with all of their questions."""
-        return [self.example(part) for passage in self._held for part in self._parts(passage)]
+        """Return the held-out passages in order, with all of their questions."""
+        return [self.example(part) for passage in self._held_out for part in self._parts(passage)]
 
     def _parts(self, passage: Passage) -> Iterator[Passage]:
-        asked = passage.questions
-        most = self._config.queries or len(asked)
-        for start in range(0, len(asked), most):
-            yield replace(passage, questions=asked[start : start + most])
+        questions = passage.questions
+        size = self._config.queries or len(questions)
+        for start in range(0, len(questions), size):
+            yield replace(passage, questions=questions[start : start + size])
 
     def fresh(self, count: int, seed: int) -> Examples:
-        """`count` examples of the held-out passages in random order.
+        """Return `count` examples of the held-out passages in random order.
 
         Raises:
             InputError: none is held out.
         """
-        if not self._held:
+        if not self._held_out:
             raise InputError("the files hold nothing out: raise task.params.held_out")
-        order = _Order([0] * len(self._held))
-        return _Shuffled(self, self._held, order, count, f"fresh/{seed}")
+        order = _Order([0] * len(self._held_out))
+        return _Shuffled(self, self._held_out, order, count, f"fresh/{seed}")
 
-    def drawn(self, passage: Passage, chance: random.Random) -> AskedExample:
-        """The example of a passage with as many of its questions as are asked at once."""
+    def drawn(self, passage: Passage, rng: random.Random) -> QuestionsExample:
+        """Return the example of a passage with at most `queries` of its questions, drawn at random."""
         questions = passage.questions
         if self._config.queries is not None and len(questions) > self._config.queries:
-            questions = tuple(chance.sample(questions, self._config.queries))
+            questions = tuple(rng.sample(questions, self._config.queries))
         return self.example(replace(passage, questions=questions))
 
-    def example(self, passage: Passage) -> AskedExample:
-        """The example of a passage with all of its questions."""
+    def example(self, passage: Passage) -> QuestionsExample:
+        """Return the example of a passage with all of its questions."""
         pieces = self._context(passage)
         prompts = [self._encode(question.prompt) for question in passage.questions]
         answers = [
@@ -182,7 +182,7 @@ class QuestionsTask:
             for question in passage.questions
         ]
         pairs = list(zip(prompts, answers, strict=True))
-        return AskedExample(
+        return QuestionsExample(
             context=[i for piece in pieces for i in piece],
             queries=[[*prompt, *answer] for prompt, answer in pairs],
             labels=[[*[IGNORED] * len(prompt), *answer] for prompt, answer in pairs],
@@ -210,7 +210,7 @@ class QuestionsTask:
 
 
 def prompt(question: str) -> str:
-    """How models that have read the web are asked."""
+    """Return the prompt of a question, in the form that models pretrained on the web know."""
     return f"\nQuestion: {question}\nAnswer:"
 
 
@@ -225,12 +225,12 @@ class _Order:
 
     def _of(self, key: str) -> list[int]:
         """Indices of `count` of the passages; depends on the key alone."""
-        chance = random.Random(key)
-        drawn = chance.sample(range(len(self._lengths)), self.count)
+        rng = random.Random(key)
+        drawn = rng.sample(range(len(self._lengths)), self.count)
         drawn.sort(key=self._lengths.__getitem__)
         starts = range(0, self.count, self._bucket)
         buckets = [drawn[start : start + self._bucket] for start in starts]
-        chance.shuffle(buckets)
+        rng.shuffle(buckets)
         return [index for bucket in buckets for index in bucket]
 
 
@@ -245,7 +245,7 @@ class _Shuffled:
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, index: int, /) -> AskedExample:
+    def __getitem__(self, index: int, /) -> QuestionsExample:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         epoch, place = divmod(index, self.order.count)

@@ -18,18 +18,18 @@ class SquadConfig(QuestionsConfig):
     """SQuAD files. Contexts are paragraphs, their sentences being the segments, queries the questions on them.
 
     Attributes:
-        impossible: whether to keep the questions of v2.0 that have no answer; what they want then is `UNANSWERABLE`.
+        impossible: whether to keep the questions of v2.0 that have no answer; their answer is `UNANSWERABLE`.
     """
 
     impossible: bool = True
 
     def read(self, path: Path) -> list[list[Passage]]:
-        """See `read_paragraphs`; each may be held out by itself."""
+        """Read a file, see `read_paragraphs`; each paragraph may be held out by itself."""
         return [[paragraph] for paragraph in read_paragraphs(path, self.impossible)]
 
 
 def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
-    """The paragraphs of a file that have questions.
+    """Read the paragraphs of a file that have questions.
 
     Args:
         path: `{"data": [{"paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`, in v2.0 with
@@ -54,20 +54,20 @@ def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
 
 
 def _questions(paragraph: Node, impossible: bool) -> tuple[Question, ...]:
-    found = ((asked, _answers(asked)) for asked in paragraph.get("qas").items())
+    questions = ((node, *_answers(node)) for node in paragraph.get("qas").items())
     return tuple(
-        Question(prompt(asked.get("question").text()), *wanted)
-        for asked, wanted in found
-        if impossible or wanted[0] != (UNANSWERABLE,)
+        Question(prompt(node.get("question").text()), answers, group)
+        for node, answers, group in questions
+        if impossible or answers != (UNANSWERABLE,)
     )
 
 
-def _answers(asked: Node) -> tuple[tuple[str, ...], str]:
-    """The right answers, each once, and what the question is counted under."""
-    flag = asked.find("is_impossible")
+def _answers(question: Node) -> tuple[tuple[str, ...], str]:
+    """Return the right answers, each once, and what the question is counted under."""
+    flag = question.find("is_impossible")
     if flag is not None and flag.boolean():
         return (UNANSWERABLE,), "without an answer"
-    given = asked.get("answers")
+    given = question.get("answers")
     texts = tuple(dict.fromkeys(answer.get("text").text() for answer in given.items()))
     if not texts:
         raise given.fault("no answer is given")

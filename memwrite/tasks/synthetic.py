@@ -70,11 +70,11 @@ class Draft:
 
     Attributes:
         segments: the context in its segments; one for a context that has none.
-        asked: questions, each with its answer.
+        queries: questions, each with its answer.
     """
 
     segments: Sequence[str]
-    asked: Sequence[tuple[str, str]]
+    queries: Sequence[tuple[str, str]]
 
 
 C = TypeVar("C", bound=SyntheticConfig)
@@ -108,18 +108,18 @@ class SyntheticTask(ABC, Generic[C]):
         self._tokenizer = tokenizer
 
     @abstractmethod
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """An example of that many pairs, from `chance` alone."""
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw an example of that many pairs, from `rng` alone."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of one piece of a context, question or answer."""
+        """Return the token ids of one piece of a context, question or answer."""
         return self._tokenizer.encode(text)
 
     def compose(self, draft: Draft) -> Example:
-        """Its token ids: every answer is closed, and asked for behind its question."""
+        """Tokenize a draft: each query is a question with its closed answer behind it."""
         segments = [self.encode(text) for text in draft.segments]
         queries, labels = [], []
-        for question, answer in draft.asked:
+        for question, answer in draft.queries:
             prompt, target = self.encode(question), self.encode(answer + self.closing)
             queries.append(prompt + target)
             labels.append([IGNORED] * len(prompt) + target)
@@ -132,15 +132,15 @@ class SyntheticTask(ABC, Generic[C]):
         )
 
     def training(self, count: int, seed: int) -> Examples:
-        """`count` examples that depend on seed, index and the stage that `starts` gives that index."""
+        """Return `count` examples that depend on seed, index and the stage that `starts` gives that index."""
         return _Drawn(self, f"training/{seed}", count, staged=True)
 
     def evaluation(self) -> Examples:
-        """The same contexts always, at the full number of pairs, none of them drawn as in training."""
+        """Return the same contexts always, at the full number of pairs, none of them drawn as in training."""
         return _Drawn(self, "evaluation", self.config.examples, staged=False)
 
     def fresh(self, count: int, seed: int) -> Examples:
-        """`count` other contexts like those of the evaluation."""
+        """Return `count` other contexts like those of the evaluation."""
         return _Drawn(self, f"fresh/{seed}", count, staged=False)
 
 
@@ -156,7 +156,7 @@ class CharacterTask(SyntheticTask[C]):
         self._ids = _character_ids(self.name, tokenizer)
 
     def encode(self, text: str) -> list[int]:
-        """One id for each character, which must be of `ALPHABET` or `STRUCTURE`."""
+        """Return one id for each character, which must be of `ALPHABET` or `STRUCTURE`."""
         return [self._ids[character] for character in text]
 
 
@@ -175,19 +175,23 @@ class _Drawn:
             raise IndexError(f"example {index} of {self.count}")
         task = self.task
         pairs = task.stages[bisect(task.starts, index) - 1] if self.staged else task.config.pairs
-        chance = random.Random(f"{task.name}/{self.key}/{index}")
-        return task.compose(task.draw(chance, pairs))
+        rng = random.Random(f"{task.name}/{self.key}/{index}")
+        return task.compose(task.draw(rng, pairs))
 
 
 def _character_ids(task: str, tokenizer: Tokenizer) -> Mapping[str, int]:
     ids: dict[str, int] = {}
     for character in ALPHABET + STRUCTURE:
-        made = tokenizer.encode(character)
-        if len(made) != 1 or made[0] in ids.values():
-            what = f"{len(made)} tokens" if len(made) != 1 else "an earlier character's token"
+        token_ids = tokenizer.encode(character)
+        if len(token_ids) != 1 or token_ids[0] in ids.values():
+            what = (
+                f"{len(token_ids)} tokens"
+                if len(token_ids) != 1
+                else "an earlier character's token"
+            )
             raise ConfigError(
                 f"the tokenizer makes {what} of '{character}', and task {task} needs one for each "
                 f"character: set backbone.tokenizer=characters"
             )
-        ids[character] = made[0]
+        ids[character] = token_ids[0]
     return ids

@@ -25,7 +25,7 @@ class ParagraphsConfig(FilesConfig):
     held_out: float = 0.02
 
     def paragraphs(self) -> tuple[list[list[str]], list[list[str]]]:
-        """For each file its paragraphs for training and for evaluation.
+        """Return for each file its paragraphs for training and for evaluation.
 
         Raises:
             ConfigError, InputError: a file cannot be read.
@@ -33,7 +33,7 @@ class ParagraphsConfig(FilesConfig):
         return self.split(read_paragraphs)
 
     def texts(self) -> Iterator[str]:
-        """The training paragraphs of all files, for a tokenizer to learn from; raises as `paragraphs`."""
+        """Return the training paragraphs of all files, for a tokenizer to learn from; raises as `paragraphs`."""
         return chain.from_iterable(self.paragraphs()[0])
 
 
@@ -43,7 +43,7 @@ class TextConfig(ParagraphsConfig):
 
     Attributes:
         length: tokens per window.
-        repeat: share of windows that open with a passage said twice, which teaches a small model to copy.
+        repeat: share of windows that open with a passage given twice, which teaches a small model to copy.
 
     Raises:
         ValueError: a value is out of range.
@@ -75,7 +75,7 @@ class TextTask:
     def __init__(self, config: TextConfig, tokenizer: Tokenizer) -> None:
         self._config = config
         self._tokenizer = tokenizer
-        self._train, self._held = (
+        self._train, self._held_out = (
             [self._stream(file) for file in part] for part in config.paragraphs()
         )
         if config.held_out < 1:
@@ -86,7 +86,7 @@ class TextTask:
         return [i for text in paragraphs for i in (start, *self._tokenizer.encode(text), end)]
 
     def training(self, count: int, seed: int) -> Examples:
-        """Random windows, a file's chance being proportional to its size.
+        """Return random windows, a file's chance being proportional to its size.
 
         Raises:
             InputError: no file has more than one window to train on.
@@ -95,18 +95,18 @@ class TextTask:
         return _RandomWindows(self._config, self._tokenizer, self._train, count, seed)
 
     def evaluation(self) -> Examples:
-        """The held-out paragraphs, cut into windows one after another."""
-        stream = [i for part in self._held for i in part]
+        """Return the held-out paragraphs, cut into windows one after another."""
+        stream = [i for part in self._held_out for i in part]
         return [_example(part) for part in windows(stream, self._config.length) if len(part) > 1]
 
     def fresh(self, count: int, seed: int) -> Examples:
-        """Random windows of the held-out paragraphs.
+        """Return random windows of the held-out paragraphs.
 
         Raises:
             InputError: none of the files has held out more than one window.
         """
-        check_room(self._held, self._config.length)
-        return _RandomWindows(self._config, self._tokenizer, self._held, count, seed)
+        check_room(self._held_out, self._config.length)
+        return _RandomWindows(self._config, self._tokenizer, self._held_out, count, seed)
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class _RandomWindows:
         return self.count
 
     def __getitem__(self, index: int, /) -> Example:
-        chance = random.Random(f"{self.seed}/{index}")
+        rng = random.Random(f"{self.seed}/{index}")
         length = self.config.length
-        window = random_window(self.streams, length, chance)
-        if chance.random() < self.config.repeat:
-            passage = window[: chance.randrange(length // 16, length // 2)]
-            said = [self.tokenizer.bos_id, *passage, self.tokenizer.eos_id]
-            window = [*said, *said, *window][:length]
+        window = random_window(self.streams, length, rng)
+        if rng.random() < self.config.repeat:
+            passage = window[: rng.randrange(length // 16, length // 2)]
+            repeated = [self.tokenizer.bos_id, *passage, self.tokenizer.eos_id]
+            window = [*repeated, *repeated, *window][:length]
         return _example(window)
 
 
@@ -136,26 +136,30 @@ def _example(window: Sequence[int]) -> Example:
 
 
 def check_room(streams: Sequence[Sequence[T]], length: int) -> None:
-    """Raises InputError unless a stream is longer than `length`."""
+    """Check that a stream is longer than `length`.
+
+    Raises:
+        InputError: none is.
+    """
     if all(len(stream) <= length for stream in streams):
         raise InputError(f"the files hold less than one window of {length} tokens")
 
 
-def random_window(streams: Sequence[Sequence[T]], length: int, chance: random.Random) -> list[T]:
-    """`length` items in a row, of a stream that is longer; the longer, the more likely."""
+def random_window(streams: Sequence[Sequence[T]], length: int, rng: random.Random) -> list[T]:
+    """Draw `length` items in a row, of a stream that is longer; the longer, the more likely."""
     long = [stream for stream in streams if len(stream) > length]
-    (stream,) = chance.choices(long, weights=[len(stream) for stream in long])
-    begin = chance.randrange(len(stream) - length)
+    (stream,) = rng.choices(long, weights=[len(stream) for stream in long])
+    begin = rng.randrange(len(stream) - length)
     return list(stream[begin : begin + length])
 
 
 def windows(stream: Sequence[T], length: int) -> list[list[T]]:
-    """A stream cut into pieces of `length`, one after another; the last one may be shorter."""
+    """Cut a stream into pieces of `length`, one after another; the last one may be shorter."""
     return [list(stream[i : i + length]) for i in range(0, len(stream), length)]
 
 
 def read_paragraphs(path: Path) -> list[str]:
-    """The paragraphs of a file.
+    """Read the paragraphs of a file.
 
     Raises:
         ConfigError: it cannot be read.
@@ -165,7 +169,7 @@ def read_paragraphs(path: Path) -> list[str]:
 
 
 def _natural(text: str) -> str:
-    """WikiText's spaced-out tokens (" @-@ ", " , ") as people write them; other text unchanged."""
+    """Join WikiText's spaced-out tokens (" @-@ ", " , ") as people write them; leave other text unchanged."""
     if " @-@ " not in text:
         return text
     for mark in ("-", ",", "."):

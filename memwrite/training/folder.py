@@ -26,7 +26,7 @@ _TEMPORARY = (".saving.*", f".{TOKENIZER}", ".*.yaml.*", ".log.jsonl.*", ".weigh
 
 
 def finished(out: Path) -> bool:
-    """Whether the run is complete; leftovers of its training may still be there."""
+    """Say whether the run is complete; leftovers of its training may still be there."""
     return (out / CONFIG_FILE).exists()
 
 
@@ -34,7 +34,7 @@ def claim(config: Config, write: bool) -> None:
     """Make the run folder, or find an unfinished run of this very config in it.
 
     Args:
-        config: of the whole training, as asked for.
+        config: of the whole training, as requested.
         write: whether to leave a mark, which one of several processes does.
 
     Raises:
@@ -64,17 +64,17 @@ def claim(config: Config, write: bool) -> None:
 
 
 def last_checkpoint(out: Path) -> str | None:
-    """The newest one that was saved to its end; those begun after it are removed."""
+    """Return the newest complete checkpoint, and remove those begun after it."""
     folder = out / CHECKPOINTS
     folder.mkdir(exist_ok=True)
-    while (found := get_last_checkpoint(folder)) is not None:
+    while (newest := get_last_checkpoint(folder)) is not None:
         try:
-            json.loads((Path(found) / TRAINER_STATE_NAME).read_bytes())  # written last
+            json.loads((Path(newest) / TRAINER_STATE_NAME).read_bytes())  # written last
         except (OSError, ValueError):
-            shutil.rmtree(found)
+            shutil.rmtree(newest)
         else:
             break
-    return cast("str | None", found)
+    return cast("str | None", newest)
 
 
 def tidy(out: Path, staged: bool) -> None:
@@ -82,7 +82,7 @@ def tidy(out: Path, staged: bool) -> None:
 
     Args:
         out: the folder.
-        staged: whether to keep what was asked for, as a recipe that does it all again.
+        staged: whether to keep the requested config, as a recipe that repeats the whole.
     """
     for name in (CHECKPOINTS, TOKENIZER, *_TEMPORARY):
         for leftover in out.glob(name):

@@ -17,22 +17,21 @@ from memwrite.tasks.base import Batch
 
 @dataclass(frozen=True)
 class MemoryOutput:
-    """What training gets back.
+    """The output of a training step.
 
     Attributes:
         loss: the sum of `losses`.
         logits: as in `ReadOutput`.
         losses: name -> mean, with its graph: "target" over labelled tokens, those of the writer over rows.
-        exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice; it
-            counts only where
-        asked: of the same shape, that a query has a labelled token at all.
+        exact: (B,) or (B, Q) bool, whether every labelled token of a query was the model's first choice.
+        labelled: of the same shape, whether the query has a labelled token; `exact` counts only where it has.
     """
 
     loss: Tensor
     logits: Tensor
     losses: Mapping[str, Tensor]
     exact: Tensor
-    asked: Tensor
+    labelled: Tensor
 
 
 def training_loss(memory: Memory, batch: Batch) -> MemoryOutput:
@@ -43,16 +42,16 @@ def training_loss(memory: Memory, batch: Batch) -> MemoryOutput:
     written = memory.write(batch.context)
     output = memory.read(written.state, batch.queries)
     queries = batch.queries.to(output.logits.device)
-    target, exact, asked = target_loss(output, queries, batch.labels)
+    target, exact, labelled = target_loss(output, queries, batch.labels)
     losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
     total = torch.stack(list(losses.values())).sum()
-    return MemoryOutput(total, output.logits, losses, exact, asked)
+    return MemoryOutput(total, output.logits, losses, exact, labelled)
 
 
 def target_loss(
     output: ReadOutput, queries: Tokens, labels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean cross-entropy of the labelled tokens, each predicted from the real token before it.
+    """Return the mean cross-entropy of the labelled tokens, each predicted from the real token before it.
 
     Args:
         output: of reading `queries`.
@@ -60,7 +59,7 @@ def target_loss(
         labels: as in `Batch`.
 
     Returns:
-        The loss, and `exact` and `asked` of `MemoryOutput`.
+        The loss, and `exact` and `labelled` of `MemoryOutput`.
     """
     predicted, labels = aligned(output, queries, labels)
     loss = F.cross_entropy(predicted.flatten(0, -2), labels.flatten(), ignore_index=-100)
@@ -70,7 +69,7 @@ def target_loss(
 
 
 def aligned(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (..., T', V) and the labels (..., T') that they are to predict; arguments as in `target_loss`.
+    """Return logits (..., T', V) and the labels (..., T') that they are to predict; arguments as in `target_loss`.
 
     Without `output.first_logits` nothing predicts a query's first token, and its label is dropped.
     """

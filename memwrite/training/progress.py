@@ -43,11 +43,11 @@ class Advance(nn.Module):
         self.register_buffer("starts", starts)
 
     def restore(self) -> None:
-        """Tell the task what a checkpoint said."""
+        """Restore the task's stage starts from the buffers, as after loading a checkpoint."""
         self._task.starts[:] = [int(start) for start in self.starts if start >= 0]
 
     def step(self, exact: Tensor, done: int) -> None:
-        """Take note of a batch's exact match () after `done` steps before it; perhaps begin the next stage."""
+        """Record a batch's exact match () after `done` steps before it, and begin the next stage where it is due."""
         self.exact += NEW * (exact.to(self.exact) - self.exact)
         task = self._task
         if self.exact >= task.advance and len(task.starts) < len(task.stages):
@@ -56,7 +56,7 @@ class Advance(nn.Module):
             self.restore()
 
     def report(self, done: int) -> dict[str, float]:
-        """The running exact match of this stage after `done` steps of all, and the stage."""
+        """Return the running exact match of this stage after `done` steps in all, and the stage."""
         index = len(self._task.starts) - 1
         begun = self._task.starts[index] // self._batch_size - AHEAD if index else 0
         # The running mean begins at zero, which would have a warm start look like a bad one.
@@ -65,7 +65,7 @@ class Advance(nn.Module):
         return {"exact_match": round(exact, 4), "stage": self._task.stages[index]}
 
 
-#: What a log counts from its beginning on: time on the wall, and on the cores of this process.
+#: What every line of a log counts from its first: wall time, and CPU time of this process.
 _CLOCKS = {"seconds": time.monotonic, "cpu_seconds": time.process_time}
 
 
@@ -106,19 +106,19 @@ class Log(TrainerCallback):  # type: ignore[misc]
 
 
 class Until(TrainerCallback):  # type: ignore[misc]
-    """Ends training once the held-out exact match is `wanted`."""
+    """Ends training once the held-out exact match reaches `threshold`."""
 
-    def __init__(self, wanted: float) -> None:
-        self._wanted = wanted
+    def __init__(self, threshold: float) -> None:
+        self._threshold = threshold
 
     def on_evaluate(
         self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any
     ) -> None:
-        control.should_training_stop |= metrics[EXACT] >= self._wanted
+        control.should_training_stop |= metrics[EXACT] >= self._threshold
 
 
 def tensorboard(out: Path, checkpoint: str | None) -> TensorBoardCallback:
-    """Writes the log for TensorBoard, without what was written after `checkpoint`."""
+    """Return a callback that writes the log for TensorBoard, without what was written after `checkpoint`."""
     from torch.utils.tensorboard import SummaryWriter
 
     done = int(checkpoint.rpartition("-")[2]) if checkpoint else 0

@@ -37,24 +37,24 @@ def train(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ())
         DivergenceError: a loss or a gradient is not finite.
     """
     requested = load_config(source, overrides)
-    us = PartialState(cpu=requested.backbone.device == "cpu")
+    processes = PartialState(cpu=requested.backbone.device == "cpu")
     stages = planned(requested)
     for stage in stages:
         with naming(stage.number):
-            _check(stage.config, us.num_processes)
-    claim(requested, write=us.is_main_process)
-    us.wait_for_everyone()
+            _check(stage.config, processes.num_processes)
+    claim(requested, write=processes.is_main_process)
+    processes.wait_for_everyone()
     for stage in stages:
         if not finished(stage.folder):
             _run(stage)
-        if us.is_main_process:
+        if processes.is_main_process:
             tidy(stage.folder, staged=len(stages) > 1)
-        us.wait_for_everyone()
-    us.destroy_process_group()
+        processes.wait_for_everyone()
+    processes.destroy_process_group()
     return Path(requested.training.out)
 
 
-def _check(config: Config, processes: int) -> None:
+def _check(config: Config, process_count: int) -> None:
     """Find mistakes of every stage before the first one begins.
 
     Raises:
@@ -70,10 +70,10 @@ def _check(config: Config, processes: int) -> None:
     ):
         part_config(plugin.config, part.params, f"{plugin.role}.params")
     training = config.training
-    parts = processes * training.accumulate
+    parts = process_count * training.accumulate
     if training.batch_size % parts:
         raise ConfigError(
-            f"training.batch_size = {training.batch_size} cannot be split evenly over {processes} process(es) "
+            f"training.batch_size = {training.batch_size} cannot be split evenly over {process_count} process(es) "
             f"times training.accumulate = {training.accumulate}: make it a multiple of {parts}"
         )
     if training.bf16 and config.backbone.device == "cpu":
@@ -85,16 +85,16 @@ def _check(config: Config, processes: int) -> None:
 
 
 def _run(stage: Stage) -> None:
-    """One training, from its start or last checkpoint to its run folder."""
-    us, asked = PartialState(), stage.config
-    assert asked.task is not None
-    plugin = registry().task(asked.task.name)
-    params: Any = part_config(plugin.config, asked.task.params, "task.params")
-    with us.main_process_first():
+    """Run one training, from its start or last checkpoint to its run folder."""
+    processes, requested = PartialState(), stage.config
+    assert requested.task is not None
+    plugin = registry().task(requested.task.name)
+    params: Any = part_config(plugin.config, requested.task.params, "task.params")
+    with processes.main_process_first():
         stage.folder.mkdir(parents=True, exist_ok=True)
         checkpoint = last_checkpoint(stage.folder)
-        config = _with_device(_with_tokenizer(asked, params, stage.folder))
-    memory = begin(config, speak=us.is_main_process)
+        config = _with_device(_with_tokenizer(requested, params, stage.folder))
+    memory = begin(config, speak=processes.is_main_process)
     if config.backbone.lora_rank:
         lora.attach(memory.model, config.backbone, config.seed)
     if not any(p.requires_grad for p in memory.parameters()):
@@ -103,23 +103,25 @@ def _run(stage: Stage) -> None:
         )
     fit(memory, plugin.build(params, memory.backbone.tokenizer), stage, checkpoint)
     lora.merge(memory.model)
-    memory.config = asked
-    if us.is_main_process:
+    memory.config = requested
+    if processes.is_main_process:
         memory.save_run(stage.folder)
-    us.wait_for_everyone()
+    processes.wait_for_everyone()
 
 
 def _with_device(config: Config) -> Config:
-    """With the GPU of this process where there are several."""
-    us, backbone = PartialState(), config.backbone
-    if us.num_processes == 1 or backbone.device == "cpu":
+    """Return the config with the GPU of this process, where there are several."""
+    processes, backbone = PartialState(), config.backbone
+    if processes.num_processes == 1 or backbone.device == "cpu":
         return config
-    return replace(config, backbone=replace(backbone, device=f"cuda:{us.local_process_index}"))
+    return replace(
+        config, backbone=replace(backbone, device=f"cuda:{processes.local_process_index}")
+    )
 
 
 def _with_tokenizer(config: Config, task: object, out: Path) -> Config:
-    """With the name of a tokenizer that is `LEARNT` replaced by the one that training starts from, or by one
-    learnt from the training text.
+    """Return the config with a tokenizer to be learnt replaced by that of the start run, or by one learnt from the
+    training text.
     """
     kind, folder = config.backbone.tokenizer, out / TOKENIZER
     if kind not in LEARNT:

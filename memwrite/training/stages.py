@@ -45,7 +45,7 @@ class Stage:
 
 
 def planned(config: Config) -> list[Stage]:
-    """The stages of `config`: all but the last in folders below that of the whole training.
+    """Return the stages of `config`: all but the last in folders below that of the whole training.
 
     Raises:
         ConfigError: a stage's overrides are wrong, or change what stages are made of.
@@ -54,11 +54,11 @@ def planned(config: Config) -> list[Stage]:
 
 
 def _stages(config: Config) -> Iterator[Stage]:
-    wanted, out, start = config.training.stages, config.training.out, config.training.start
-    for number, stage in enumerate(wanted, 1):
-        folder = out if number == len(wanted) else f"{out}/{STAGES}/{number}"
+    stages, out, start = config.training.stages, config.training.out, config.training.start
+    for number, stage in enumerate(stages, 1):
+        folder = out if number == len(stages) else f"{out}/{STAGES}/{number}"
         with naming(number):
-            base = _without_strangers(to_dict(config), stage.overrides)
+            base = _without_replaced(to_dict(config), stage.overrides)
             base["training"] |= {"out": folder, "start": start, "stages": []}
             if folder != out:  # nothing is rounded on the way
                 base["training"]["save_dtype"] = base["backbone"]["dtype"]
@@ -78,8 +78,8 @@ def naming(number: int | None) -> Iterator[None]:
         raise type(error)(f"stage {number} of training.stages: {error}") from None
 
 
-def _without_strangers(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """`base` without the parameters of parts that are exchanged for others."""
+def _without_replaced(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Drop from `base` the parameters of parts that are exchanged for others."""
     for override in overrides:
         key, _, value = override.partition("=")
         part, _, name = key.partition(".")

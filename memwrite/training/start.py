@@ -19,12 +19,12 @@ from memwrite.memory import Memory
 
 
 def begin(config: Config, speak: bool = True) -> Memory:
-    """The memory that `config` describes, with the weights of `training.start`.
+    """Build the memory that `config` describes, with the weights of `training.start`.
 
     The backbone's are there before writer and reader are built, which may take their own first weights from it.
 
     Args:
-        config: what to train.
+        config: the memory to train.
         speak: whether to say on standard error, in one line, which weights did not fit.
 
     Raises:
@@ -61,12 +61,12 @@ class Start:
         if not (folder / CONFIG_FILE).exists():
             raise ConfigError(f"training.start: '{run}' is not the folder of a finished run")
         self._run = run
-        self._found: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}
         if (folder / MODEL_FOLDER).is_dir():
             model = load_backbone(BackboneConfig(path=run)).model
-            self._found |= {f"backbone.{name}": w for name, w in model.state_dict().items()}
+            self._weights |= {f"backbone.{name}": w for name, w in model.state_dict().items()}
         if (folder / WEIGHTS_FILE).exists():
-            self._found |= read_weights(folder / WEIGHTS_FILE)
+            self._weights |= read_weights(folder / WEIGHTS_FILE)
         self._taken: set[str] = set()
         self._new: list[str] = []
         self._misfits: list[str] = []
@@ -77,13 +77,13 @@ class Start:
         before = len(self._taken)
         for name, weight in module.state_dict().items():
             full = f"{part}.{name}"
-            found = self._found.get(full)
-            if found is None:
+            source = self._weights.get(full)
+            if source is None:
                 self._new.append(full)
-            elif found.shape != weight.shape:
+            elif source.shape != weight.shape:
                 self._misfits.append(full)
             else:
-                weight.copy_(found)
+                weight.copy_(source)
                 self._taken.add(full)
         return len(self._taken) - before
 
@@ -93,13 +93,13 @@ class Start:
         Raises:
             ConfigError: nothing was taken.
         """
-        unused = self._found.keys() - self._taken - {*self._misfits}
-        said = {
+        unused = self._weights.keys() - self._taken - {*self._misfits}
+        leftovers = {
             "not in it": self._new,
             "of another shape": self._misfits,
             "not needed here": sorted(unused),
         }
-        rest = "; ".join(f"{what}: {_grouped(names)}" for what, names in said.items() if names)
+        rest = "; ".join(f"{what}: {_grouped(names)}" for what, names in leftovers.items() if names)
         if not self._taken:
             raise ConfigError(
                 f"training.start: no weight of '{self._run}' fits: {rest or 'it has none'}"
@@ -108,6 +108,6 @@ class Start:
 
 
 def _grouped(names: Iterable[str]) -> str:
-    """Names by their beginnings, each with how many there are."""
+    """Group names by their beginnings, with counts."""
     counted = Counter(".".join(name.split(".")[:3]) for name in names)
     return ", ".join(name if n == 1 else f"{name} ({n})" for name, n in counted.items())

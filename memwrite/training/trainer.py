@@ -30,12 +30,12 @@ with extra("train"):
     from accelerate import PartialState
 
 WEIGHTS = "model.safetensors"
-#: Of the peak, after the last step.
+#: The learning rate after the last step, as a share of its peak.
 LAST_RATE = 0.02
 
 
 class _Trainee(nn.Module):
-    """A Memory without the `config` that the Trainer would take for a transformers one, and its curriculum."""
+    """Holds a Memory and its curriculum, and hides the `config` that the Trainer would take for a transformers one."""
 
     def __init__(self, memory: Memory, advance: Advance | None) -> None:
         super().__init__()
@@ -47,18 +47,17 @@ class _Trainee(nn.Module):
 
 
 class _MemoryTrainer(Trainer):  # type: ignore[misc]
-    """Takes a batch in equal parts, one or more in each process, as if it were whole."""
+    """Trains on a batch in equal parts, one or more in each process, as if it were whole."""
 
     def __init__(self, stage: Stage, **options: Any) -> None:
         super().__init__(**options)
         self._stage = stage
         self._parts = self.args.world_size * self.args.gradient_accumulation_steps
-        self._right: list[
-            Tensor
-        ] = []  # of each part of a batch: queries that were right, and that were asked
+        # For each part of a batch: the number of queries that were right, and of all with labels.
+        self._right: list[Tensor] = []
 
     def _get_num_items_in_batch(self, batch_samples: Sequence[Any], device: torch.device) -> int:
-        """Labels in all parts of a batch."""
+        """Count the labels in all parts of a batch."""
         labels = sum(_labels(sample["batch"]) for sample in batch_samples)
         return int(self.accelerator.reduce(torch.tensor(labels, device=device)))
 
@@ -92,23 +91,23 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         return (loss, output) if return_outputs else loss
 
     def _advance(self, output: MemoryOutput) -> None:
-        """Tell the curriculum of each whole batch, the same in every process."""
+        """Report each whole batch to the curriculum, the same in every process."""
         if self.model.advance is None:
             return
-        exact = output.exact[output.asked]
-        self._right.append(torch.stack([exact.sum(), output.asked.sum()]).double())
+        exact = output.exact[output.labelled]
+        self._right.append(torch.stack([exact.sum(), output.labelled.sum()]).double())
         if self.accelerator.sync_gradients:  # the last part
-            right, asked = self.accelerator.reduce(torch.stack(self._right).sum(0))
+            right, labelled = self.accelerator.reduce(torch.stack(self._right).sum(0))
             self._right.clear()
-            self.model.advance.step(right / asked.clamp(min=1), self.state.global_step)
+            self.model.advance.step(right / labelled.clamp(min=1), self.state.global_step)
 
     def prediction_step(
         self, model: nn.Module, inputs: Mapping[str, Any], *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, output = self.compute_loss(model, inputs, return_outputs=True)
-        asked = output.asked.flatten(1).double()
-        exact = (output.exact.flatten(1) * asked).sum(1) / asked.sum(1).clamp(min=1)
+        labelled = output.labelled.flatten(1).double()
+        exact = (output.exact.flatten(1) * labelled).sum(1) / labelled.sum(1).clamp(min=1)
         return loss.detach(), exact, torch.zeros_like(exact)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
@@ -150,88 +149,88 @@ def fit(memory: Memory, task: Task, stage: Stage, checkpoint: str | None) -> Non
     """Train `memory` in place.
 
     Args:
-        memory: what to train; its trainable parameters are those that require a gradient.
-        task: gives the examples.
+        memory: the memory to train; its trainable parameters are those that require a gradient.
+        task: where the examples come from.
         stage: `training` and `seed` of its config say how; checkpoints and log go into its folder.
-        checkpoint: where to go on from; None to begin.
+        checkpoint: the one to resume from; None to begin.
 
     Raises:
         ConfigError: training is to go on until an exact match that is never measured.
         DivergenceError: a loss or a gradient is not finite.
         StorageError: the folder cannot be written.
     """
-    config, wanted = stage.config, stage.config.training
-    held: Examples | None = task.evaluation()
-    if not len(held or ()):
-        held = None
-    if wanted.until is not None and held is None:
+    config, training = stage.config, stage.config.training
+    held_out: Examples | None = task.evaluation()
+    if not len(held_out or ()):
+        held_out = None
+    if training.until is not None and held_out is None:
         raise ConfigError(
             "training.until is set, but the task holds nothing out to be evaluated on"
         )
-    advance = Advance(task, wanted.batch_size) if isinstance(task, Curriculum) else None
+    advance = Advance(task, training.batch_size) if isinstance(task, Curriculum) else None
     trainer = _MemoryTrainer(
         stage,
         model=_Trainee(memory, advance),
-        args=_arguments(stage, held is not None),
-        train_dataset=task.training(wanted.steps * wanted.batch_size, config.seed),
-        eval_dataset=held,
+        args=_arguments(stage, held_out is not None),
+        train_dataset=task.training(training.steps * training.batch_size, config.seed),
+        eval_dataset=held_out,
         data_collator=collate,
         callbacks=[Log(stage)],
         compute_metrics=_exact_match,
     )
-    if wanted.until is not None:
-        trainer.add_callback(Until(wanted.until))
-    if wanted.tensorboard and trainer.is_world_process_zero():
+    if training.until is not None:
+        trainer.add_callback(Until(training.until))
+    if training.tensorboard and trainer.is_world_process_zero():
         trainer.add_callback(tensorboard(stage.folder, checkpoint))
     if advance is not None and not trainer.args.disable_tqdm:
         trainer.remove_callback(ProgressCallback)
         trainer.add_callback(Bar(advance))
-    if checkpoint is not None and _reached(checkpoint, wanted):
+    if checkpoint is not None and _reached(checkpoint, training):
         trainer._load_from_checkpoint(checkpoint)
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
 
 
 def _arguments(stage: Stage, evaluate: bool) -> TrainingArguments:
-    config, wanted = stage.config, stage.config.training
-    parts = PartialState().num_processes * wanted.accumulate
+    config, training = stage.config, stage.config.training
+    parts = PartialState().num_processes * training.accumulate
     return TrainingArguments(
         output_dir=str(stage.folder / CHECKPOINTS),
-        max_steps=wanted.steps,
-        per_device_train_batch_size=wanted.batch_size // parts,
-        per_device_eval_batch_size=wanted.batch_size // parts,
-        gradient_accumulation_steps=wanted.accumulate,
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size // parts,
+        per_device_eval_batch_size=training.batch_size // parts,
+        gradient_accumulation_steps=training.accumulate,
         ddp_find_unused_parameters=True,  # a writer need not use all of its own in every step
-        learning_rate=wanted.learning_rate,
-        **_schedule(wanted),
-        warmup_steps=wanted.warmup,
-        weight_decay=wanted.weight_decay,
-        max_grad_norm=wanted.clip,
+        learning_rate=training.learning_rate,
+        **_schedule(training),
+        warmup_steps=training.warmup,
+        weight_decay=training.weight_decay,
+        max_grad_norm=training.clip,
         adam_beta2=0.95,
-        bf16=wanted.bf16,
+        bf16=training.bf16,
         use_cpu=config.backbone.device == "cpu",
         seed=config.seed,
-        logging_steps=_logging_steps(wanted.every),
-        save_steps=wanted.every,
+        logging_steps=_logging_steps(training.every),
+        save_steps=training.every,
         save_total_limit=2,
         eval_strategy="steps" if evaluate else "no",
-        eval_steps=wanted.every,
+        eval_steps=training.every,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=not sys.stderr.isatty(),
     )
 
 
-def _schedule(wanted: TrainingConfig) -> dict[str, Any]:
+def _schedule(training: TrainingConfig) -> dict[str, Any]:
     kind, options = "cosine_with_min_lr", {"min_lr_rate": LAST_RATE}
-    if wanted.schedule == "stable":
-        falling: dict[str, Any] = {"num_decay_steps": wanted.steps // 2, "decay_type": "1-sqrt"}
+    if training.schedule == "stable":
+        falling: dict[str, Any] = {"num_decay_steps": training.steps // 2, "decay_type": "1-sqrt"}
         kind, options = "warmup_stable_decay", {**falling, "min_lr_ratio": LAST_RATE}
     return {"lr_scheduler_type": kind, "lr_scheduler_kwargs": options}
 
 
 def _logging_steps(every: int) -> int:
-    """At most 50, and no line of the log is about steps on both sides of a checkpoint."""
+    """Return at most 50, such that no line of the log spans a checkpoint."""
     return next(steps for steps in range(min(every, 50), 0, -1) if every % steps == 0)
 
 
@@ -243,7 +242,7 @@ def _exact_match(prediction: Any) -> dict[str, float]:
     return {EXACT.removeprefix("eval_"): float(prediction.predictions.mean())}
 
 
-def _reached(checkpoint: str, wanted: TrainingConfig) -> bool:
-    """Whether training had stopped where this checkpoint was saved."""
+def _reached(checkpoint: str, training: TrainingConfig) -> bool:
+    """Say whether training had stopped where this checkpoint was saved."""
     log = TrainerState.load_from_json(str(Path(checkpoint) / TRAINER_STATE_NAME)).log_history
-    return wanted.until is not None and any(e.get(EXACT, 0.0) >= wanted.until for e in log)
+    return training.until is not None and any(e.get(EXACT, 0.0) >= training.until for e in log)

@@ -14,6 +14,7 @@ import torch
 import yaml
 from click.testing import CliRunner, Result
 
+from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.cli.main import main
 
 MODEL = {
@@ -215,6 +216,55 @@ def test_damaged_state(folder: Path, tmp_path: Path, damage: object, part: str) 
     bad.write_bytes(damage((folder / "doc.st").read_bytes()))  # type: ignore[operator]
     sentence(run("recall", bad), str(bad), part)
     sentence(run("ask", bad, "x"), str(bad), part)
+
+
+def test_a_model_in_place_of_a_config_is_answered_with_a_config(
+    folder: Path, tmp_path: Path
+) -> None:
+    """A folder and a hub id are named, and the three lines that are printed can be used as they are."""
+    from memwrite import Memory
+
+    model = tmp_path / "model"
+    Memory.from_config({"backbone": {**MODEL, "trainable": True}}).save_run(tmp_path / "run")
+    (tmp_path / "run" / MODEL_FOLDER).rename(model)
+    words = ("--context", folder / "doc.txt", "--out", tmp_path / "x.st")
+    for result, part in (
+        (run("write", model, *words), f"'{model}' is the folder of a language model"),
+        (
+            run("write", "someone/some-model", *words),
+            "no config or run folder 'someone/some-model'",
+        ),
+        (run("eval", model), "is the folder of a language model"),
+        (run("train", model), "is the folder of a language model"),
+    ):
+        assert result.exit_code == 2
+        assert result.stderr.startswith("Error: ")
+        assert part in result.stderr
+        config = yaml.safe_load(result.stderr.split("\n\n")[1])
+        assert config["writer"] == {"name": "full-context"}
+    (tmp_path / "config.yaml").write_text(run("write", model, *words).stderr.split("\n\n")[1])
+    assert run("write", tmp_path / "config.yaml", *words).exit_code == 0
+
+
+@pytest.mark.parametrize("option", ["--context", "--input"])
+def test_an_option_that_is_given_twice_is_refused(folder: Path, option: str) -> None:
+    result = run("write", folder / "cram.yaml", option, "a", option, "b", "--out", "c")
+    assert result.exit_code == 2
+    assert option in result.stderr
+    assert "only once" in result.stderr
+
+
+@pytest.mark.parametrize("words", [("ask", "what?"), ("recall",)])
+def test_a_store_in_place_of_a_state_asks_for_the_key(
+    folder: Path, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "docs.jsonl").write_text(json.dumps({"id": "a", "text": "ab"}))
+    store = tmp_path / "mem.db"
+    done = run("write", folder / "cram.yaml", "--input", tmp_path / "docs.jsonl", "--out", store)
+    assert done.exit_code == 0, done.output
+    command, *rest = words
+    sentence(run(command, store, *rest), str(store), "is a store", "--key", "memwrite store list")
+    assert run(command, store, *rest, "--key", "a").exit_code == 0
 
 
 def test_state_for_another_backbone(folder: Path, tmp_path: Path) -> None:

@@ -24,14 +24,14 @@ from memwrite.evaluation.scores import bits_recalled, effective_count, score, wi
 from memwrite.protocols import ReadOutput, WriteOutput
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite.tasks.base import Batch, collate
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.training.run import train
 
 CODEC = character_tokenizer()
 
 
-def task(**params: Any) -> KvTask:
-    return KvTask(KvConfig(**params), CODEC)
+def task(**params: Any) -> KeyValueTask:
+    return KeyValueTask(KeyValueConfig(**params), CODEC)
 
 
 # ---- scores ------------------------------------------------------------------------------------
@@ -139,7 +139,9 @@ class Oracle:
         return CODEC.encode(chosen)[len(shown)]
 
 
-def evaluated(bound: bool, pairs: int = 4, examples: int = 200) -> tuple[Oracle, kv.Evaluation]:
+def evaluated(
+    bound: bool, pairs: int = 4, examples: int = 200
+) -> tuple[Oracle, kv.KeyValueEvaluation]:
     oracle: Any = Oracle(bound)
     return oracle, kv.evaluate(oracle, task(pairs=pairs, examples=examples).evaluation())
 
@@ -251,7 +253,7 @@ def test_eval_reports_as_json(run: Path) -> None:
 
 def test_eval_in_words_with_other_contexts(run: Path) -> None:
     """A context longer than the model's positions leaves the column of the full context open."""
-    result = call("eval", run, "--seed", 3, "--examples", 4, "--pairs", 9)
+    result = call("eval", run, "--seed", 3, "--examples", 4, "task.params.pairs=9")
     assert result.exit_code == 0, result.output
     assert "4 contexts of 9 pairs" in result.output
     rows = [line for line in result.output.splitlines() if line.startswith("context visible")]
@@ -274,8 +276,8 @@ def test_eval_of_baselines() -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (("--pairs", 0), ("task.params.pairs",)),
-        (("--pairs", 5000), ("3844 keys",)),
+        (("task.params.pairs=0",), ("task.params.pairs",)),
+        (("task.params.pairs=5000",), ("3844 keys",)),
         (("--examples", 1), ("task.params.examples",)),
         (("--device", "nowhere"), ("nowhere",)),
     ],

@@ -15,6 +15,9 @@ from hypothesis import strategies as st
 
 from memwrite import Memory, Tokens
 from memwrite.cli.main import main
+from memwrite.config import load_config
+from memwrite.demo.measure import slots_of
+from memwrite.errors import ConfigError
 from memwrite.evaluation.recall import bytes_right, differences, nll_bits
 
 TEXTS = st.text(alphabet="abcé 7", max_size=30)
@@ -126,3 +129,14 @@ def test_pairs_that_the_model_cannot_hold(pair: str, message: str, tmp_path: Pat
     result = CliRunner().invoke(main, ["demo", "--pair", pair, "--out", str(tmp_path / "demo")])
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_demo_varies_the_slots_and_not_the_positions() -> None:
+    """Control tokens take positions too, and are no slots."""
+    backbone = {"type": "gpt2"}
+    writer = {"name": "gradient", "params": {"slots": 4, "control_tokens": 1}}
+    assert slots_of(load_config({"backbone": backbone, "writer": writer})) == ("slots", 4)
+    forward = {"backbone": backbone, "writer": {"name": "forward"}}
+    assert slots_of(load_config(forward)) == ("slots", 8)
+    with pytest.raises(ConfigError, match="'no-memory' has no such parameter"):
+        slots_of(load_config({"backbone": backbone}))

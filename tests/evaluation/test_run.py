@@ -63,7 +63,7 @@ class Oracle:
     training = True
 
     def __init__(self, examples: Any, spoil: Any = lambda text: text) -> None:
-        info = SimpleNamespace(positions=0, eos_id=CODEC.eos_id)
+        info = SimpleNamespace(positions=0, eos_id=CODEC.eos_id, end_ids=(CODEC.eos_id,))
         self.backbone = SimpleNamespace(info=info, tokenizer=CODEC)
         self.known = {
             (*example.context,): {
@@ -161,7 +161,7 @@ def test_batches_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     spoil = {"bathroom": "hall", "hallway": "hall"}
     whole = judged(examples, spoil=lambda said: spoil.get(said, said))
     assert whole.memory.exact_match == pytest.approx(6 / 10)
-    monkeypatch.setattr(answers, "_TOKENS", 1)
+    monkeypatch.setattr(answers, "_MAX_TOKENS", 1)
     parts = judged(examples, spoil=lambda said: spoil.get(said, said))
     assert parts.memory == whole.memory
 

@@ -118,4 +118,4 @@ def test_a_query_that_asks_for_nothing_is_told() -> None:
     queries = [[4, 5], [6, 7], [8]]
     labels = [[IGNORED, IGNORED], [6, IGNORED], [IGNORED]]
     batch = collate([Example([1], queries, labels)])["batch"]
-    assert training_loss(memory, batch).asked.tolist() == [[False, True, False]]
+    assert training_loss(memory, batch).labelled.tolist() == [[False, True, False]]

@@ -16,7 +16,7 @@ from memwrite.backbones.tokenizers import load_tokenizer, train_words
 from memwrite.errors import ConfigError, InputError
 from memwrite.tasks.babi import read_stories
 from memwrite.tasks.base import IGNORED, Example, Texts
-from memwrite.tasks.questions import AskedExample, QuestionsConfig, QuestionsTask
+from memwrite.tasks.questions import QuestionsConfig, QuestionsExample, QuestionsTask
 
 
 def spelt(example: Example) -> tuple[list[str], list[tuple[str, str]]]:
@@ -381,7 +381,7 @@ def parses_or_refuses(settings: QuestionsConfig, path: Path, data: bytes) -> Non
     except InputError as error:
         reason = str(error)
     if reason is None:
-        assert all(isinstance(example, AskedExample) for example in examples)
+        assert all(isinstance(example, QuestionsExample) for example in examples)
     else:
         assert f"'{path}'" in reason
 

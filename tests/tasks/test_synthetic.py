@@ -22,7 +22,7 @@ from memwrite.config import part_config
 from memwrite.errors import ConfigError
 from memwrite.plugins import registry
 from memwrite.tasks.base import IGNORED, Curriculum, Example, Examples
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.phonebook import FIRST, LAST, NAMES, PhonebookConfig, PhonebookTask
 from memwrite.tasks.synthetic import SyntheticTask
@@ -297,7 +297,7 @@ def test_noise_and_segments(pairs: int, noise: int, segments: int) -> None:
 
 
 def test_noise_is_random() -> None:
-    made = KvTask(KvConfig(pairs=30, noise=30), CHARACTERS)
+    made = KeyValueTask(KeyValueConfig(pairs=30, noise=30), CHARACTERS)
     noise = re.split("![^!:]+:[^!:]+!", CHARACTERS.decode(made.evaluation()[0].context))[:-1]
     assert len(set(noise)) == 30
     assert len(set("".join(noise))) == 62

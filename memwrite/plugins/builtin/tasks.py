@@ -20,7 +20,7 @@ from memwrite.tasks.chunks import (
 )
 from memwrite.tasks.copying import CopyingTask
 from memwrite.tasks.correlated import CorrelatedConfig, CorrelatedTask
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.tasks.locomo import LocomoConfig
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.order import OrderConfig, OrderTask
@@ -68,7 +68,7 @@ def _from_files(
 def memwrite_tasks() -> Sequence[TaskPlugin]:
     """Return the tasks that are drawn at random, then those that are read from files."""
     return [
-        _pairs("kv-retrieval", "keys and values, each key queried", KvConfig, KvTask),
+        _pairs("kv-retrieval", "keys and values, each key queried", KeyValueConfig, KeyValueTask),
         _synthetic("mqar", "single tokens for keys and values", MqarConfig, MqarTask),
         _synthetic("copying", "a random string, to be repeated", SyntheticConfig, CopyingTask),
         _synthetic("phonebook", "numbers by names, in words", PhonebookConfig, PhonebookTask),

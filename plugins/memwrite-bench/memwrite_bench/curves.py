@@ -15,7 +15,7 @@ from memwrite import Memory
 from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.evaluation.key_value import evaluate
 from memwrite.evaluation.scores import Scores, fano_bits, score
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 
 #: A memory without training: keys (B, N, Dk), values (B, N, Dv) -> S (B, Dv, Dk), read as S q. See `oracles`.
 Rule = Callable[[Tensor, Tensor], Tensor]
@@ -24,7 +24,7 @@ _COLUMNS = ("pairs", "exact match", "95%", "set recall", "binding", "bits", "bit
 
 
 def state_size(tensors: Iterable[Tensor]) -> tuple[int, int]:
-    """Numbers and bytes of a state per example, measured from its tensors.
+    """Return the numbers and bytes of a state per example, measured from its tensors.
 
     Args:
         tensors: each (B, ...), as `MemoryState.tensors.values()` or what a model's cache holds.
@@ -32,18 +32,18 @@ def state_size(tensors: Iterable[Tensor]) -> tuple[int, int]:
     Raises:
         ValueError: they disagree about B, or B is 0.
     """
-    held = list(tensors)
-    rows = {tensor.shape[0] for tensor in held} or {1}
+    items = list(tensors)
+    rows = {tensor.shape[0] for tensor in items} or {1}
     if len(rows) > 1 or 0 in rows:
         raise ValueError(f"the tensors of a state have one batch size of at least 1, not {rows}")
     (count,) = rows
-    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in held)
-    return sum(tensor.numel() for tensor in held) // count, nbytes // count
+    nbytes = sum(tensor.numel() * tensor.element_size() for tensor in items)
+    return sum(tensor.numel() for tensor in items) // count, nbytes // count
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a mechanism recalls of so many pairs, all asked for; shares from 0 to 1.
+    """The recall of a mechanism at one number of pairs, each queried; shares from 0 to 1.
 
     Attributes:
         pairs: N, at least 1.
@@ -74,7 +74,7 @@ class Point:
 
     @classmethod
     def of(cls, scores: Scores, pairs: int, choices: int, size: tuple[int, int]) -> Point:
-        """From the scores of the answers, as `memwrite.evaluation.scores.score` gives them.
+        """Make a point from the scores of the answers, as `memwrite.evaluation.scores.score` gives them.
 
         Args:
             scores: whose contexts are states.
@@ -113,7 +113,7 @@ class Curve:
     points: tuple[Point, ...]
 
     def pairs_at(self, share: float) -> float | None:
-        """The number of pairs at which exact match first falls to `share`, between two points on a straight line.
+        """Return the number of pairs at which exact match first falls to `share`, between two points on a straight line.
 
         None where no point at or above `share` is followed by one below it.
         """
@@ -125,13 +125,13 @@ class Curve:
         return None
 
     def table(self) -> list[str]:
-        """Lines of text: the name, the columns, and a row for each point."""
+        """Return lines of text: the name, the columns, and a row for each point."""
         rows = [_COLUMNS, *map(_cells, self.points)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return [self.name, *("  ".join(map(str.rjust, row, widths)) for row in rows)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return asdict(self)
 
 
@@ -153,7 +153,7 @@ class Mechanism(Protocol):
     """Anything whose capacity can be measured."""
 
     def __call__(self, pairs: int, trials: int, seed: int, /) -> Point:
-        """Write `trials` states of `pairs` random pairs each, ask for all of them and score the answers.
+        """Write `trials` states of `pairs` random pairs each, query all of them and score the answers.
 
         The pairs depend on the arguments alone, so that mechanisms can be compared on the same ones.
         """
@@ -163,7 +163,7 @@ class Mechanism(Protocol):
 def measure(
     name: str, mechanism: Mechanism, pairs: Sequence[int], trials: int, seed: int = 0
 ) -> Curve:
-    """The curve of any mechanism.
+    """Measure the curve of any mechanism.
 
     Args:
         name: of the curve.
@@ -187,7 +187,7 @@ class LinearMechanism:
         width: Dk = Dv, at least 1.
         values: to draw from, at least 2.
         rewrites: rounds in which every key is written, in the same order, with other values; the last ones are
-            asked for.
+            queried.
     """
 
     rule: Rule
@@ -196,24 +196,24 @@ class LinearMechanism:
     rewrites: int = 1
 
     def __call__(self, pairs: int, trials: int, seed: int, /) -> Point:
-        """See `Mechanism`."""
-        draw = torch.Generator().manual_seed(seed)
-        keys, codes = (self._codes(trials, count, draw) for count in (pairs, self.values))
-        ids = torch.randint(self.values, (trials, self.rewrites, pairs), generator=draw)
+        """Measure one point, see `Mechanism`."""
+        rng = torch.Generator().manual_seed(seed)
+        keys, codes = (self._codes(trials, count, rng) for count in (pairs, self.values))
+        ids = torch.randint(self.values, (trials, self.rewrites, pairs), generator=rng)
         written = codes[torch.arange(trials)[:, None], ids.flatten(1)]
         state = self.rule(keys.repeat(1, self.rewrites, 1), written)
         decoded = (keys @ state.to(keys.dtype).mT @ codes.mT).argmax(-1, keepdim=True)
         scores = score(decoded, decoded, ids[:, -1, :, None])
         return Point.of(scores, pairs, self.values, state_size([state]))
 
-    def _codes(self, trials: int, count: int, draw: torch.Generator) -> Tensor:
+    def _codes(self, trials: int, count: int, rng: torch.Generator) -> Tensor:
         shape = (trials, count, self.width)
-        return F.normalize(torch.randn(shape, generator=draw, dtype=torch.float64), dim=-1)
+        return F.normalize(torch.randn(shape, generator=rng, dtype=torch.float64), dim=-1)
 
 
 @dataclass(frozen=True)
 class MemoryMechanism:
-    """A memory on the task kv-retrieval, a `Mechanism`: see `memwrite.evaluation.kv.evaluate`.
+    """A memory on the task kv-retrieval, a `Mechanism`: see `memwrite.evaluation.key_value.evaluate`.
 
     Attributes:
         memory: trained or not.
@@ -226,12 +226,15 @@ class MemoryMechanism:
     value_length: int = 2
 
     def __call__(self, pairs: int, trials: int, seed: int, /) -> Point:
-        """See `Mechanism`."""
-        config = KvConfig(pairs, self.key_length, self.value_length)
-        task = KvTask(config, self.memory.backbone.tokenizer)
-        found = evaluate(self.memory, task.fresh(trials, seed))
-        choices, size = len(ALPHABET) ** self.value_length, (found.state_floats, found.state_bytes)
-        return Point.of(found.memory, pairs, choices, size)
+        """Measure one point, see `Mechanism`."""
+        config = KeyValueConfig(pairs, self.key_length, self.value_length)
+        task = KeyValueTask(config, self.memory.backbone.tokenizer)
+        evaluation = evaluate(self.memory, task.fresh(trials, seed))
+        choices, size = (
+            len(ALPHABET) ** self.value_length,
+            (evaluation.state_floats, evaluation.state_bytes),
+        )
+        return Point.of(evaluation.memory, pairs, choices, size)
 
 
 def measure_linear(
@@ -243,7 +246,7 @@ def measure_linear(
     seed: int = 0,
     rewrites: int = 1,
 ) -> Curve:
-    """The curve of a linear memory, by the name of its rule; for the arguments see `LinearMechanism` and `measure`."""
+    """Measure the curve of a linear memory, by the name of its rule; for the arguments see `LinearMechanism` and `measure`."""
     name = getattr(rule, "__name__", repr(rule))
     return measure(name, LinearMechanism(rule, width, values, rewrites), pairs, trials, seed)
 
@@ -256,7 +259,7 @@ def measure_memory(
     contexts: int = 64,
     seed: int = 0,
 ) -> Curve:
-    """The curve of a memory, by the name of its writer; for the arguments see `MemoryMechanism` and `measure`.
+    """Measure the curve of a memory, by the name of its writer; for the arguments see `MemoryMechanism` and `measure`.
 
     Raises:
         ConfigError: the tokenizer does not make one token of each character.

@@ -31,7 +31,7 @@ from memwrite import Memory
 from memwrite.config import load_config, to_dict
 from memwrite.errors import InputError
 from memwrite.evaluation import key_value as kv
-from memwrite.tasks.kv import KvConfig, KvTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_cell_is_what_the_evaluation_says_and_what_the_tensors_weigh(runs: lis
     [run] = open_runs(runs[:1])
     memory = run.memory(1)
     found = measure(Cell(run, 3, 1, seed=5, contexts=4), memory)
-    fresh = KvTask(KvConfig(pairs=3), memory.backbone.tokenizer).fresh(4, 5)
+    fresh = KeyValueTask(KeyValueConfig(pairs=3), memory.backbone.tokenizer).fresh(4, 5)
     assert found.outcome == "measured"
     assert found.recall == kv.evaluate(memory, fresh)
     assert (found.recall.state_floats, found.recall.state_bytes) == (32, 128)

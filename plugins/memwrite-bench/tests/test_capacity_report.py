@@ -189,7 +189,7 @@ def test_the_summary_is_of_the_own_number_of_pairs(made: tuple[Path, Result]) ->
         wanted += [exact["interval"]["low"], exact["interval"]["high"]]
         told = [value for cell in line[6:9] for value, _ in numbers(cell)]
         assert told == pytest.approx(wanted, abs=0.00051)
-        assert line[9] == exact["interval"]["over"] == "training seeds"
+        assert line[9] == exact["interval"]["over"] == "contexts"
     assert lines[2][9] == "contexts"
 
 

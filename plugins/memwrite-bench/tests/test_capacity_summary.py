@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memwrite_bench.capacity.figures import FIGURES, SHARES, spread, t_interval
 from memwrite_bench.capacity.grid import default_pairs, plan
-from memwrite_bench.capacity.plots import apart
+from memwrite_bench.capacity.plots import spread_apart
 from memwrite_bench.capacity.summary import Group, summarise
 
 from memwrite.evaluation.scores import wilson
@@ -50,7 +50,9 @@ def test_a_group_is_the_mean_of_its_runs(exact: list[list[float]]) -> None:
     assert 0 <= figure.interval.low <= figure.mean + 1e-9
     assert figure.mean - 1e-9 <= figure.interval.high <= 1
     assert figure.least - 1e-9 <= figure.mean <= figure.most + 1e-9
-    assert figure.interval.over == ("training seeds" if len(exact) > 1 else "contexts")
+    assert figure.interval.over == (
+        "training seeds" if len(set(means)) > 1 and len(means) > 2 else "contexts"
+    )
     assert group.few == (len(exact) < 3)
     turned = group_of([of_run[::-1] for of_run in exact[::-1]]).rows[0].figures["exact_match"]
     assert turned is not None
@@ -64,6 +66,32 @@ def test_contexts_of_more_seeds_are_more_contexts() -> None:
     assert figure is not None
     assert figure.interval is not None
     assert (figure.interval.low, figure.interval.high) == pytest.approx(wilson(0.3, 200))
+
+
+@pytest.mark.parametrize("exact", [[[0.99]], [[0.99], [0.99]], [[0.99]] * 3, [[1.0]] * 5])
+def test_runs_that_agree_are_no_surer_than_their_contexts(exact: list[list[float]]) -> None:
+    """No interval has no width: three runs of one exact match may agree by chance."""
+    (row,) = group_of(exact).rows
+    figure = row.figures["exact_match"]
+    assert figure is not None
+    assert figure.interval is not None
+    low, high = wilson(exact[0][0], 100 * len(exact))
+    assert figure.interval.low <= low + 1e-12
+    assert figure.interval.high >= high - 1e-12
+    assert figure.interval.low < figure.interval.high
+    others = [f.interval for name, f in row.figures.items() if f and name != "exact_match"]
+    assert others == [None] * len(others)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 4])
+def test_an_interval_over_training_seeds_needs_three_of_them(runs: int) -> None:
+    figures = group_of([[0.4 + run / 10] for run in range(runs)]).rows[0].figures
+    exact, tokens = figures["exact_match"], figures["token_accuracy"]
+    assert exact is not None
+    assert tokens is not None
+    assert exact.interval is not None
+    assert exact.interval.over == ("contexts" if runs < 3 else "training seeds")
+    assert (tokens.interval is None) == (runs < 3)
 
 
 @pytest.mark.parametrize("degrees", range(1, 11))
@@ -156,9 +184,9 @@ def test_default_pairs(own: int) -> None:
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.3))
-def test_labels_stand_apart(heights: list[float], gap: float) -> None:
+def test_labels_stand_spread_apart(heights: list[float], gap: float) -> None:
     """In order, not below the axis; where nothing is too near, nothing moves, else no more than it takes."""
-    moved = apart(heights, gap)
+    moved = spread_apart(heights, gap)
     ranked = sorted(range(len(heights)), key=heights.__getitem__)
     for below, above in pairwise(ranked):
         assert moved[above] - moved[below] >= gap - 1e-9
@@ -166,4 +194,4 @@ def test_labels_stand_apart(heights: list[float], gap: float) -> None:
     assert all(abs(a - b) <= gap * len(heights) for a, b in zip(moved, heights, strict=True))
     if moved and min(moved) > 0:
         assert sum(moved) == pytest.approx(sum(heights), abs=1e-6)
-    assert apart(moved, gap * 0.99) == pytest.approx(moved, abs=1e-6)
+    assert spread_apart(moved, gap * 0.99) == pytest.approx(moved, abs=1e-6)

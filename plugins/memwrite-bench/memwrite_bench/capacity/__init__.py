@@ -45,7 +45,7 @@ def capacity(
         seeds: of the fresh contexts.
         contexts: for each seed, at least 2.
         device: to measure on; None for where each run was trained.
-        command: told in the report.
+        command: the command line, shown in the report.
 
     Raises:
         ConfigError: a folder holds no such run, or it cannot be built.

@@ -41,7 +41,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Of its file: what was measured, on which device, but not where the run lies or what it is called."""
+        """The name of its file: what was measured, on which device, but not where the run lies or what it is called."""
         where = self.run.device.replace(":", "")
         steps = "" if self.steps is None else f"-k{self.steps}"
         size = f"n{self.pairs}{steps}-s{self.seed}-c{self.contexts}"
@@ -76,7 +76,7 @@ class Result:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Result:
-        """The inverse of `to_dict`.
+        """Make a result from data, the inverse of `to_dict`.
 
         Raises:
             TypeError, ValueError, KeyError, AttributeError: it is no such data.
@@ -97,7 +97,7 @@ def _scores(value: Any) -> Any:
 
 
 def load(path: Path) -> Result | None:
-    """The result in a file; None if it is not there or not a whole one, so that it is to be measured."""
+    """Read the result in a file; None if it is not there or not a whole one, so that it is to be measured."""
     try:
         return Result.from_dict(json.loads(path.read_bytes()))
     except (OSError, TypeError, ValueError, KeyError, AttributeError):
@@ -142,7 +142,7 @@ def measure(cell: Cell, memory: Memory) -> Result:
 
 
 def _examples(cell: Cell, memory: Memory) -> list[Example]:
-    """Fresh ones.
+    """Draw fresh examples.
 
     Raises:
         ConfigError: the task cannot have so many pairs.
@@ -158,7 +158,7 @@ def _examples(cell: Cell, memory: Memory) -> list[Example]:
 
 
 def _does_not_fit(memory: Memory, example: Example) -> str:
-    """Why the context cannot be written as a whole; "" if it can."""
+    """Say why the context cannot be written as a whole; "" if it can."""
     positions = memory.backbone.info.positions
     behind = 0 if memory.writer.spec.bounded else max(map(len, example.queries))
     needed = len(example.context) + memory.writer.reserved_positions + behind
@@ -168,5 +168,5 @@ def _does_not_fit(memory: Memory, example: Example) -> str:
 
 
 def as_json(result: Result) -> bytes:
-    """A result as the text of its file."""
+    """Return a result as the text of its file."""
     return json.dumps(to_dict(result), indent=1).encode()

@@ -100,6 +100,6 @@ def _medians(calls: Mapping[str, Callable[[], object]], device: torch.device) ->
 
 
 def _wait(device: torch.device) -> None:
-    """Until an accelerator has done what it was told to."""
+    """Wait until an accelerator has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -13,7 +13,7 @@ from memwrite.evaluation.scores import wilson
 from memwrite_bench.capacity.cells import Result
 from memwrite_bench.capacity.cost import Cost
 
-#: What is told of each cell. Bits are per context; times are seconds, of one context and of a batch.
+#: The figures of each cell. Bits are per context; times are seconds, of one context and of a batch.
 FIGURES: Mapping[str, Callable[[KeyValueEvaluation, Cost], float | None]] = {
     "exact_match": lambda recall, cost: recall.memory.exact_match,
     "token_accuracy": lambda recall, cost: recall.memory.token_accuracy,
@@ -59,6 +59,9 @@ SHARES = frozenset(
     )
 )
 
+#: An interval over training seeds needs at least so many runs, and so does a claim that one group is better.
+FEWEST_RUNS = 3
+
 # Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
 _T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
 
@@ -73,8 +76,8 @@ class Interval:
 
     Attributes:
         low, high: its ends.
-        over: "training seeds" where several runs were measured (Student's t), "contexts" where it is one
-            (Wilson's interval, the answers of one context counting as dependent).
+        over: "training seeds" where `FEWEST_RUNS` or more were measured (Student's t), "contexts" where there are
+            fewer (Wilson's interval of all answers, those of one context counting as dependent).
     """
 
     low: float
@@ -89,7 +92,9 @@ class Spread:
     Attributes:
         mean: of the runs' figures.
         least, most: of them.
-        interval: None where there is none: a single run has one of its exact match alone.
+        interval: None where there is none: fewer than `FEWEST_RUNS` runs have one of their exact match alone, and
+            figures that are the same in all runs have none. That of exact match is never narrower than the one over
+            contexts, because runs may agree by chance.
         runs: each run's figure, the mean over its seeds of contexts.
     """
 
@@ -101,7 +106,7 @@ class Spread:
 
 
 def spread(name: str, runs: Sequence[Sequence[Result]]) -> Spread | None:
-    """The figure `name` of `FIGURES` over runs; None if no run has it.
+    """Summarise the figure `name` of `FIGURES` over runs; None if no run has it.
 
     Args:
         name: of the figure.
@@ -110,29 +115,39 @@ def spread(name: str, runs: Sequence[Sequence[Result]]) -> Spread | None:
     means = []
     for results in runs:
         values = [FIGURES[name](r.recall, r.cost) for r in results if r.recall and r.cost]
-        if told := [value for value in values if value is not None]:
-            means.append(mean(told))
+        if known := [value for value in values if value is not None]:
+            means.append(mean(known))
     if not means:
         return None
     interval = _over_runs(means, 1.0 if name in SHARES else math.inf)
-    if interval is None and name == "exact_match":
-        interval = _over_contexts(runs[0])
+    if name == "exact_match":
+        interval = _at_least(_over_contexts(runs), interval)
     return Spread(mean(means), min(means), max(means), interval, means)
 
 
 def _over_runs(means: Sequence[float], most: float) -> Interval | None:
+    """Return the interval over training seeds; None for too few runs, or where all have the same figure."""
     ends = t_interval(means)
-    return ends and Interval(max(ends[0], 0.0), min(ends[1], most), "training seeds")
+    if ends is None or len(means) < FEWEST_RUNS or ends[0] == ends[1]:
+        return None
+    return Interval(max(ends[0], 0.0), min(ends[1], most), "training seeds")
 
 
-def _over_contexts(results: Sequence[Result]) -> Interval:
-    scores = [result.recall.memory for result in results if result.recall]
+def _over_contexts(runs: Sequence[Sequence[Result]]) -> Interval:
+    scores = [result.recall.memory for results in runs for result in results if result.recall]
     share = mean(score.exact_match for score in scores)
     return Interval(*wilson(share, sum(score.independent for score in scores)), "contexts")
 
 
+def _at_least(contexts: Interval, seeds: Interval | None) -> Interval:
+    """Return the interval over training seeds, no narrower than that over contexts."""
+    if seeds is None:
+        return contexts
+    return Interval(min(seeds.low, contexts.low), max(seeds.high, contexts.high), seeds.over)
+
+
 def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """95% confidence interval of the mean of independent normal values (Student 1908); None for fewer than two.
+    """Return the 95% confidence interval of the mean of independent normal values (Student 1908); None for fewer than two.
 
     Above eleven values the quantile of eleven is kept, which makes it up to 14% too wide.
     """

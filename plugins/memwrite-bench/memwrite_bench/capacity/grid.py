@@ -27,7 +27,7 @@ def plan(
     seeds: Sequence[int],
     contexts: int,
 ) -> list[Cell]:
-    """Every cell there is to measure, without order or repetition in what was asked for.
+    """List every cell to measure, sorted and without repetition.
 
     Args:
         runs: in the order of the report.
@@ -57,7 +57,7 @@ def plan(
 
 
 def default_pairs(own: int) -> list[int]:
-    """Powers of two from 2 to twice a run's own number, and that itself."""
+    """Return powers of two from 2 to twice a run's own number, and that itself."""
     powers = [1 << power for power in range(1, (2 * own).bit_length())]
     return sorted({own, *powers})
 
@@ -75,7 +75,7 @@ def fill(cells: Sequence[Cell], folder: Path) -> list[Result]:
     that process ends. A cell that is interrupted is measured again by whoever comes next.
 
     Args:
-        cells: of the grid.
+        cells: all cells of the grid.
         folder: for the files of results and claims.
 
     Raises:
@@ -117,5 +117,5 @@ def _loaded(path: Path) -> Result:
 
 
 def path_of(cell: Cell, folder: Path) -> Path:
-    """The file of a cell's result."""
+    """Return the file of a cell's result."""
     return folder / CELLS / f"{cell.name}.json"

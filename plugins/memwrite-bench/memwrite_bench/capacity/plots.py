@@ -27,7 +27,7 @@ End = tuple[float, float, str, str]
 
 
 def against_pairs(groups: Sequence[Group], name: str, what: str, chance: bool = False) -> Figure:
-    """The figure `name` against N, one panel for each K; writers without K are in all of them.
+    """Plot the figure `name` against N, one panel for each K; writers without K are in all of them.
 
     Args:
         groups: to draw.
@@ -66,7 +66,7 @@ def against_pairs(groups: Sequence[Group], name: str, what: str, chance: bool = 
 
 
 def against_steps(groups: Sequence[Group], name: str, what: str) -> Figure | None:
-    """The figure `name` against K, each group at the N it was trained on; None if nobody has two K's.
+    """Plot the figure `name` against K, each group at the N it was trained on; None if no group has two K's.
 
     Baselines and writers without K are level lines.
     """
@@ -88,7 +88,7 @@ def against_steps(groups: Sequence[Group], name: str, what: str) -> Figure | Non
 
 
 def times(groups: Sequence[Group]) -> Figure:
-    """WRITE and READ of one context in milliseconds against N, beside the full context's, on logarithmic axes."""
+    """Plot WRITE and READ of one context in milliseconds against N, beside the full context's, on logarithmic axes."""
     figure, panels = _panels(2, 5.2)
     for axes, name, beside, what in (
         (panels[0], "write", "prefill", "WRITE of one context, ms"),
@@ -106,7 +106,7 @@ def times(groups: Sequence[Group]) -> Figure:
 
 
 def sizes(groups: Sequence[Group]) -> Figure:
-    """Bytes of a state against N, beside those of the context's KV cache, on logarithmic axes."""
+    """Plot the bytes of a state against N, beside those of the context's KV cache, on logarithmic axes."""
     figure, (axes,) = _panels(1, 6.4)
     ends = []
     for index, group in enumerate(groups):
@@ -139,7 +139,7 @@ def _curve(
     scale: float,
     text: str = "",
 ) -> list[End]:
-    """The means of `name`, `scale` times as large, in the look of the group that stands at `index`; its end, if any."""
+    """Plot the means of `name`, `scale` times as large, in the look of the group that stands at `index`; return its end, if any."""
     rows = [row for row in group.rows if row.steps == k]
     points = [(row.pairs, mean * scale) for row in rows if (mean := row.mean(name))]
     if not points:
@@ -150,7 +150,7 @@ def _curve(
 
 
 def controls(groups: Sequence[Group]) -> Figure:
-    """Exact match of each group at its own N and least K: from its state, under the controls, and from the context."""
+    """Plot the exact match of each group at its own N and least K: from its state, under the controls, and from the context."""
     rows = [(group, own) for group in groups if (own := own_row(group))]
     figure, axes = plt.subplots(figsize=(7.2, 1.1 + 0.45 * len(rows)), layout="constrained")
     shown = {
@@ -160,9 +160,10 @@ def controls(groups: Sequence[Group]) -> Figure:
         "context_visible": ("|", "context visible, no state"),
     }
     for place, (name, (marker, text)) in enumerate(shown.items()):
-        points = [(row.mean(name), y) for y, (_, row) in enumerate(rows)]
-        told = [(x, y + 0.12 * (place - 1.5)) for x, y in points if x is not None]
-        xs, ys = [x for x, _ in told], [y for _, y in told]
+        shift = 0.12 * (place - 1.5)
+        values = [(row.mean(name), y) for y, (_, row) in enumerate(rows)]
+        points = [(x, y + shift) for x, y in values if x is not None]
+        xs, ys = [x for x, _ in points], [y for _, y in points]
         axes.scatter(xs, ys, s=60, marker=marker, color=_COLOURS[place], label=text, clip_on=False)
     names = [f"{group.name}, N={row.pairs}{_steps(row.steps)}" for group, row in rows]
     axes.set_yticks(range(len(rows)), names)
@@ -173,7 +174,7 @@ def controls(groups: Sequence[Group]) -> Figure:
 
 
 def own_row(group: Group) -> Row | None:
-    """The row at the N that the group was trained on and its least K; None if that was not asked for."""
+    """Return the row at the N that the group was trained on and its least K; None if it was not measured."""
     return next((row for row in group.rows if row.pairs == group.pairs), None)
 
 
@@ -202,21 +203,25 @@ def _draw(
     name: str,
     called: Sequence[str] | None = None,
 ) -> list[End]:
-    """Means as lines; least to most of the runs as bars; the interval over training seeds as a band; crosses on the
+    """Draw means as lines; least to most of the runs as bars; the interval over training seeds as a band; crosses on the
     axis where runs diverged. Hollow markers: few seeds.
     """
     ends = []
     for index, line in lines.items():
         group = groups[index]
         colour, marker = _look(index)
-        told = [(x, spread) for x, row in sorted(line, key=_place) if (spread := row.figures[name])]
-        xs, means = [x for x, _ in told], [spread.mean for _, spread in told]
+        points = [
+            (x, spread) for x, row in sorted(line, key=_place) if (spread := row.figures[name])
+        ]
+        xs, means = [x for x, _ in points], [spread.mean for _, spread in points]
         style = _DASHES[group.writer] if group.baseline else "-"
         fill = "white" if group.few else colour
         marker = "" if group.baseline else marker
         axes.plot(xs, means, color=colour, ls=style, lw=1.6, marker=marker, ms=5, mfc=fill)
-        axes.vlines(xs, [s.least for _, s in told], [s.most for _, s in told], color=colour, lw=1.2)
-        banded = [(x, s.interval) for x, s in told if s.interval]
+        axes.vlines(
+            xs, [s.least for _, s in points], [s.most for _, s in points], color=colour, lw=1.2
+        )
+        banded = [(x, s.interval) for x, s in points if s.interval]
         axes.fill_between(
             [x for x, _ in banded],
             [interval.low for _, interval in banded],
@@ -228,7 +233,7 @@ def _draw(
         lost = [x for x, row in line if row.diverged]
         if lost:
             axes.plot(lost, [0] * len(lost), "x", color=colour, ms=8, mew=2, clip_on=False)
-        if told:
+        if points:
             ends.append((xs[-1], means[-1], called[index] if called else group.name, colour))
     if name in SHARES:
         axes.set_ylim(0, 1.03)
@@ -251,11 +256,11 @@ def _powers(axes: Axes, places: Sequence[int | float]) -> None:
 
 
 def _name(axes: Axes, ends: Sequence[End]) -> None:
-    """Each line's name right of the panel, as high as its end, or as near as the other names allow."""
+    """Write each line's name right of the panel, as high as its end, or as near as the other names allow."""
     axes.autoscale_view()
     to_axes = axes.transData + axes.transAxes.inverted()
     heights = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
-    for (x, y, text, colour), height in zip(ends, apart(heights, _LABEL_GAP), strict=True):
+    for (x, y, text, colour), height in zip(ends, spread_apart(heights, _LABEL_GAP), strict=True):
         axes.annotate(
             text,
             (x, y),
@@ -274,8 +279,8 @@ def _name(axes: Axes, ends: Sequence[End]) -> None:
         )
 
 
-def apart(heights: Sequence[float], gap: float) -> list[float]:
-    """The heights moved as little as it takes, in order, so that no two are nearer than `gap` and none is below 0.
+def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
+    """Move the heights as little as it takes, in order, so that no two are nearer than `gap` and none is below 0.
 
     Each crowd of neighbours that are too near is spread evenly about its middle, least squares by pooling
     (Barlow et al. 1972).

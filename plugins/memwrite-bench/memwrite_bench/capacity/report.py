@@ -24,11 +24,11 @@ PAGE, DATA = "index.html", "report.json"
 
 @dataclass(frozen=True)
 class Report:
-    """All that was measured.
+    """Everything that was measured.
 
     Attributes:
         groups: of runs that differ in their seed alone.
-        runs: each of them as `Run.as_dict` tells it.
+        runs: each as in `Run.as_dict`.
         cells: every measurement.
         command: that made it.
         machine: that made the report; `cells` say on which they were measured.
@@ -41,16 +41,16 @@ class Report:
     machine: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data, fit for JSON."""
+        """Return everything as plain data, fit for JSON."""
         return {**to_dict(self), "machines": self.machines}
 
     @property
     def machines(self) -> list[str]:
-        """Where the cells were measured."""
+        """The machines on which the cells were measured."""
         return sorted({cell.machine for cell in self.cells})
 
     def lines(self) -> list[str]:
-        """The summary as a table of plain text."""
+        """Return the summary as a table of plain text."""
         return tables.plain_text(tables.summary(self.groups))
 
     def save(self, folder: Path) -> None:
@@ -86,7 +86,7 @@ class Report:
 
     def _figures(self) -> Mapping[str, Figure]:
         groups = self.groups
-        found = {
+        figures = {
             "exact-match": plots.against_pairs(groups, "exact_match", "exact match"),
             "exact-match-steps": plots.against_steps(groups, "exact_match", "exact match"),
             "bits-per-float": plots.against_pairs(
@@ -98,13 +98,13 @@ class Report:
             "bytes": plots.sizes(groups),
             "controls": plots.controls(groups),
         }
-        return {name: figure for name, figure in found.items() if figure is not None}
+        return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def make_report(
     runs: Sequence[Run], cells: Sequence[Cell], results: Sequence[Result], command: str
 ) -> Report:
-    """The report of a grid that is complete.
+    """Make the report of a complete grid.
 
     Args:
         runs: all of them.

@@ -1,4 +1,4 @@
-"""A trained run as the capacity report wants it: what it is, what it was trained on, how that went."""
+"""Trained runs, as the capacity report needs them: config, fingerprint and how training went."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from memwrite.config import Config, PartConfig, load_config, part_config, to_dic
 from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
-from memwrite.tasks.kv import PairsConfig
+from memwrite.tasks.key_value import PairsConfig
 from memwrite.utils.hashing import exact_digest_of
 
 README, LOG = "README.md", "log.jsonl"
@@ -54,7 +54,7 @@ class Run:
         return self.config.writer.name in BASELINES
 
     def memory(self, steps: int | None) -> Memory:
-        """Loaded, in evaluation mode, writing with K = `steps`; None for a writer that takes none.
+        """Load the memory, in evaluation mode, writing with K = `steps`; None for a writer that takes none.
 
         Raises:
             ConfigError, StorageError: it cannot be.
@@ -68,7 +68,7 @@ class Run:
         return Memory.from_config(self.folder, changes)
 
     def as_dict(self) -> dict[str, Any]:
-        """What the report tells of it, as plain data."""
+        """Return what the report says of the run, as plain data."""
         return {
             "label": self.label,
             "folder": str(self.folder),
@@ -81,7 +81,7 @@ class Run:
 
 
 def open_runs(folders: Sequence[Path], device: str | None = None) -> list[Run]:
-    """The runs in these folders, each of which is loaded once to see that it can be.
+    """Open the runs in these folders, each of which is loaded once to see that it can be.
 
     Args:
         folders: of finished runs on a task with pairs.
@@ -93,9 +93,9 @@ def open_runs(folders: Sequence[Path], device: str | None = None) -> list[Run]:
     """
     labels = _labels(folders)
     runs = [_open(folder, label, device) for folder, label in zip(folders, labels, strict=True)]
-    known: dict[str, Run] = {}
+    first_of: dict[str, Run] = {}
     for run in runs:
-        if (other := known.setdefault(run.fingerprint, run)) is not run:
+        if (other := first_of.setdefault(run.fingerprint, run)) is not run:
             raise InputError(
                 f"'{other.folder}' and '{run.folder}' hold the same run, which would count twice: "
                 f"give one of them"
@@ -104,7 +104,7 @@ def open_runs(folders: Sequence[Path], device: str | None = None) -> list[Run]:
 
 
 def _labels(folders: Sequence[Path]) -> list[str]:
-    """The folders' names; their paths, if two have one name."""
+    """Return the folders' names; their paths, if two have one name."""
     names = [folder.resolve().name for folder in folders]
     if len(set(names)) == len(names):
         return names
@@ -142,7 +142,7 @@ def _open(folder: Path, label: str, device: str | None) -> Run:
 
 
 def fingerprint(memory: Memory, config: Config) -> str:
-    """32 hex digits of sha256 over `config`, the backbone, and the weights of writer and reader.
+    """Return 32 hex digits of sha256 over `config`, the backbone, and the weights of writer and reader.
 
     Args:
         memory: built from
@@ -156,7 +156,7 @@ def fingerprint(memory: Memory, config: Config) -> str:
 
 
 def training_digest(log: Path) -> dict[str, Any] | None:
-    """Steps and seconds of all stages of a training, its last losses and its curriculum; None if there is no log.
+    """Return steps and seconds of all stages of a training, its last losses and its curriculum; None if there is no log.
 
     Lines that are no JSON objects are passed over: a log ends where a run was cut off.
     """
@@ -170,8 +170,8 @@ def training_digest(log: Path) -> dict[str, Any] | None:
         if "stage" in entry and (not curriculum or curriculum[-1]["stage"] != entry["stage"]):
             curriculum.append({"stage": entry["stage"], "step": sum(steps.values())})
     shown = ("seconds", "loss", "eval_loss", "eval_exact_match")
-    told = {name: last[name] for name in shown if name in last}
-    return {"steps": sum(steps.values()), **told, "curriculum": curriculum} if last else None
+    figures = {name: last[name] for name in shown if name in last}
+    return {"steps": sum(steps.values()), **figures, "curriculum": curriculum} if last else None
 
 
 def _entries(log: Path) -> Iterator[dict[str, Any]]:

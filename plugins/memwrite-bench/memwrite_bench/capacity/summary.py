@@ -10,11 +10,8 @@ from dataclasses import dataclass
 
 from memwrite.config import to_dict
 from memwrite_bench.capacity.cells import Cell, Result
-from memwrite_bench.capacity.figures import FIGURES, Spread, spread
+from memwrite_bench.capacity.figures import FEWEST_RUNS, FIGURES, Spread, spread
 from memwrite_bench.capacity.runs import Run
-
-#: So many training seeds it takes to say that one group does better than another.
-ENOUGH = 3
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,7 @@ class Row:
         measured: how many of its runs the figures are of; a run with a failed cell is not one of them.
         failures: one sentence for each run that could not be measured.
         diverged: whether one of these wrote states that were not finite.
-        figures: by their names in `FIGURES`; None where there is nothing to tell.
+        figures: by their names in `FIGURES`; None where no run has them.
     """
 
     pairs: int
@@ -38,7 +35,7 @@ class Row:
     figures: dict[str, Spread | None]
 
     def mean(self, name: str) -> float | None:
-        """Of the figure `name` over the runs."""
+        """Return the mean of the figure `name` over the runs."""
         figure = self.figures[name]
         return None if figure is None else figure.mean
 
@@ -71,7 +68,7 @@ class Group:
     @property
     def few(self) -> bool:
         """Whether these are too few seeds to say that it is better or worse than another."""
-        return self.seeds < ENOUGH
+        return self.seeds < FEWEST_RUNS
 
     @property
     def name(self) -> str:
@@ -86,30 +83,32 @@ class Group:
 
 
 def summarise(cells: Sequence[Cell], results: Sequence[Result]) -> list[Group]:
-    """Groups in the order in which their first runs come.
+    """Group the runs, in the order in which their first runs come.
 
     Args:
         cells: of the grid.
         results: of each of them.
     """
-    found: dict[tuple[str, int, int | None], list[Result]] = {}
+    results_of: dict[tuple[str, int, int | None], list[Result]] = {}
     for cell, result in zip(cells, results, strict=True):
-        found.setdefault((cell.run.label, cell.pairs, cell.steps), []).append(result)
+        results_of.setdefault((cell.run.label, cell.pairs, cell.steps), []).append(result)
     groups = _grouped({cell.run.label: cell.run for cell in cells}.values())
-    return [_group(label, runs, found) for label, runs in zip(_labels(groups), groups, strict=True)]
+    return [
+        _group(label, runs, results_of) for label, runs in zip(_labels(groups), groups, strict=True)
+    ]
 
 
 def _grouped(runs: Iterable[Run]) -> list[list[Run]]:
-    """Runs together that begin from one folder, or each from the one named after its seed."""
+    """Group runs that begin from one folder, or each from the one named after its seed."""
     groups: list[list[Run]] = []
-    known: dict[str, list[Run]] = {}
+    group_of: dict[str, list[Run]] = {}
     for run in runs:
         keys = [_key(run, named_after_seed) for named_after_seed in (False, True)]
-        group = next((known[key] for key in keys if key in known), None)
+        group = next((group_of[key] for key in keys if key in group_of), None)
         if group is None:
             groups.append(group := [])
         group.append(run)
-        known |= dict.fromkeys(keys, group)
+        group_of |= dict.fromkeys(keys, group)
     return groups
 
 
@@ -123,12 +122,12 @@ def _key(run: Run, named_after_seed: bool) -> str:
 
 
 def _without_seed(run: Run, name: str) -> str:
-    """A folder's name without the run's seed at its end, as in gradient-8-s0 or delta-0/stages/1."""
+    """Return a folder's name without the run's seed at its end, as in gradient-8-s0 or delta-0/stages/1."""
     return re.sub(rf"[-_.](seed|s)?{run.config.seed}(?=/|$)", "", name)
 
 
 def _labels(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """The runs' name without their seeds, or the first one's if they have no such name in common."""
+    """Label each group by its runs' name without their seeds, or the first one's if they have no such name in common."""
     stems = [{_without_seed(run, run.label) for run in runs} for runs in groups]
     taken = Counter(stem for names in stems for stem in names)
     return [
@@ -144,10 +143,10 @@ def _first(runs: Sequence[Run]) -> str:
 
 
 def _group(
-    label: str, runs: Sequence[Run], found: Mapping[tuple[str, int, int | None], list[Result]]
+    label: str, runs: Sequence[Run], results_of: Mapping[tuple[str, int, int | None], list[Result]]
 ) -> Group:
     first = runs[0]
-    places = [(n, k) for run, n, k in found if run == first.label]
+    places = [(n, k) for run, n, k in results_of if run == first.label]
     return Group(
         label=label,
         runs=[run.label for run in runs],
@@ -157,7 +156,9 @@ def _group(
         reader=first.config.reader.name,
         pairs=first.pairs,
         steps=list(first.steps),
-        rows=[_row(n, k, {run.label: found[run.label, n, k] for run in runs}) for n, k in places],
+        rows=[
+            _row(n, k, {run.label: results_of[run.label, n, k] for run in runs}) for n, k in places
+        ],
     )
 
 

@@ -10,39 +10,39 @@ from memwrite_bench.capacity.summary import Group, Row
 
 @dataclass(frozen=True)
 class Table:
-    """Heads of its columns, and rows of as many cells."""
+    """A table of text: the heads of its columns, and rows of as many cells."""
 
     heads: list[str]
     rows: list[list[str]]
 
 
 def share(value: float) -> str:
-    """0.974 as "97.4%"."""
+    """Format 0.974 as "97.4%"."""
     return f"{value:.1%}"
 
 
 def bits(value: float) -> str:
-    """With one digit behind the point."""
+    """Format a number with one decimal."""
     return f"{value:.1f}"
 
 
 def rate(value: float) -> str:
-    """With three significant digits."""
+    """Format a number with three significant digits."""
     return f"{value:.3g}"
 
 
 def count(value: float) -> str:
-    """A whole number."""
+    """Format a whole number."""
     return f"{value:,.0f}"
 
 
 def milliseconds(value: float) -> str:
-    """Of seconds."""
+    """Format seconds as milliseconds."""
     return f"{1000 * value:.3g}"
 
 
 def times(value: float) -> str:
-    """A multiple."""
+    """Format a ratio."""
     return f"{value:.2f}×"
 
 
@@ -51,7 +51,7 @@ Column = Callable[[Row], str]
 
 
 def _of(name: str, show: Format) -> Column:
-    """The mean of a figure over runs, with their range where they differ; or why there is none."""
+    """Show the mean of a figure over runs, with their range where they differ; or why there is none."""
 
     def cell(row: Row) -> str:
         figure = row.figures[name]
@@ -63,7 +63,7 @@ def _of(name: str, show: Format) -> Column:
 
 
 def _interval(row: Row) -> str:
-    """Of exact match."""
+    """Show the interval of exact match."""
     exact = row.figures["exact_match"]
     if exact is None or exact.interval is None:
         return _nothing(row)
@@ -110,7 +110,7 @@ _CONTROLS: Mapping[str, Column] = {
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """Each group at the N that it was trained on, at every K, and the most bits per float it came to at any N."""
+    """Tabulate each group at the N that it was trained on, at every K, and the most bits per float it came to at any N."""
     heads = ["runs", "writer", "seeds", "trained on", "K", "state numbers", "exact match"]
     heads += ["runs' range", "95% interval", "over", "binding", "bits gained", "bits per float"]
     return Table(
@@ -145,15 +145,15 @@ def _summary_row(group: Group, row: Row) -> list[str]:
 
 
 def _most(group: Group, steps: int | None) -> str:
-    told = [
+    points = [
         (mean, row)
         for row in group.rows
         if row.steps == steps
         if (mean := row.mean("bits_per_float")) is not None
     ]
-    if not told:
+    if not points:
         return "–"
-    mean, row = max(told, key=lambda point: point[0])
+    mean, row = max(points, key=lambda point: point[0])
     return f"{rate(mean)} at {row.pairs}"
 
 
@@ -162,22 +162,22 @@ def _range(steps: Sequence[int]) -> str:
 
 
 def recall(groups: Sequence[Group]) -> Table:
-    """What was recalled, at every N and K."""
+    """Tabulate what was recalled, at every N and K."""
     return _full(groups, _RECALL)
 
 
 def time(groups: Sequence[Group]) -> Table:
-    """How long WRITE and READ took, at every N and K."""
+    """Tabulate how long WRITE and READ took, at every N and K."""
     return _full(groups, _TIME)
 
 
 def sizes(groups: Sequence[Group]) -> Table:
-    """How large states and KV caches are, at every N and K."""
+    """Tabulate how large states and KV caches are, at every N and K."""
     return _full(groups, _BYTES)
 
 
 def controls(groups: Sequence[Group]) -> Table:
-    """Exact match from other states than a context's own, and from the context."""
+    """Tabulate exact match from other states than a context's own, and from the context."""
     return _full(groups, _CONTROLS)
 
 
@@ -210,7 +210,7 @@ def _nothing(row: Row) -> str:
 
 
 def plain_text(table: Table) -> list[str]:
-    """Lines of columns as wide as they need to be; the first is flush left, the others right."""
+    """Lay out lines of columns as wide as they need to be; the first is flush left, the others right."""
     rows = [table.heads, *table.rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [

@@ -21,13 +21,13 @@ from memwrite.backbones.tokenizers import (
 from memwrite.config import part_config
 from memwrite.errors import ConfigError, InputError
 from memwrite.tasks.base import IGNORED
-from memwrite.tasks.kv import KvConfig, KvTask, pairs_of
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask, pairs_of
 
 CODEC = character_tokenizer()
 
 
-def task(**params: Any) -> KvTask:
-    return KvTask(KvConfig(**params), CODEC)
+def task(**params: Any) -> KeyValueTask:
+    return KeyValueTask(KeyValueConfig(**params), CODEC)
 
 
 # ---- tokenizer ---------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ def test_examples_depend_on_seed_index_and_stage_alone() -> None:
 )
 def test_wrong_parameters(params: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        part_config(KvConfig, params, "task.params")
+        part_config(KeyValueConfig, params, "task.params")
 
 
 def test_bytes_are_characters_too() -> None:
-    assert KvTask(KvConfig(), ByteTokenizer()).encode("a|") == [97, 124]
+    assert KeyValueTask(KeyValueConfig(), ByteTokenizer()).encode("a|") == [97, 124]

@@ -1,4 +1,4 @@
-"""Key-value retrieval in the format of GradMem (arXiv 2603.13875): every pair is asked for."""
+"""Key-value retrieval in the format of GradMem (arXiv 2603.13875): every key is queried."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class PairsConfig(SyntheticConfig):
 
 
 @dataclass(frozen=True)
-class KvConfig(PairsConfig):
+class KeyValueConfig(PairsConfig):
     """How many pairs of which size, and what surrounds them; other attributes as in `PairsConfig`.
 
     Attributes:
@@ -60,62 +60,62 @@ class KvConfig(PairsConfig):
             )
 
 
-def random_text(chance: random.Random, length: int, letters: str = ALPHABET) -> str:
-    """`length` characters of `letters`, independent and uniform."""
-    return "".join(chance.choices(letters, k=length))
+def random_text(rng: random.Random, length: int, letters: str = ALPHABET) -> str:
+    """Return `length` characters of `letters`, independent and uniform."""
+    return "".join(rng.choices(letters, k=length))
 
 
-def keys_of(chance: random.Random, count: int, length: int, letters: str = ALPHABET) -> list[str]:
-    """`count` different keys of `length` characters of `letters`, of which there must be as many."""
+def keys_of(rng: random.Random, count: int, length: int, letters: str = ALPHABET) -> list[str]:
+    """Return `count` different keys of `length` characters of `letters`, of which there must be as many."""
     keys: dict[str, None] = {}
     while len(keys) < count:
-        keys[random_text(chance, length, letters)] = None
+        keys[random_text(rng, length, letters)] = None
     return list(keys)
 
 
 def pairs_of(
-    chance: random.Random, pairs: int, key_length: int, value_length: int
+    rng: random.Random, pairs: int, key_length: int, value_length: int
 ) -> list[tuple[str, str]]:
-    """Random keys and values over `ALPHABET`: the keys all different, the values independent.
+    """Draw keys and values over `ALPHABET`: the keys all different, the values independent.
 
     Args:
-        chance: where the randomness comes from.
+        rng: the source of randomness.
         pairs: from 1 to the number of keys of that length.
         key_length: at least 1.
         value_length: at least 1.
     """
-    keys = keys_of(chance, pairs, key_length)
-    return [(key, random_text(chance, value_length)) for key in keys]
+    keys = keys_of(rng, pairs, key_length)
+    return [(key, random_text(rng, value_length)) for key in keys]
 
 
 def context_text(pairs: Iterable[tuple[str, str]], noise: Iterable[str] = repeat("")) -> str:
-    """`!k1:v1!!k2:v2!…|`, with a piece of `noise` before each pair."""
+    """Return `!k1:v1!!k2:v2!…|`, with a piece of `noise` before each pair."""
     parts = zip(pairs, noise, strict=False)
     return "".join(f"{filler}!{key}:{value}!" for (key, value), filler in parts) + "|"
 
 
 def question_text(key: str) -> str:
-    """`?!k:`."""
+    """Return the question for a key, `?!k:`."""
     return f"?!{key}:"
 
 
-class KvTask(CharacterTask[KvConfig]):
+class KeyValueTask(CharacterTask[KeyValueConfig]):
     """Contexts of key-value pairs, each asked for all of its pairs; see `SyntheticTask`."""
 
     name = "kv-retrieval"
 
-    def draw(self, chance: random.Random, pairs: int) -> Draft:
-        """The noise is drawn last, so that the pairs are the same with it and without."""
+    def draw(self, rng: random.Random, pairs: int) -> Draft:
+        """Draw pairs, then the noise, so that the pairs are the same with it and without."""
         config = self.config
-        drawn = pairs_of(chance, pairs, config.key_length, config.value_length)
-        return self._draft(drawn, [random_text(chance, config.noise) for _ in drawn])
+        drawn = pairs_of(rng, pairs, config.key_length, config.value_length)
+        return self._draft(drawn, [random_text(rng, config.noise) for _ in drawn])
 
     def example(self, pairs: Sequence[tuple[str, str]]) -> Example:
-        """The context of these pairs, without noise, with its queries, one for each of them in order."""
+        """Return the context of these pairs, without noise, with one query for each of them in order."""
         return self.compose(self._draft(pairs, [""] * len(pairs)))
 
     def _draft(self, pairs: Sequence[tuple[str, str]], noise: Sequence[str]) -> Draft:
-        """`noise`: what stands before each pair."""
+        """Draft the context of these pairs, with a piece of noise before each."""
         count = self.config.segments
         cuts = [number * len(pairs) // count for number in range(count + 1)]
         return Draft(

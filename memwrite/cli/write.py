@@ -1,0 +1,130 @@
+"""`memwrite write`: a text into a state file, or many documents into a store."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from memwrite.cli._options import check_config, once, read_text
+from memwrite.errors import StorageError
+
+if TYPE_CHECKING:
+    from memwrite.memory import Memory
+
+
+@click.command()
+@click.argument("config")
+@click.argument("overrides", nargs=-1)
+@click.option(
+    "--context",
+    multiple=True,
+    callback=once,
+    help="UTF-8 text file to write; - for standard input.",
+)
+@click.option(
+    "--input",
+    "documents",
+    multiple=True,
+    callback=once,
+    help='JSONL file to write, {"id": ..., "text": ...} a line.',
+)
+@click.option("--out", required=True, help="State file to make, or the store for --input.")
+@click.option(
+    "--batch-size",
+    default=64,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="Documents of --input that are written together.",
+)
+@click.option("--days", type=click.FloatRange(min=0), help="Until what --input writes expires.")
+@click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
+def write(
+    config: str,
+    overrides: tuple[str, ...],
+    context: str | None,
+    documents: str | None,
+    out: str,
+    batch_size: int,
+    days: float | None,
+    as_json: bool,
+) -> None:
+    """Write a text into a memory state, or many documents into a store of memories.
+
+    CONFIG is a YAML file or a run folder; OVERRIDES change it, as in writer.params.slots=8.
+
+    With --context the text becomes one state file. With --input each line's text becomes a memory in the store OUT,
+    under the line's id (its number, if it has none): a file, or a URL like s3://bucket/memories. The same command again
+    writes what is missing or has another text, so it may be interrupted. Lines that cannot be written are reported and
+    skipped; the exit code is then 3. torchrun --nproc-per-node 2 -m memwrite write ... shares the work.
+    """
+    if (context is None) == (documents is None):
+        raise click.UsageError("give either --context, a text, or --input, a file of documents")
+    check_config(config)
+    if documents is not None:
+        from memwrite.cli.documents import write_file
+
+        write_file(config, overrides, Path(documents), out, batch_size, days, as_json)
+        return
+    assert context is not None
+    _write_text(config, overrides, context, out, as_json)
+
+
+def _write_text(
+    config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool
+) -> None:
+    text = read_text(context)
+    _check_target(Path(out))
+    from memwrite.memory import Memory
+    from memwrite.utils.progress import show_progress
+
+    memory = Memory.from_config(config, overrides)
+    tokens = memory.encode(text)
+    with show_progress():
+        written = memory.write(tokens)
+    memory.save(written.state, out)
+    report: dict[str, Any] = {
+        "out": out,
+        "text_bytes": len(text.encode()),
+        "tokens": int(tokens.lengths),
+        "state": {name: list(shape) for name, shape in written.state.spec.shapes.items()},
+        "state_bytes": written.state.nbytes,
+        **{name: float(values[-1, 0]) for name, values in written.trace.items() if len(values)},
+        "steps": max((len(values) for values in written.trace.values()), default=0),
+    }
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    click.echo(
+        f"{report['text_bytes']} bytes of text ({report['tokens']} tokens) -> {out}: "
+        f"{report['state_bytes']} bytes of state"
+    )
+    if "accuracy" in report:
+        click.echo(f"{report['accuracy']:.1%} of the tokens right after {report['steps']} steps")
+    for note in _notes(memory, report):
+        click.echo(f"Note: {note}", err=True)
+
+
+def _notes(memory: Memory, report: dict[str, Any]) -> Iterator[str]:
+    """Say what the state may lack of the text."""
+    if report.get("accuracy", 1) < 1:
+        yield "the state does not hold the whole text: give the writer a larger state or more steps."
+    positions = memory.backbone.info.positions
+    room = positions - memory.writer.reserved_positions
+    if report["tokens"] > room:
+        yield (
+            f"the text is longer than the model's {positions} positions, so it was written in chunks of {room} "
+            f"tokens; later chunks may overwrite earlier ones."
+        )
+
+
+def _check_target(path: Path) -> None:
+    """Refuse a place where the result could not be stored, before any work is done."""
+    if not path.parent.is_dir():
+        raise StorageError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise StorageError(f"'{path}' cannot be written")
