@@ -102,7 +102,7 @@ def _load_weights(memory: Components, path: Path) -> None:
         raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
     # Rounded to another dtype the same weights have another fingerprint.
     same_dtype = metadata.get("dtype") == memory.config.backbone.dtype
-    if same_dtype and metadata.get("backbone") != memory.backbone.fingerprint:
+    if same_dtype and not memory.backbone.has_fingerprint(metadata.get("backbone", "")):
         raise StorageError(
             f"'{path}' was trained with the backbone {metadata.get('backbone')}, but "
             f"'{memory.config.backbone.path}' is {memory.backbone.fingerprint}: set backbone.path to the right one"

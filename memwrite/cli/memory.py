@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from memwrite.errors import InputError, StorageError
+from memwrite.errors import InputError
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -69,7 +68,9 @@ def _write_text(
     config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool
 ) -> None:
     text = read_text(context)
-    _check_target(Path(out))
+    from memwrite.utils.atomic import check_target
+
+    check_target(Path(out), context, config)
     from memwrite.memory import Memory
     from memwrite.utils.progress import show_progress
 
@@ -198,11 +199,3 @@ def open_state(
     if state.batch_size not in (None, 1):
         raise InputError(f"'{path}' holds {state.batch_size} memories, and this command reads one")
     return memory, state
-
-
-def _check_target(path: Path) -> None:
-    """Before any work is done: whether its result can be stored."""
-    if not path.parent.is_dir():
-        raise StorageError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise StorageError(f"'{path}' cannot be written")

@@ -30,7 +30,7 @@ from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.stores import Store
 from memwrite.stores import ingest as writing
 from memwrite.stores.documents import Document
-from memwrite.stores.ingest import MOST_BYTES, plan, write_documents
+from memwrite.stores.ingest import MAX_BATCH_BYTES, plan, write_documents
 
 FORK = multiprocessing.get_context("fork")
 CONFIG = {
@@ -221,7 +221,7 @@ def test_every_document_is_in_one_batch(sizes: list[int], batch_size: int) -> No
     for batch in batches:
         longest = max(len(d.text) for d in batch)
         assert len(batch) <= batch_size
-        assert len(batch) == 1 or len(batch) * longest <= MOST_BYTES
+        assert len(batch) == 1 or len(batch) * longest <= MAX_BATCH_BYTES
     assert batches == [*plan(documents[::-1], batch_size)]
 
 

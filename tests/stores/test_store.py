@@ -23,7 +23,7 @@ from support import MODELS
 from memwrite import Memory, MemoryState
 from memwrite.errors import InputError, StorageError
 from memwrite.stores import Store
-from memwrite.stores.store import source_digest
+from memwrite.stores.store import text_digest
 
 CONFIG = {
     "backbone": MODELS["llama"],
@@ -72,7 +72,7 @@ class Stored(RuleBasedStateMachine):
     @rule(keys=st.lists(KEYS, unique=True, min_size=1, max_size=3))
     def put_rows(self, keys: list[str]) -> None:
         rows = MemoryState.stack([some(n) for n in range(len(keys))])
-        self.store.put_rows(keys, MEMORY, rows, sources=keys)
+        self.store.put_rows(keys, MEMORY, rows, texts=keys)
         self.held |= {key: (number, False) for number, key in enumerate(keys)}
 
     @rule(key=KEYS)
@@ -127,10 +127,10 @@ def test_where_a_memory_came_from_is_told_and_its_text_is_not(place: str, tmp_pa
     secret = "the launch code is 7361"
     written = MEMORY.write(secret)
     with Store(place) as store:
-        store.put("doc", MEMORY, written.state, source=secret, lifetime=timedelta(days=1))
+        store.put("doc", MEMORY, written.state, text=secret, lifetime=timedelta(days=1))
         told = store.provenance("doc")
         file = store.file("doc")
-    assert told["source"] == source_digest(secret)
+    assert told["text_digest"] == text_digest(secret)
     assert told["writer"] == {"name": "gradient", "params": {"slots": 2}}
     assert told["fingerprint"] == MEMORY.backbone.fingerprint
     assert told["writer_fingerprint"] == MEMORY.writer_fingerprint != ""
