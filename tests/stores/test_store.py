@@ -240,6 +240,52 @@ def test_another_database_is_no_store(tmp_path: Path) -> None:
         Store(ours)
 
 
+def test_a_newer_schema_is_used_where_it_only_adds(tmp_path: Path) -> None:
+    """Columns that may be left empty, tables and indices; a major version is refused."""
+    path = tmp_path / "s.db"
+    with Store(path) as store:
+        store.put("a", MEMORY, some(1))
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE memories ADD COLUMN tags TEXT")
+        connection.execute("CREATE TABLE owners (name TEXT) STRICT")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 0x201")
+    with Store(path) as store:
+        store.put("b", MEMORY, some(2))
+        for number, key in enumerate("ab", 1):
+            assert torch.equal(store.get(key, MEMORY)["memory"], some(number)["memory"])
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TRIGGER t AFTER DELETE ON memories BEGIN SELECT 1; END")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    with pytest.raises(StorageError, match=r"store of version 2, .* install a newer memwrite"):
+        Store(path)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+def test_what_a_store_holds_is_its_owners_alone(kind: str, tmp_path: Path) -> None:
+    """The database and its log, and each record of a folder, whatever the umask says."""
+    old = os.umask(0)
+    try:
+        with Store(PLACES[kind](tmp_path)) as store:
+            store.put("a", MEMORY, some(1))
+            modes = [p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()]
+    finally:
+        os.umask(old)
+    assert modes == [0o600] * (3 if kind == "sqlite" else 2)
+
+
+def test_a_lifetime_beyond_the_calendar_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.db") as store:
+        with pytest.raises(InputError, match="beyond the year 9999"):
+            store.put("a", MEMORY, some(1), lifetime=timedelta.max)
+        assert store.size().memories == 0
+
+
 def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no database, but long enough to be looked at as one" * 20)
     for place, message in (
