@@ -65,16 +65,11 @@ class Identity:
     @classmethod
     def of(cls, header: Header, reader_weights: Mapping[str, Tensor]) -> Identity:
         """Return the identity of a state file with this header and these weights of its reader."""
-        return cls(
-            header.fingerprint,
-            header.spec,
-            PartIdentity(
-                header.writer.name, writer_params(header.writer), header.writer_fingerprint
-            ),
-            PartIdentity(
-                header.reader.name, reader_params(header.reader), digest_of(reader_weights)
-            ),
+        reader = PartIdentity(
+            header.reader.name, reader_params(header.reader), digest_of(reader_weights)
         )
+        writer = writer_identity(header.writer, header.writer_fingerprint)
+        return cls(header.fingerprint, header.spec, writer, reader)
 
     @property
     def digest(self) -> str:
@@ -95,6 +90,11 @@ class Identity:
             and self.reader.same(other.reader)
             and backbone.has_fingerprint(other.backbone)
         )
+
+
+def writer_identity(part: PartConfig, weights: str) -> PartIdentity:
+    """Return the identity of a writer with weights of this digest; "" where it has none or they are not known."""
+    return PartIdentity(part.name, writer_params(part), weights)
 
 
 def writer_params(part: PartConfig) -> Mapping[str, Any]:

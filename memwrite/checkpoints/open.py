@@ -17,7 +17,7 @@ from memwrite.backbones.tokenizers import BUILT_IN
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
 from memwrite.checkpoints.formats import Header
-from memwrite.checkpoints.identity import Identity, PartIdentity, reader_params, writer_params
+from memwrite.checkpoints.identity import reader_params, writer_identity
 from memwrite.checkpoints.run_folder import shapes_of
 from memwrite.checkpoints.state_file import StateFile
 from memwrite.config import BackboneConfig, Config, part_config
@@ -32,14 +32,13 @@ from memwrite.inference.read import check_fits
 from memwrite.plugins.declarations import ReaderPlugin
 from memwrite.plugins.registry import check_pair, registry
 from memwrite.state import MemoryState
-from memwrite.utils.hashing import digest_of
 from memwrite.utils.rng import seeded
 
 
 def from_state_file(
     file: StateFile, path: str, backbone: str | None, device: str | None, force: bool
 ) -> tuple[Components, MemoryState]:
-    """Build what reads a state file, and its state on the right device; see `Memory.load`.
+    """Build what reads a state file, and return it with the state on its device; see `Memory.load`.
 
     Raises:
         StorageError: the file cannot be used, or is for another backbone.
@@ -79,15 +78,18 @@ def state_for(
             f"{memory.backbone.fingerprint}"
         )
     weights = cast(nn.Module, memory.reader).state_dict()
-    reader = PartIdentity(config.reader.name, reader_params(config.reader), digest_of(weights))
-    if not reader.same(Identity.of(header, file.weights).reader):
+    same = weights.keys() == file.weights.keys() and all(
+        torch.equal(weights[name].cpu(), file.weights[name]) for name in weights
+    )
+    reader = (config.reader.name, reader_params(config.reader))
+    if not same or reader != (header.reader.name, reader_params(header.reader)):
         raise StorageError(
             f"'{path}' was written for another reader than this memory has ('{header.reader.name}' with its own "
             f"parameters and weights): open it with Memory.load"
         )
     if memory.writer is not None:
-        writer = PartIdentity(config.writer.name, writer_params(config.writer), writer_fingerprint)
-        if not writer.same(Identity.of(header, file.weights).writer):
+        writer = writer_identity(config.writer, writer_fingerprint)
+        if not writer.same(writer_identity(header.writer, header.writer_fingerprint)):
             raise StorageError(
                 f"'{path}' was written by another writer than this memory has ('{header.writer.name}' with its own "
                 f"parameters and weights), which cannot write on in it: open it with Memory.load to read it"
@@ -107,7 +109,7 @@ def _reading_header(path: str) -> Iterator[None]:
 
 
 def config_of(header: Header, path: str) -> Config:
-    """The configuration that the state file `path` was made with.
+    """Return the configuration that the state file `path` was made with.
 
     Raises:
         StorageError: the header holds unknown keys or impossible values.
@@ -184,18 +186,18 @@ def _check_finite(state: MemoryState, path: str) -> None:
     """Reject a state that contains NaN or infinity.
 
     Raises:
-        StorageError: it does.
+        StorageError: a tensor contains one.
     """
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise StorageError(f"'{path}' is damaged: its '{name}' is not finite")
+            raise StorageError(f"'{path}' is damaged: its '{name}' contains NaN or infinity")
 
 
 def _readable(memory: Components, state: MemoryState, path: str) -> MemoryState:
     """Return the state from the state file `path` on the memory's device, if its reader can let it into the model.
 
     Raises:
-        StorageError: it is not of the model's sizes.
+        StorageError: the state does not have the model's sizes.
     """
     info = memory.backbone.info
     state = state.to(info.device)

@@ -93,6 +93,8 @@ def _save_model(memory: Components, folder: Path) -> None:
         memory.backbone.save(Path(name), getattr(torch, memory.config.training.save_dtype))
         new = [file.name for file in Path(name).iterdir()]
         for file in new:
+            # Libraries leave some files unreadable for others: whoever may look into the folder may read the model.
+            (Path(name) / file).chmod(folder.stat().st_mode & 0o666)
             (Path(name) / file).replace(folder / file)
         for old in folder.iterdir():
             if old.name not in new:  # a tokenizer, or a shard, of the model that was here before
