@@ -87,7 +87,7 @@ def _lifetime(days: float) -> timedelta:
         lifetime = timedelta(days=days)
     except (OverflowError, ValueError):  # beyond what a timedelta holds, infinite, or not a number
         raise InputError(
-            f"--days {days} is not a number of days that the calendar has: give fewer, or leave it out to keep the "
+            f"--days {days:g} is not a number of days that the calendar has: give fewer, or leave it out to keep the "
             f"memories for good"
         ) from None
     expiry(datetime.now(UTC), lifetime)

@@ -397,3 +397,32 @@ def test_keys_and_values_of_every_dtype_come_back(tmp_path: Path, dtype: str) ->
         assert loaded.spec == state.spec
         for key, tensor in state.tensors.items():
             assert torch.equal(loaded[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("mask", {"dtype": "float32"}, "'mask' of a 'keyvalue' state is torch.bool"),
+        ("keys", {"per_layer": False}, "'keys' of a 'keyvalue' state is per layer"),
+    ],
+)
+def test_a_kind_is_held_to_its_dtypes_and_layers(
+    tmp_path: Path, name: str, change: dict[str, Any], reason: str
+) -> None:
+    """Also where header and tensors agree: its readers count on them."""
+    memory = Memory.from_config(
+        {
+            "backbone": MODELS["llama"],
+            "writer": {"name": "full-context"},
+            "reader": {"name": "key-value"},
+        }
+    )
+    path = tmp_path / "doc.st"
+    memory.save(memory.write("abc").state, path)
+    header, tensors = container.unpack(path.read_bytes(), str(path))
+    header["spec"]["tensors"][name].update(change)
+    if "dtype" in change:
+        tensors[f"state.{name}"] = tensors[f"state.{name}"].float()
+    path.write_bytes(container.pack(json.dumps(header), tensors, str(path)))
+    with pytest.raises(StorageError, match=reason):
+        Memory.load(path)

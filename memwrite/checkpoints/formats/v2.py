@@ -12,7 +12,7 @@ import torch
 
 from memwrite.config import BackboneConfig, PartConfig, part_config
 from memwrite.errors import ConfigError
-from memwrite.state import StateSpec, TensorSpec
+from memwrite.state import KINDS, StateSpec, TensorSpec
 
 FORMAT = 2
 #: The oldest format whose readers understand what is written here.
@@ -66,9 +66,11 @@ class StoredSpec:
             )
             for name, t in self.tensors.items()
         }
-        return StateSpec(
+        spec = StateSpec(
             self.kind, tensors, tuple(self.layers), torch_dtype(self.dtype), self.bounded
         )
+        _check_kind(spec)
+        return spec
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,25 @@ def torch_dtype(name: str) -> torch.dtype:
         raise ConfigError(f"the dtype '{name}' is not one of {', '.join(DTYPES)}")
     dtype: torch.dtype = getattr(torch, name)
     return dtype
+
+
+def _check_kind(spec: StateSpec) -> None:
+    """Refuse tensors that the readers of a declared kind would stumble over.
+
+    Raises:
+        ConfigError: one has another dtype than its kind says, or is not per layer where its kind is.
+    """
+    kind = KINDS.get(spec.kind)
+    if kind is None:
+        return
+    for name, tensor in spec.tensors.items():
+        dtype = spec.dtype_of(name)
+        if kind.dtypes.get(name, dtype) != dtype:
+            raise ConfigError(
+                f"the tensor '{name}' of a '{spec.kind}' state is {kind.dtypes[name]}, not {dtype}"
+            )
+        if kind.axes.get(name, ())[:1] == ("L",) and not tensor.per_layer:
+            raise ConfigError(f"the tensor '{name}' of a '{spec.kind}' state is per layer")
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
