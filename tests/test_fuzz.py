@@ -172,6 +172,21 @@ def test_headers_and_tensors_of_state_files(
     assert min(taken, refused) > 0
 
 
+@pytest.mark.parametrize("kind", ["gradient", "delta"])
+def test_headers_of_files_of_format_1(tmp_path: Path, kind: str) -> None:
+    """They go through the migration, which is as wary."""
+    old = Path(__file__).parent / "checkpoints" / "data" / "v1" / f"{kind}.safetensors"
+    header, tensors = container.unpack(old.read_bytes(), kind)
+    path = tmp_path / "x.st"
+
+    def case(random: Random) -> None:
+        path.write_bytes(container.pack(json.dumps(mutated_data(header, random)), tensors, "x"))
+        ask(*Memory.load(path))
+
+    taken, refused = fuzz(60, case)
+    assert min(taken, refused) > 0
+
+
 def test_files_of_run_folders(saved: dict[str, Path], tmp_path: Path) -> None:
     """Configuration, weights, and the model's folder: by their bytes and by what they say."""
     names = [path.relative_to(saved["run"]) for path in saved["run"].rglob("*") if path.is_file()]
