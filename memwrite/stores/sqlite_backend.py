@@ -14,7 +14,7 @@ import memwrite
 from memwrite.errors import StorageError
 from memwrite.stores.record import Entry, entry_of, stamp
 
-#: "MemW", by which SQLite files of ours are told from others'.
+#: "MemW", the mark of our SQLite files.
 APPLICATION = 0x4D656D57
 #: The major version of the schema, the low byte of SQLite's user_version. The bytes above it count minor versions, which
 #: add columns that may be left empty, tables and indices.
