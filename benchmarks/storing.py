@@ -53,7 +53,7 @@ def bulk(memory: Memory, folder: Path, rounds: int) -> dict[str, list[float]]:
     def one_at_a_time() -> None:
         with Store(next(fresh)) as store:
             for key, text in texts.items():
-                store.put(key, memory, memory.write(text).state, source=text)
+                store.put(key, memory, memory.write(text).state, text=text)
 
     runs = {"batches": batches, "one at a time": one_at_a_time}
     return in_turn(runs, rounds, time.perf_counter)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,9 @@ from memwrite.errors import ConfigError, did_you_mean
 T = TypeVar("T")
 
 SCHEDULES = ("cosine", "stable")
-_DEEPEST = 50
+MAX_DEPTH = 50
+#: The one variable that a configuration may read, with its default: the folder of data sets.
+_DATA_FOLDER = re.compile(r"\$\{oc\.env:MEMWRITE_DATA(,[^${}:]*)?\}")
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 NGRAMS = range(1, 9)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -196,7 +199,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
 
 
 def part_config(kind: type[T], params: Mapping[str, Any], where: str) -> T:
-    """`params` as the plugin's own dataclass; `where` ("writer.params") goes into messages.
+    """Return `params` as the plugin's own dataclass; `where` ("writer.params") goes into messages.
 
     Raises:
         ConfigError: a key, type or value is wrong.
@@ -205,7 +208,7 @@ def part_config(kind: type[T], params: Mapping[str, Any], where: str) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain data, fit for JSON and YAML."""
+    """Return a config dataclass as plain data, fit for JSON and YAML."""
     return dataclasses.asdict(config)
 
 
@@ -224,13 +227,13 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _check_depth(text: str) -> None:
-    """The parser below OmegaConf calls itself for every level, and takes the process with it when the stack is full."""
+    """Refuse text nested too deep: the parser below OmegaConf recurses, and ends the process when its stack is full."""
     depth = 0
     for event in yaml.parse(text, Loader=_PARSER):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if depth > _DEEPEST:
-            raise ValueError(f"it is nested more than {_DEEPEST} levels deep")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
 
 
 def _plain(data: Any) -> Any:
@@ -238,7 +241,7 @@ def _plain(data: Any) -> Any:
 
 
 def _check_mappings(layer: Mapping[str, Any]) -> None:
-    """OmegaConf's own message for a value in the place of a mapping does not say where."""
+    """Refuse a value in the place of a mapping; OmegaConf's own message does not say where it stands."""
     for key in ("backbone", "writer", "reader", "task", "training"):
         part = layer.get(key)
         inner = part.get("params") if isinstance(part, Mapping) else None
@@ -247,7 +250,32 @@ def _check_mappings(layer: Mapping[str, Any]) -> None:
                 raise ConfigError(f"{where} should be a mapping with its keys, got {value!r}")
 
 
+def _check_data_only(value: Any, where: str) -> None:
+    """Refuse what would call a resolver of OmegaConf: a stranger's file must not read the environment.
+
+    Only the variable that says where data sets are may be read. Values of the same configuration, as in ${seed}, may.
+
+    Raises:
+        ConfigError: a text within `value` calls one.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_data_only(inner, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for index, inner in enumerate(value):
+            _check_data_only(inner, f"{where}[{index}]")
+    elif isinstance(value, str):
+        rest = _DATA_FOLDER.sub("", value)
+        if "${" in rest and ":" in rest[rest.index("${") :]:
+            raise ConfigError(
+                f"{where} = {value!r} would read the environment or call a function, which a configuration may not: "
+                f'write the value itself, or set it on the command line as in {where.partition("[")[0]}="$NAME"'
+            )
+
+
 def _merge(kind: type[T], layers: Sequence[Any], prefix: str) -> T:
+    for layer in layers:
+        _check_data_only(layer, prefix.removesuffix("."))
     try:
         merged = OmegaConf.merge(OmegaConf.structured(kind), *layers)
         missing = sorted(OmegaConf.missing_keys(merged))
@@ -266,5 +294,5 @@ def _merge(kind: type[T], layers: Sequence[Any], prefix: str) -> T:
 
 
 def _reason(error: Exception) -> str:
-    """The message of `error` without the details OmegaConf appends."""
+    """Return the message of `error` without the details that OmegaConf appends."""
     return str(error).split("\n    full_key")[0] or type(error).__name__

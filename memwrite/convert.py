@@ -1,4 +1,4 @@
-"""Convert released checkpoints into run folders, and run folders into the formats of others."""
+"""Convert released checkpoints into run folders, and run folders into the formats of other projects."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from memwrite.plugins import Exported, Imported, registry
 
 
 def import_run(importer: str, folder: str | Path, out: str | Path, base: str | Path | None) -> None:
-    """Make the run folder `out` of the released weights in `folder`.
+    """Make the run folder `out` from the released weights in `folder`.
 
     Args:
         importer: name of an installed importer, see `memwrite plugins`.
-        folder: what it reads.
-        out: must not be a run folder yet.
+        folder: the folder that the importer reads.
+        out: the run folder to make; it must not hold a run yet.
         base: folder with the language model's configuration and tokenizer, where `folder` has none.
 
     Raises:
-        PluginError: no such importer.
-        StorageError: a file is missing, damaged, or does not fit what the configuration says.
-        ConfigError: the configuration asks for what cannot be done, or lacks something.
+        PluginError: no importer of that name is installed.
+        StorageError: a file is missing, damaged, or does not fit the configuration.
+        ConfigError: the configuration is incomplete, or asks for something that is not supported.
     """
     plugin = registry().importer(importer)
     if (Path(out) / CONFIG_FILE).exists():
@@ -42,7 +42,7 @@ def import_run(importer: str, folder: str | Path, out: str | Path, base: str | P
 
 
 def assemble(imported: Imported, source: str) -> Memory:
-    """The memory that was imported; `source` goes into messages.
+    """Build the memory that was imported; `source` goes into messages.
 
     Raises:
         StorageError: a weight is missing, unknown or of another shape.
@@ -53,23 +53,23 @@ def assemble(imported: Imported, source: str) -> Memory:
 
 
 def export_run(format: str, run: str | Path, out: str | Path) -> None:
-    """Write the memory of the run folder `run` as the folder `out`, in a format of others.
+    """Write the memory of the run folder `run` as the folder `out`, in the format of another project.
 
     Args:
-        format: name of an installed importer that can save, too.
-        run: what it saves.
-        out: must not be there yet.
+        format: name of an installed importer that can also save.
+        run: the run folder.
+        out: the folder to make; it must not exist yet.
 
     Raises:
-        PluginError: no such importer.
-        ConfigError: it cannot save, or cannot save such a memory.
-        StorageError: `out` is there, or cannot be written.
+        PluginError: no importer of that name is installed.
+        ConfigError: it cannot save at all, or cannot save such a memory.
+        StorageError: `out` exists, or cannot be written.
     """
     plugin = registry().importer(format)
     if plugin.save is None:
-        raise ConfigError(f"'{format}' folders can be imported, but not be made")
+        raise ConfigError(f"folders of '{format}' can be imported, but not written")
     if Path(out).exists():
-        raise StorageError(f"'{out}' is there already: name another folder with --out")
+        raise StorageError(f"'{out}' exists already: name another folder with --out")
     memory = Memory.from_config(run)
     exported = Exported(memory.config, memory.state_dict(), memory.writer.spec, memory.backbone)
     plugin.save(exported, Path(out))
@@ -81,7 +81,9 @@ def _load(memory: Memory, weights: Mapping[str, Tensor], source: str) -> None:
     own = {n: t for n, t in memory.state_dict().items() if not n.startswith(theirs)}
     for name, tensor in weights.items():
         if name not in own:
-            raise StorageError(f"'{source}' holds the weight '{name}', which this memory has not")
+            raise StorageError(
+                f"'{source}' holds the weight '{name}', which this memory does not have"
+            )
         if own[name].shape != tensor.shape:
             raise StorageError(
                 f"'{source}' holds '{name}' with the shape {tuple(tensor.shape)}, but this memory has "

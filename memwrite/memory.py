@@ -77,6 +77,7 @@ class Memory(nn.Module):
         self._modules["writer"] = cast("WriterModule | None", writer)
         self.reader = cast(ReaderModule, reader)
         self.prefills: PrefillCache | None = None
+        self._written_by = ""
         self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
 
     def __repr__(self) -> str:
@@ -214,15 +215,17 @@ class Memory(nn.Module):
     ) -> tuple[Memory, MemoryState]:
         """Do as `load` does with a state file that has been read already from `path`."""
         parts, state = opening.from_state_file(file, path, backbone, device, force)
-        return cls(*parts).to(parts.backbone.info.device).eval(), state
+        memory = cls(*parts).to(parts.backbone.info.device).eval()
+        memory._written_by = file.header.writer_fingerprint
+        return memory, state
 
     def adopt(self, file: StateFile, path: str) -> MemoryState:
         """Return the state of a state file, read from `path`, that this memory could have written.
 
         Raises:
-            StorageError: it is for another backbone, reader or size of state.
+            StorageError: it is for another backbone, reader or size of state, or another writer wrote it.
         """
-        return opening.state_for(self.components, file, path)
+        return opening.state_for(self.components, file, path, self.writer_fingerprint)
 
     @property
     def components(self) -> Components:
@@ -256,8 +259,10 @@ class Memory(nn.Module):
 
     @property
     def writer_fingerprint(self) -> str:
-        """32 hex digits over the writer's weights; "" where it has none, or there is no writer."""
-        weights = self.writer.state_dict() if self.can_write else {}
+        """32 hex digits over the weights of what writes, or of what wrote the state file that was opened; "" for none."""
+        if not self.can_write:
+            return self._written_by
+        weights = self.writer.state_dict()
         return self._writer_digest.of(weights.values()) if weights else ""
 
     def write(

@@ -117,7 +117,7 @@ class Session:
         """Go on from a state file.
 
         Raises:
-            StorageError: it cannot be used, or is for another backbone, reader or size of state.
+            StorageError: it cannot be used, is for another backbone, reader or size of state, or another writer wrote it.
         """
         self.state, self.last = self._memory.adopt(load_state(path), str(path)), None
 

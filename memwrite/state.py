@@ -293,7 +293,8 @@ class StateSpec:
                 return replace(given, dtype=None if given.dtype == dtype else given.dtype)
             counted = bool(layers) and tuple(given[:1]) == (len(layers),)
             leading = axes[name][:1] == ("L",) if name in axes else counted
-            return TensorSpec(tuple(given), dtypes.get(name), leading)
+            own = dtypes.get(name)
+            return TensorSpec(tuple(given), None if own == dtype else own, leading)
 
         specs = {name: full(name, given) for name, given in tensors.items()}
         for name, value in (

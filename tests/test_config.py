@@ -233,3 +233,46 @@ def test_the_callers_mapping_is_left_alone() -> None:
     copy = yaml.safe_load(yaml.safe_dump(source))
     load_config(source, ["writer.params.b=2", "seed=3"])
     assert source == copy
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("backbone: {path: '${oc.env:TOKEN}'}", "backbone.path"),
+        ("backbone: {path: x}\nwriter: {name: w, params: {a: [1, 'b${oc.env:TOKEN}']}}", "writer"),
+        ("backbone: {path: x, tokenizer: '${${name}:TOKEN}'}", "backbone.tokenizer"),
+        ("backbone: {path: x, tokenizer: '\\\\${oc.env:TOKEN}'}", "backbone.tokenizer"),
+        (
+            "backbone: {path: x}\ntraining: {stages: [{overrides: ['a=${oc.env:TOKEN}']}]}",
+            "training",
+        ),
+        ("backbone: {path: '${oc.env:MEMWRITE_DATA,${oc.env:TOKEN}}'}", "backbone.path"),
+    ],
+)
+def test_a_configuration_reads_no_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, where: str
+) -> None:
+    """A stranger's file could put the user's token into what is saved and passed on."""
+    monkeypatch.setenv("TOKEN", "hunter2")
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{where}.* would read the environment") as caught:
+        load_config(path)
+    assert "hunter2" not in str(caught.value)
+    with pytest.raises(ConfigError, match="would read the environment"):
+        load_config({"backbone": {"path": "x"}}, ["backbone.tokenizer=${oc.env:TOKEN}"])
+
+
+def test_the_folder_of_data_sets_may_come_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = {
+        "backbone": {"path": "x"},
+        "task": {"name": "t", "params": {"folder": "${oc.env:MEMWRITE_DATA,data}/a"}},
+    }
+    for value, folder in ((None, "data/a"), ("/srv", "/srv/a")):
+        if value is not None:
+            monkeypatch.setenv("MEMWRITE_DATA", value)
+        task = load_config(source).task
+        assert task is not None
+        assert task.params == {"folder": folder}

@@ -117,16 +117,16 @@ def test_bytes_of_state_files(saved: dict[str, Path], tmp_path: Path, kind: str)
 def resized(header: Any, tensors: dict[str, Any], random: Random) -> tuple[Any, dict[str, Any]]:
     """One axis of the state is shorter or longer, in one tensor or in all that have it, and the header says so."""
     header, tensors = copy.deepcopy(header), dict(tensors)
-    shapes = header["spec"]["shapes"]
-    which = [name for name in shapes if shapes[name]]
-    axis = random.randrange(max(len(shapes[name]) for name in which))
+    specs = header["spec"]["tensors"]
+    which = [name for name in specs if specs[name]["shape"]]
+    axis = random.randrange(max(len(specs[name]["shape"]) for name in which))
     size = random.randrange(9)
     for name in which if random.random() < 0.5 else [random.choice(which)]:
-        if axis < len(shapes[name]):
+        if axis < len(specs[name]["shape"]):
             old = tensors[f"state.{name}"]
             index = torch.arange(size) % max(old.shape[axis + 1], 1)
             tensors[f"state.{name}"] = new = old.index_select(axis + 1, index)
-            shapes[name] = list(new.shape[1:])
+            specs[name]["shape"] = list(new.shape[1:])
     if random.random() < 0.3:
         header["spec"]["layers"] = list(range(size))
     return header, tensors
@@ -169,6 +169,21 @@ def test_headers_and_tensors_of_state_files(
             ask(memory, state)
 
     taken, refused = fuzz(200, case)
+    assert min(taken, refused) > 0
+
+
+@pytest.mark.parametrize("kind", ["gradient", "delta"])
+def test_headers_of_files_of_format_1(tmp_path: Path, kind: str) -> None:
+    """They go through the migration, which is as wary."""
+    old = Path(__file__).parent / "checkpoints" / "data" / "v1" / f"{kind}.safetensors"
+    header, tensors = container.unpack(old.read_bytes(), kind)
+    path = tmp_path / "x.st"
+
+    def case(random: Random) -> None:
+        path.write_bytes(container.pack(json.dumps(mutated_data(header, random)), tensors, "x"))
+        ask(*Memory.load(path))
+
+    taken, refused = fuzz(60, case)
     assert min(taken, refused) > 0
 
 
@@ -217,7 +232,7 @@ def test_stores(saved: dict[str, Path], tmp_path: Path) -> None:
     rows = memory.write(["one", "two", "three"]).state
     place, path = tmp_path / "whole.db", tmp_path / "x.db"
     with Store(place) as store:
-        store.put_rows(list("abc"), memory, rows, sources=list("abc"))
+        store.put_rows(list("abc"), memory, rows, texts=list("abc"))
     whole = place.read_bytes()
 
     def case(random: Random) -> None:
@@ -341,5 +356,5 @@ def test_notes_of_records_that_once_ended_in_a_traceback(
         note, tensors = container.unpack(data, "record")
         changed = container.pack(json.dumps({**note, name: value}), tensors, "record")
         connection.execute("UPDATE memories SET data = ?", (changed,))
-    with Store(path) as store, pytest.raises(MemwriteError, match="its note does not fit"):
+    with Store(path) as store, pytest.raises(MemwriteError, match="its header does not fit"):
         store.file("a")

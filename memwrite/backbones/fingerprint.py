@@ -82,9 +82,8 @@ _FIELDS = (
     "linear_num_value_heads",
     ngram_embedding.ATTRIBUTE,
 )
-_ROPE_FIELDS = (
-    "rope_theta",
-    "partial_rotary_factor",
+_ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
+_ROPE_SCALING_FIELDS = (
     "factor",
     "original_max_position_embeddings",
     "attention_factor",
@@ -155,9 +154,12 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _rope_fields(given: Mapping[str, Any], config: Any) -> dict[str, Any]:
-    fields = {name: given.get(name, getattr(config, name, None)) for name in _ROPE_FIELDS}
-    kind = given.get("rope_type", given.get("type"))
-    fields["rope_type"] = None if kind == "default" else kind
+    kind = given.get("rope_type", given.get("type")) or "default"
+    names = _ROPE_FIELDS if kind == "default" else (*_ROPE_FIELDS, *_ROPE_SCALING_FIELDS)
+    fields = {name: given.get(name, getattr(config, name, None)) for name in names}
+    if fields["partial_rotary_factor"] == 1:  # as where the field is not known
+        fields["partial_rotary_factor"] = None
+    fields["rope_type"] = kind
     return {name: value for name, value in fields.items() if value is not None}
 
 

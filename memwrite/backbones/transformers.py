@@ -58,8 +58,8 @@ class TransformersBackbone:
             config.hidden_size // config.num_attention_heads
         )
         self._head_dim = int(head_dim)
-        self._fingerprint = CachedDigest(lambda: fingerprint(config, model.state_dict(), tokenizer))
-        self._fingerprint_v1 = CachedDigest(lambda: fingerprint_v1(config, model.state_dict()))
+        self._fingerprint = CachedDigest(self._take_fingerprint)
+        self._fingerprint_v1 = CachedDigest(self._take_fingerprint_v1)
         self._kv_heads = int(
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
@@ -280,6 +280,12 @@ class TransformersBackbone:
         if is_current(name):
             return name == self.fingerprint
         return name == self._fingerprint_v1.of(self.model.state_dict().values())
+
+    def _take_fingerprint(self) -> str:
+        return fingerprint(self._config, self.model.state_dict(), self.tokenizer)
+
+    def _take_fingerprint_v1(self) -> str:
+        return fingerprint_v1(self._config, self.model.state_dict())
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write model, its weights as `dtype`, and tokenizer as a transformers folder."""

@@ -1,4 +1,4 @@
-"""Safetensors with a header of plain data and a checksum over every byte; what is opened is untrusted input."""
+"""Safetensors files with a header of plain data and a checksum over every byte. Opened files are untrusted input."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def pack(header: str, tensors: Mapping[str, Tensor], where: str) -> bytes:
 
     Args:
         header: a JSON object.
-        tensors: are copied to the CPU.
+        tensors: the tensors by name; they are copied to the CPU.
         where: where the file is to go, for messages.
 
     Raises:
@@ -46,7 +46,7 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
         where: where it comes from, for messages.
 
     Raises:
-        StorageError: it is truncated, damaged or not made by `pack`.
+        StorageError: the file is truncated, damaged or not made by `pack`.
     """
     metadata = _metadata(data, where)
     checksum = str(metadata.get("checksum")).encode()
@@ -59,9 +59,9 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         header = json.loads(metadata["memwrite"])
     except (ValueError, RecursionError):
-        raise StorageError(f"'{where}' has a header that does not fit: it is not JSON") from None
+        raise StorageError(f"'{where}' is damaged: its header is not JSON") from None
     if not isinstance(header, dict):
-        raise StorageError(f"'{where}' has a header that does not fit: it is not a JSON object")
+        raise StorageError(f"'{where}' is damaged: its header is not a JSON object")
     return header, tensors
 
 

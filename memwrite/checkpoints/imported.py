@@ -17,10 +17,10 @@ MAX_JSON = 1 << 20
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from an untrusted file.
+    """Return the JSON object in an untrusted file.
 
     Raises:
-        StorageError: it is missing, too large or not a JSON object.
+        StorageError: the file is missing, too large or not a JSON object.
     """
     try:
         if path.stat().st_size > MAX_JSON:
@@ -36,10 +36,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of an untrusted safetensors file.
+    """Return the tensors of an untrusted safetensors file.
 
     Raises:
-        StorageError: it is missing or damaged.
+        StorageError: the file is missing or damaged.
     """
     try:
         return safetensors.torch.load(path.read_bytes())
@@ -52,18 +52,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def backbone_of(
     base: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: str
 ) -> dict[str, Any]:
-    """The `backbone` part of a config for a transformers configuration `base`, of the size that `weights` have.
+    """Return the `backbone` part of a config for a transformers configuration, of the size that the weights have.
+
+    Args:
+        base: the transformers configuration.
+        weights: those of the released checkpoint, by name.
+        tokenizer: a folder with a tokenizer, or the name of a built-in one.
 
     Raises:
-        ConfigError: it names no model type.
+        ConfigError: `base` names no model type.
     """
     if not isinstance(base.get("model_type"), str):
         raise ConfigError("the language model's configuration names no model_type")
-    left_out = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
+    ignored = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype")
     params = {
         key: value
         for key, value in base.items()
-        if key not in left_out and not key.startswith("_") and value is not None
+        if key not in ignored and not key.startswith("_") and value is not None
     }
     table = next(
         (t for n, t in weights.items() if n.endswith(("embed_tokens.weight", "wte.weight"))), None

@@ -6,17 +6,20 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from memwrite.backbones.loading import built_weights, load_backbone
 from memwrite.backbones.size_limits import MAX_BUILT_WEIGHTS
 from memwrite.backbones.tokenizers import BUILT_IN
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
+from memwrite.checkpoints.formats import Header
+from memwrite.checkpoints.identity import reader_params, writer_identity
 from memwrite.checkpoints.run_folder import shapes_of
-from memwrite.checkpoints.state_file import Header, StateFile
+from memwrite.checkpoints.state_file import StateFile
 from memwrite.config import BackboneConfig, Config, part_config
 from memwrite.errors import (
     ConfigError,
@@ -35,7 +38,7 @@ from memwrite.utils.rng import seeded
 def from_state_file(
     file: StateFile, path: str, backbone: str | None, device: str | None, force: bool
 ) -> tuple[Components, MemoryState]:
-    """Build what reads a state file, and its state on the right device; see `Memory.load`.
+    """Build what reads a state file, and return it with the state on its device; see `Memory.load`.
 
     Raises:
         StorageError: the file cannot be used, or is for another backbone.
@@ -54,26 +57,45 @@ def from_state_file(
     return memory, _readable(memory, file.state, path)
 
 
-def state_for(memory: Components, file: StateFile, path: str) -> MemoryState:
-    """Return the state in the state file `path`, for a memory that is there already.
+def state_for(
+    memory: Components, file: StateFile, path: str, writer_fingerprint: str
+) -> MemoryState:
+    """Return the state in the state file `path`, for a memory that may write on in it.
+
+    Args:
+        memory: what is to read the state and, if it has a writer, to write on in it.
+        file: the state file.
+        path: where it was read from, for messages.
+        writer_fingerprint: the digest of the weights of the memory's writer; "" where it has none.
 
     Raises:
-        StorageError: it is for another backbone, reader or size of state.
+        StorageError: the state is for another backbone, reader or size of state, or another writer wrote it.
     """
-    if file.header.fingerprint != memory.backbone.fingerprint:
+    header, config = file.header, memory.config
+    if not memory.backbone.has_fingerprint(header.fingerprint):
         raise StorageError(
-            f"'{path}' was written for the backbone {file.header.fingerprint}, but this one is "
+            f"'{path}' was written for the backbone {header.fingerprint}, but this one is "
             f"{memory.backbone.fingerprint}"
         )
-    reader: Any = memory.reader
-    own = reader.state_dict()
-    same = own.keys() == file.weights.keys() and all(
-        torch.equal(own[name].cpu(), file.weights[name]) for name in own
+    weights = cast(nn.Module, memory.reader).state_dict()
+    same = weights.keys() == file.weights.keys() and all(
+        torch.equal(weights[name].cpu(), file.weights[name]) for name in weights
     )
-    if file.header.reader.name != memory.config.reader.name or not same:
-        raise StorageError(f"'{path}' was written for another reader than this memory has")
-    if memory.writer is not None and not memory.writer.spec.admits(file.state.spec):
-        raise StorageError(f"'{path}' holds a state of another size than this memory writes")
+    reader = (config.reader.name, reader_params(config.reader))
+    if not same or reader != (header.reader.name, reader_params(header.reader)):
+        raise StorageError(
+            f"'{path}' was written for another reader than this memory has ('{header.reader.name}' with its own "
+            f"parameters and weights): open it with Memory.load"
+        )
+    if memory.writer is not None:
+        writer = writer_identity(config.writer, writer_fingerprint)
+        if not writer.same(writer_identity(header.writer, header.writer_fingerprint)):
+            raise StorageError(
+                f"'{path}' was written by another writer than this memory has ('{header.writer.name}' with its own "
+                f"parameters and weights), which cannot write on in it: open it with Memory.load to read it"
+            )
+        if not memory.writer.spec.admits(file.state.spec):
+            raise StorageError(f"'{path}' holds a state of another size than this memory writes")
     _check_finite(file.state, path)
     return _readable(memory, file.state, path)
 
@@ -87,7 +109,7 @@ def _reading_header(path: str) -> Iterator[None]:
 
 
 def config_of(header: Header, path: str) -> Config:
-    """The configuration that the state file `path` was made with.
+    """Return the configuration that the state file `path` was made with.
 
     Raises:
         StorageError: the header holds unknown keys or impossible values.
@@ -118,7 +140,7 @@ def _load_backbone(
             f"{MAX_BUILT_WEIGHTS}: name its folder with --backbone, or force it"
         )
     backbone = load_backbone(config, header.seed)
-    if backbone.fingerprint != header.fingerprint and not force:
+    if not force and not backbone.has_fingerprint(header.fingerprint):
         raise StorageError(
             f"'{path}' was written for the backbone {header.fingerprint}, but "
             f"'{config.path or config.type}' is {backbone.fingerprint}: name the right folder with "
@@ -164,18 +186,18 @@ def _check_finite(state: MemoryState, path: str) -> None:
     """Reject a state that contains NaN or infinity.
 
     Raises:
-        StorageError: it does.
+        StorageError: a tensor contains one.
     """
     for name, tensor in state.tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise StorageError(f"'{path}' is damaged: its '{name}' is not finite")
+            raise StorageError(f"'{path}' is damaged: its '{name}' contains NaN or infinity")
 
 
 def _readable(memory: Components, state: MemoryState, path: str) -> MemoryState:
     """Return the state from the state file `path` on the memory's device, if its reader can let it into the model.
 
     Raises:
-        StorageError: it is not of the model's sizes.
+        StorageError: the state does not have the model's sizes.
     """
     info = memory.backbone.info
     state = state.to(info.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -26,7 +27,7 @@ CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
 
 
 def save_run(memory: Components, folder: Path) -> None:
-    """Write a run folder; the config goes last, so that a folder with one is complete.
+    """Write a run folder in place of any that is there; the config goes last, so that a folder with one is complete.
 
     Raises:
         StorageError: the place cannot be written.
@@ -38,8 +39,12 @@ def save_run(memory: Components, folder: Path) -> None:
         _save_model(memory, folder / MODEL_FOLDER)
     else:
         metadata = {"backbone": memory.backbone.fingerprint, "dtype": config.backbone.dtype}
+        if not _runs_from(memory, folder):
+            _remove(folder / MODEL_FOLDER)
     if weights := _part_weights(memory):
         write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata))
+    else:
+        _remove(folder / WEIGHTS_FILE)
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     write_bytes(folder / CONFIG_FILE, text.encode())
 
@@ -80,12 +85,42 @@ def _check_backbone_unchanged(config: Config, folder: Path) -> None:
 
 
 def _save_model(memory: Components, folder: Path) -> None:
-    """Write the backbone into `folder`; files are renamed into it when all are written."""
+    """Write the backbone into `folder`; files are renamed into it when all are written, then older ones are removed."""
+    if folder.is_symlink():  # to a model of somebody else, which stays as it is
+        _remove(folder)
     make_folder(folder)
     with saving(folder), tempfile.TemporaryDirectory(prefix=".saving.", dir=folder.parent) as name:
         memory.backbone.save(Path(name), getattr(torch, memory.config.training.save_dtype))
-        for file in Path(name).iterdir():
-            file.replace(folder / file.name)
+        new = [file.name for file in Path(name).iterdir()]
+        for file in new:
+            # Libraries leave some files unreadable for others: whoever may look into the folder may read the model.
+            (Path(name) / file).chmod(folder.stat().st_mode & 0o666)
+            (Path(name) / file).replace(folder / file)
+        for old in folder.iterdir():
+            if old.name not in new:  # a tokenizer, or a shard, of the model that was here before
+                _remove(old)
+
+
+def _runs_from(memory: Components, folder: Path) -> bool:
+    """Whether the backbone's files are those in the run folder itself."""
+    path = memory.config.backbone.path
+    own = (folder.resolve(), (folder / MODEL_FOLDER).resolve())
+    return path is not None and Path(path).resolve() in own
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, or a folder with all in it, if it is there.
+
+    Raises:
+        StorageError: it cannot be removed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be removed: {error.strerror}") from None
 
 
 def _load_weights(memory: Components, path: Path) -> None:
@@ -102,7 +137,7 @@ def _load_weights(memory: Components, path: Path) -> None:
         raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
     # Rounded to another dtype the same weights have another fingerprint.
     same_dtype = metadata.get("dtype") == memory.config.backbone.dtype
-    if same_dtype and metadata.get("backbone") != memory.backbone.fingerprint:
+    if same_dtype and not memory.backbone.has_fingerprint(metadata.get("backbone", "")):
         raise StorageError(
             f"'{path}' was trained with the backbone {metadata.get('backbone')}, but "
             f"'{memory.config.backbone.path}' is {memory.backbone.fingerprint}: set backbone.path to the right one"
@@ -122,7 +157,7 @@ def _parts(memory: Components) -> dict[str, nn.Module]:
 
 
 def _part_weights(memory: Components) -> dict[str, Tensor]:
-    """The weights of writer and reader, without the backbone's."""
+    """Return the weights of writer and reader, without the backbone's."""
     return {
         f"{part}.{name}": tensor.detach().cpu().contiguous().clone()
         for part, module in _parts(memory).items()

@@ -8,15 +8,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import click
 
-from memwrite.errors import MemwriteError
+from memwrite.errors import InputError, MemwriteError
 
 SKIPPED = 3
-_SHOWN = 20
+_MAX_PRINTED = 20
 
 
 def write_file(
@@ -28,10 +28,16 @@ def write_file(
     days: float | None,
     as_json: bool,
 ) -> None:
-    """Write the documents, and say what became of them; exits with `SKIPPED` where lines were skipped."""
+    """Write the documents of `path` into the store `out`, and print what became of them.
+
+    Exits with `SKIPPED` where lines were skipped.
+
+    Raises:
+        InputError: the documents cannot be read, or the days are beyond the calendar; no store is made then.
+    """
     from memwrite.memory import Memory
     from memwrite.stores import Store
-    from memwrite.stores.documents import count_lines
+    from memwrite.stores.documents import is_stream
     from memwrite.stores.ingest import write_documents
     from memwrite.utils.extras import extra
 
@@ -41,10 +47,13 @@ def write_file(
     first = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()
     try:
-        count_lines(path)  # before a store is made for it
+        # Before a store is made for it.
+        is_stream(path)
+        lifetime = None if days is None else _lifetime(days)
+        if Path(out).exists() and Path(out).samefile(path):
+            raise InputError(f"'{out}' is the file of documents: name another file with --out")
         memory = Memory.from_config(config, overrides)
         with Store(out) as store:
-            lifetime = None if days is None else timedelta(days=days)
             tally = write_documents(memory, path, store, batch_size, lifetime)
             size = store.size()
     except MemwriteError:
@@ -54,18 +63,34 @@ def write_file(
     if first:
         seconds = time.monotonic() - started
         if as_json:
-            told = {"out": out, **asdict(tally), "seconds": seconds, "store": asdict(size)}
-            click.echo(json.dumps(told))
+            report = {"out": out, **asdict(tally), "seconds": seconds, "store": asdict(size)}
+            click.echo(json.dumps(report))
         else:
             rate = tally.written / max(seconds, 1e-9)
             click.echo(
                 f"{path} -> {out}: {tally.written} written ({rate:.3g} a second), {tally.already} there already, "
                 f"{len(tally.skipped)} lines skipped; {size.memories} memories, {size.nbytes} bytes in all"
             )
-        for line in tally.skipped[:_SHOWN]:
+        for line in tally.skipped[:_MAX_PRINTED]:
             click.echo(f"{path}, line {line.line}: skipped: {line.reason}", err=True)
-        if len(tally.skipped) > _SHOWN:
-            click.echo(f"and {len(tally.skipped) - _SHOWN} more (--json tells all)", err=True)
+        if len(tally.skipped) > _MAX_PRINTED:
+            click.echo(
+                f"and {len(tally.skipped) - _MAX_PRINTED} more (--json prints all)", err=True
+            )
     PartialState().wait_for_everyone()  # torchrun ends the others when one ends with an error
     if tally.skipped:
         sys.exit(SKIPPED)
+
+
+def _lifetime(days: float) -> timedelta:
+    from memwrite.stores.store import expiry
+
+    try:
+        lifetime = timedelta(days=days)
+    except (OverflowError, ValueError):  # beyond what a timedelta holds, infinite, or not a number
+        raise InputError(
+            f"--days {days:g} is not a number of days that the calendar has: give fewer, or leave it out to keep the "
+            f"memories for good"
+        ) from None
+    expiry(datetime.now(UTC), lifetime)
+    return lifetime

@@ -20,21 +20,21 @@ def store() -> None:
 
 @store.command("list")
 @click.argument("place")
-@click.option("--prefix", default="", help="Of the keys.")
+@click.option("--prefix", default="", help="Print only keys that begin so.")
 @_JSON
 def list_(place: str, prefix: str, as_json: bool) -> None:
     """Print a line for each memory in the store PLACE, by key."""
     from memwrite.stores import Store
-    from memwrite.stores.store import described
+    from memwrite.stores.store import entry_fields
 
     with Store(place, make=False) as opened:
         for entry in opened.list(prefix):
-            told = described(entry)
+            fields = entry_fields(entry)
             if as_json:
-                click.echo(json.dumps(told))
+                click.echo(json.dumps(fields))
                 continue
-            until = f"  until {told['expires']}" if entry.expires else ""
-            click.echo(f"{entry.key}  {entry.nbytes} bytes  {told['created']}{until}")
+            until = f"  until {fields['expires']}" if entry.expires else ""
+            click.echo(f"{entry.key}  {entry.nbytes} bytes  {fields['created']}{until}")
 
 
 @store.command()
@@ -46,11 +46,11 @@ def show(place: str, key: str, as_json: bool) -> None:
     from memwrite.stores import Store
 
     with Store(place, make=False) as opened:
-        told = opened.provenance(key)
+        fields = opened.provenance(key)
     if as_json:
-        click.echo(json.dumps(told))
+        click.echo(json.dumps(fields))
         return
-    for name, value in told.items():
+    for name, value in fields.items():
         click.echo(f"{name}: {value if isinstance(value, (str, int)) else json.dumps(value)}")
 
 
@@ -62,7 +62,9 @@ def get(place: str, key: str, out: str) -> None:
     """Copy the memory KEY out of the store PLACE into a state file."""
     from memwrite.checkpoints.state_file import save_state
     from memwrite.stores import Store
+    from memwrite.utils.atomic import check_target
 
+    check_target(Path(out), place)
     with Store(place, make=False) as opened:
         save_state(Path(out), opened.file(key))
     click.echo(out)
@@ -97,6 +99,8 @@ def size(place: str, as_json: bool) -> None:
     from memwrite.stores import Store
 
     with Store(place, make=False) as opened:
-        found = opened.size()
-    told = {"memories": found.memories, "bytes": found.nbytes}
-    click.echo(json.dumps(told) if as_json else f"{found.memories} memories, {found.nbytes} bytes")
+        total = opened.size()
+    report = {"memories": total.memories, "bytes": total.nbytes}
+    click.echo(
+        json.dumps(report) if as_json else f"{total.memories} memories, {total.nbytes} bytes"
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memwrite.cli._options import check_config, once, read_text
-from memwrite.errors import StorageError
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -78,7 +76,9 @@ def _write_text(
     config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool
 ) -> None:
     text = read_text(context)
-    _check_target(Path(out))
+    from memwrite.utils.atomic import check_target
+
+    check_target(Path(out), context, config)
     from memwrite.memory import Memory
     from memwrite.utils.progress import show_progress
 
@@ -120,11 +120,3 @@ def _notes(memory: Memory, report: dict[str, Any]) -> Iterator[str]:
             f"the text is longer than the model's {positions} positions, so it was written in chunks of {room} "
             f"tokens; later chunks may overwrite earlier ones."
         )
-
-
-def _check_target(path: Path) -> None:
-    """Refuse a place where the result could not be stored, before any work is done."""
-    if not path.parent.is_dir():
-        raise StorageError(f"'{path}' cannot be written: there is no folder '{path.parent}'")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise StorageError(f"'{path}' cannot be written")

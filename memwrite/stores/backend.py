@@ -1,4 +1,4 @@
-"""Where a store keeps its bytes: what the embedded database and the places of fsspec have in common."""
+"""Where a store keeps its bytes: what the embedded database and the file systems of fsspec have in common."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from memwrite.stores.record import Entry
 
 
 class StoreBackend(Protocol):
-    """Records under keys, and the recipes that they name. What it has taken outlives the process.
+    """Records under keys, and the provenances that they name. What it has taken outlives the process.
 
     Every method raises StorageError where the place cannot be used.
     """
@@ -18,39 +18,39 @@ class StoreBackend(Protocol):
     name: str
 
     def put(
-        self, recipes: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
+        self, provenances: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
     ) -> None:
-        """Keep records, each instead of any that has its key; the recipes first."""
+        """Keep records, each in place of any that has its key; the provenances first, each under its digest."""
         ...
 
     def get(self, key: str) -> bytes | None:
-        """The record of a key."""
+        """Return the record of a key, if there is one."""
         ...
 
-    def recipe(self, digest: str) -> bytes | None:
-        """A recipe."""
+    def provenance(self, digest: str) -> bytes | None:
+        """Return the provenance of that digest, if there is one."""
         ...
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Those of the keys that are there."""
+        """Return the entries of those keys that are there."""
         ...
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All entries whose keys begin so, by key."""
+        """Yield all entries whose keys begin with `prefix`, by key."""
         ...
 
     def delete(self, keys: Sequence[str]) -> int:
-        """Remove records; how many were there. Nothing of them is left in the place."""
+        """Remove records without a trace, and return how many were there."""
         ...
 
     def expire(self, now: datetime) -> int:
-        """Remove what has expired by `now`; how many that were."""
+        """Remove what has expired by `now`, and return how many records that were."""
         ...
 
     def size(self) -> tuple[int, int]:
-        """The number of records and of their bytes."""
+        """Return the number of records and of their bytes."""
         ...
 
     def close(self) -> None:
-        """Let go of the place."""
+        """Close what is open."""
         ...

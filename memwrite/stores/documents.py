@@ -1,8 +1,10 @@
-"""Documents, one JSON object a line; lines that are none are told apart, never an end to the work."""
+"""Documents, one JSON object a line. A line that is none is skipped with a reason and never ends the work."""
 
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 from memwrite.errors import InputError
 from memwrite.stores.record import check_key
-from memwrite.stores.store import source_digest
+from memwrite.stores.store import text_digest
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,8 @@ class Document:
     """A text to write.
 
     Attributes:
-        line: where it stands, from 1.
-        key: for the store.
+        line: number of its line, from 1.
+        key: its key in the store.
         text: what is written.
     """
 
@@ -29,8 +31,8 @@ class Document:
 
     @property
     def digest(self) -> str:
-        """sha256 of its text."""
-        return source_digest(self.text)
+        """The sha256 of its text."""
+        return text_digest(self.text)
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,30 @@ class Skipped:
     reason: str
 
 
-def count_lines(path: Path) -> int:
-    """Lines of a file.
+def is_stream(path: Path) -> bool:
+    """Whether `path` is a pipe or the like, which can be read only once.
+
+    Raises:
+        InputError: it is not there, is a folder, or may not be read.
+    """
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}") from None
+    if stat.S_ISDIR(mode) or not os.access(path, os.R_OK):
+        reason = "it is a folder" if stat.S_ISDIR(mode) else "permission denied"
+        raise InputError(f"'{path}' cannot be read: {reason}")
+    return not stat.S_ISREG(mode)
+
+
+def count_lines(path: Path) -> int | None:
+    """Return the number of lines of a file; None for a stream, which is not touched.
 
     Raises:
         InputError: it cannot be read.
     """
+    if is_stream(path):
+        return None
     try:
         with path.open("rb") as file:
             return sum(1 for _ in file)
@@ -55,25 +75,27 @@ def count_lines(path: Path) -> int:
 
 
 def read_documents(path: Path) -> Iterator[Document | Skipped]:
-    """Every line of a JSONL file that is not blank: {"id": "...", "text": "..."}; without an id, its number is the key.
+    """Yield every line of a JSONL file or stream that is not blank; it is opened and read once.
+
+    A line is {"id": "...", "text": "..."}; without an id its number is the key.
 
     Raises:
         InputError: the file cannot be read.
     """
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
-                    yield _document(number, line, seen)
+                    yield _document(number, line, lines)
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}") from None
 
 
-def _document(number: int, line: bytes, seen: dict[str, int]) -> Document | Skipped:
+def _document(number: int, line: bytes, lines: dict[str, int]) -> Document | Skipped:
     try:
         key, text = _fields(number, json.loads(line.decode("utf-8-sig")))
-        first = seen.setdefault(key, number)
+        first = lines.setdefault(key, number)
         if first != number:
             raise InputError(f"'{key}' is the id of line {first} too")
         return Document(number, key, text)

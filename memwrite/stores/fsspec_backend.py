@@ -1,4 +1,4 @@
-"""Any place that fsspec knows: a folder, a bucket, another machine. One object for each memory."""
+"""A store in any file system that fsspec knows: a folder, a bucket, another machine. One object for each memory."""
 
 from __future__ import annotations
 
@@ -18,94 +18,92 @@ with extra("stores"):
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
-_ENDING = ".memory"
-_LONGEST_NAME = 240
+_SUFFIX = ".memory"
+_MAX_NAME = 240
 
 
 class FsspecBackend:
-    """See `StoreBackend`. Each object is written whole or not at all; a put of several may be cut off between two.
+    """A `StoreBackend` that writes each object whole or not at all; a put of several may be cut off between two.
 
     Args:
         url: as in "s3://bucket/folder" or "file:///srv/memories".
-        make: whether to make it if it is not there.
+        make: whether to make the store if it is not there.
 
     Raises:
-        StorageError: fsspec does not know such places, or cannot reach it.
+        StorageError: fsspec does not know such file systems, or cannot reach this one.
     """
 
     def __init__(self, url: str, make: bool) -> None:
         self.name = url
         with self._reading():
             self._system, root = fsspec.core.url_to_fs(url)
-            self._memories, self._recipes = f"{root}/memories", f"{root}/recipes"
+            self._memories, self._provenances = f"{root}/memories", f"{root}/recipes"
             if not make and not self._system.exists(self._memories):
                 raise StorageError(f"there is no store at '{url}'")
-            for folder in (self._memories, self._recipes):
+            for folder in (self._memories, self._provenances):
                 self._system.makedirs(folder, exist_ok=True)
 
     def put(
-        self, recipes: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
+        self, provenances: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
     ) -> None:
-        """One after the other."""
+        """Write one after the other; see `StoreBackend.put`."""
         paths = [self._path(entry.key) for entry, _ in records]
-        for digest, data in recipes:
-            path = f"{self._recipes}/{digest}"
-            with self._reading():
-                known = self._system.exists(path)
-            if not known:
-                self._write(path, data)
+        for digest, data in provenances:
+            # The same provenance may say that the backbone is in another folder now.
+            if self.provenance(digest) != data:
+                self._write(f"{self._provenances}/{digest}", data)
         for path, (_, data) in zip(paths, records, strict=True):
             self._write(path, data)
 
     def get(self, key: str) -> bytes | None:
-        """The record of a key."""
+        """Return the record of a key, if there is one."""
         return self._read(self._path(key))
 
-    def recipe(self, digest: str) -> bytes | None:
-        """A recipe."""
-        return self._read(f"{self._recipes}/{digest}")
+    def provenance(self, digest: str) -> bytes | None:
+        """Return the provenance of that digest, if there is one."""
+        return self._read(f"{self._provenances}/{digest}")
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Those of the keys that are there."""
-        found = {key: self._entry(key) for key in keys}
-        return {key: entry for key, entry in found.items() if entry is not None}
+        """Return the entries of those keys that are there."""
+        entries = {key: self._entry(key) for key in keys}
+        return {key: entry for key, entry in entries.items() if entry is not None}
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """All entries whose keys begin so, by key; each is read for it."""
+        """Yield all entries whose keys begin with `prefix`, by key; the whole record of each is read."""
         with self._reading():
             self._system.invalidate_cache()
             names = [
                 str(path).rsplit("/", 1)[-1] for path in self._system.ls(self._memories, False)
             ]
-        keys = [unquote(name.removesuffix(_ENDING)) for name in names if name.endswith(_ENDING)]
+        keys = [unquote(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX)]
         for key in sorted(keys):
             if key.startswith(prefix) and (entry := self._entry(key)) is not None:
                 yield entry
 
     def delete(self, keys: Sequence[str]) -> int:
-        """Remove records; how many were there."""
-        gone = 0
+        """Remove records, and return how many were there."""
+        removed = 0
         for key in keys:
             path = self._path(key)
             with self._reading(), suppress(FileNotFoundError):
                 self._system.rm_file(path)
-                gone += 1
-        return gone
+                removed += 1
+        return removed
 
     def expire(self, now: datetime) -> int:
-        """Remove what has expired by `now`; how many that were."""
+        """Remove what has expired by `now`, and return how many records that were."""
         return self.delete([entry.key for entry in self.list("") if entry.expired(now)])
 
     def size(self) -> tuple[int, int]:
-        """The number of records and of their bytes."""
+        """Return the number of records and of their bytes."""
         with self._reading():
             self._system.invalidate_cache()
-            found = self._system.ls(self._memories, True)
-        sizes = [item["size"] for item in found if item["name"].endswith(_ENDING)]
+            files = self._system.ls(self._memories, True)
+        sizes = [item["size"] for item in files if item["name"].endswith(_SUFFIX)]
         return len(sizes), sum(sizes)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no file stays open between two calls."""
 
     def _entry(self, key: str) -> Entry | None:
         data = self.get(key)
@@ -118,11 +116,11 @@ class FsspecBackend:
 
     def _path(self, key: str) -> str:
         # Percent signs leave no separators, and the ending no ".." of its own.
-        name = quote(key, safe="") + _ENDING
-        if len(name) > _LONGEST_NAME:
+        name = quote(key, safe="") + _SUFFIX
+        if len(name) > _MAX_NAME:
             raise InputError(
                 f"the key '{key[:40]}…' is too long for a name in '{self.name}': "
-                f"{len(name)} characters of at most {_LONGEST_NAME}, each that is no letter, digit or one of -_.~ "
+                f"{len(name)} characters of at most {_MAX_NAME}, each that is no letter, digit or one of -_.~ "
                 f"counting three for each of its bytes"
             )
         return f"{self._memories}/{name}"
@@ -135,7 +133,7 @@ class FsspecBackend:
     def _write(self, path: str, data: bytes) -> None:
         if isinstance(self._system, LocalFileSystem):
             make_folder(Path(path).parent)
-            write_bytes(Path(path), data)
+            write_bytes(Path(path), data, private=True)
             return
         with self._reading():
             self._system.pipe_file(path, data)

@@ -6,7 +6,7 @@ processes work: so a run that was killed, and any number of processes, end with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, islice
@@ -18,8 +18,15 @@ from tqdm import tqdm
 from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
-from memwrite.stores.documents import Document, Skipped, count_lines, read_documents
-from memwrite.stores.store import Store, provenance_of
+from memwrite.stores.documents import (
+    Document,
+    Skipped,
+    count_lines,
+    is_stream,
+    read_documents,
+)
+from memwrite.stores.record import Entry
+from memwrite.stores.store import Store
 from memwrite.utils.cpu import tuned_cpu
 from memwrite.utils.extras import extra
 
@@ -27,10 +34,10 @@ with extra("stores"):
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-#: Documents that are sorted by length together.
+#: The number of documents that are sorted by length together.
 WINDOW = 1024
-#: Of text, padded, in one batch.
-MOST_BYTES = 1 << 16
+#: Bytes of text, padded, in one batch.
+MAX_BATCH_BYTES = 1 << 16
 
 
 @dataclass
@@ -40,7 +47,7 @@ class Tally:
     Attributes:
         written: how many were written now.
         already: how many the store had, from the same text by the same writer.
-        skipped: lines that are in the store no more than before, with reasons.
+        skipped: lines that could not be written, with reasons.
     """
 
     written: int = 0
@@ -48,7 +55,7 @@ class Tally:
     skipped: list[Skipped] = field(default_factory=list)
 
     def add(self, other: Tally) -> None:
-        """Count what another process did as well."""
+        """Add what another process did."""
         self.written += other.written
         self.already += other.already
         self.skipped = sorted([*self.skipped, *other.skipped], key=lambda line: line.line)
@@ -62,21 +69,21 @@ def write_documents(
     batch_size: int = 64,
     lifetime: timedelta | None = None,
 ) -> Tally:
-    """Write every document of a JSONL file into the store, but for those that are there.
+    """Write every document of a JSONL file into the store, except those that are there.
 
     Under torchrun each process takes its share, and each returns the tally of all. From here on the process keeps
     freed memory for itself, see `tuned_cpu`.
 
     Args:
         memory: that writes.
-        path: of the file, see `read_documents`.
+        path: a file or a stream, see `read_documents`; it is read once.
         store: where each state goes under its document's id; a batch at a time, all or nothing.
-        batch_size: documents, at most, that are written together. The states do not depend on it, but for
+        batch_size: documents, at most, that are written together. The states do not depend on it, except for
             rounding in the last digits.
-        lifetime: of what is written; by default it stays.
+        lifetime: how long what is written stays; by default for good.
 
     Raises:
-        InputError: the file cannot be read or holds no document.
+        InputError: the file cannot be read, holds no document, or is a stream and several processes would share it.
         ConfigError: the writer's states grow with their texts.
         StorageError: the store cannot be used.
     """
@@ -88,7 +95,11 @@ def write_documents(
     processes = PartialState(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
     )
-    work = _Work(memory, store, lifetime, provenance_of(memory, memory.writer.init(1)).digest)
+    if processes.num_processes > 1 and is_stream(path):
+        raise InputError(
+            f"'{path}' is a stream, which {processes.num_processes} processes cannot share: save it as a file first"
+        )
+    work = _Work(memory, store, lifetime, store.written_by(memory, memory.writer.init(1)))
     first = processes.is_main_process
     with tqdm(total=count_lines(path), unit="doc", disable=None if first else True) as bar:
         turn = 0
@@ -104,15 +115,15 @@ def write_documents(
                 bar.update(len(batch))
     if not turn:
         raise InputError(f'\'{path}\' holds no document, as in {{"id": "...", "text": "..."}}')
-    return _together(work.tally, processes)
+    return _gathered(work.tally, processes)
 
 
 def plan(documents: Sequence[Document], batch_size: int) -> Iterator[list[Document]]:
-    """Batches of documents of like length, shortest first, each document in one."""
+    """Yield batches of documents of like length, shortest first, each document in one."""
     batch: list[Document] = []
     for document in sorted(documents, key=lambda d: (len(d.text.encode()), d.line)):
         width = len(document.text.encode())
-        if batch and (len(batch) == batch_size or (len(batch) + 1) * width > MOST_BYTES):
+        if batch and (len(batch) == batch_size or (len(batch) + 1) * width > MAX_BATCH_BYTES):
             yield batch
             batch = []
         batch.append(document)
@@ -125,17 +136,18 @@ class _Work:
     memory: Memory
     store: Store
     lifetime: timedelta | None
-    recipe: str
+    is_ours: Callable[[Entry], bool]
     tally: Tally = field(default_factory=Tally)
 
     def done(self, documents: Sequence[Document]) -> set[str]:
-        """Keys of those whose text this writer has written into the store."""
-        known = self.store.find([document.key for document in documents])
+        """Return the keys of those whose text this writer has written into the store."""
+        entries = self.store.find([document.key for document in documents])
         return {
-            d.key
-            for d in documents
-            if d.key in known
-            and (known[d.key].recipe, known[d.key].source) == (self.recipe, d.digest)
+            document.key
+            for document in documents
+            if (entry := entries.get(document.key)) is not None
+            and entry.text_digest == document.digest
+            and self.is_ours(entry)
         }
 
     def write(self, batch: Sequence[Document], done: set[str]) -> None:
@@ -149,7 +161,7 @@ class _Work:
                 [documents[row].key for row in new],
                 self.memory,
                 state.rows(torch.tensor(new, dtype=torch.int64)),
-                sources=[documents[row].text for row in new],
+                texts=[documents[row].text for row in new],
                 lifetime=self.lifetime,
             )
             self.tally.written += len(new)
@@ -157,7 +169,7 @@ class _Work:
     def _states(
         self, batch: Sequence[Document]
     ) -> Iterator[tuple[Sequence[Document], MemoryState]]:
-        """What writing makes of a batch; documents that cannot be read or diverge are told and left out."""
+        """Yield what writing makes of a batch; documents that cannot be read or that diverge are skipped with a reason."""
         if not batch:
             return
         try:
@@ -171,9 +183,9 @@ class _Work:
             if len(batch) == 1:
                 self._skip(batch[0], error)
                 return
-            wrong = set(error.rows or range(len(batch)))
-            yield from chain.from_iterable(self._states([batch[row]]) for row in sorted(wrong))
-            yield from self._states([d for row, d in enumerate(batch) if row not in wrong])
+            diverged = set(error.rows or range(len(batch)))
+            yield from chain.from_iterable(self._states([batch[row]]) for row in sorted(diverged))
+            yield from self._states([d for row, d in enumerate(batch) if row not in diverged])
         else:
             yield batch, written.state.to("cpu")
 
@@ -200,10 +212,10 @@ def _windows(
         )
 
 
-def _together(tally: Tally, processes: PartialState) -> Tally:
+def _gathered(tally: Tally, processes: PartialState) -> Tally:
     if processes.num_processes == 1:
         return tally
-    every = Tally()
-    for one in gather_object([tally]):
-        every.add(one)
-    return every
+    total = Tally()
+    for part in gather_object([tally]):
+        total.add(part)
+    return total

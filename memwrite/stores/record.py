@@ -1,29 +1,32 @@
-"""A memory as it lies in a store: its tensors and where they came from, sealed; never the text.
+"""A memory as a store keeps it: its tensors and where they came from, with a checksum; never the text.
 
-What memories of one kind have in common, the recipe, is kept once: header and reader weights of a state file.
+What many memories have in common, their provenance, is kept once: the header of a state file and the reader's weights.
+On disk it is called the recipe.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from memwrite.checkpoints import container
-from memwrite.checkpoints.state_file import Header, StateFile, read_header
-from memwrite.config import to_dict
+from memwrite.checkpoints.formats import Header, check_version, read_header
+from memwrite.checkpoints.identity import Identity
+from memwrite.checkpoints.state_file import StateFile, header_text
 from memwrite.errors import ContractViolation, InputError, StorageError
 from memwrite.state import MemoryState
 
 FORMAT = 1
 LONGEST_KEY = 200
+#: The names that a record's header and a database's columns have for the fields of an entry.
+_FIELDS = {"format", "requires", "key", "recipe", "created", "expires", "source"}
 
 
 @dataclass(frozen=True)
@@ -32,19 +35,19 @@ class Entry:
 
     Attributes:
         key: of the user, the document, ...
-        recipe: 64 hex digits, what names its writer, its reader and its backbone.
+        provenance: 64 hex digits that name its writer, its reader and its backbone.
         created: when it was written.
         expires: from when on it is gone; None for never.
-        source: sha256 of the text that was written, as hex digits, if it was told. Who has the text can tell that
-            it was this one.
-        nbytes: that it takes up.
+        text_digest: sha256 of the text that was written, as hex digits; None where the text was not given. Whoever has
+            the text can tell that it was this one.
+        nbytes: how many bytes it takes up.
     """
 
     key: str
-    recipe: str
+    provenance: str
     created: datetime
     expires: datetime | None
-    source: str | None
+    text_digest: str | None
     nbytes: int = 0
 
     def expired(self, now: datetime) -> bool:
@@ -54,10 +57,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Provenance:
-    """What all memories have in common that one writer made for one reader.
+    """What all memories have in common that one writer made for one reader; stores keep it once.
 
     Attributes:
-        digest: 64 hex digits over the rest.
+        digest: 64 hex digits that name it.
         header: of a state file, but for its time.
         weights: of the reader.
     """
@@ -68,40 +71,38 @@ class Provenance:
 
     @classmethod
     def of(cls, file: StateFile) -> Provenance:
-        """The provenance of a state file; the same whenever it was made."""
-        return cls._of(file.header, file.weights)
+        """Return the provenance of a state file; its name is that of the file's `Identity`."""
+        digest = Identity.of(file.header, file.weights).digest
+        return cls(digest, replace(file.header, created=""), file.weights)
 
-    @classmethod
-    def _of(cls, header: Header, weights: Mapping[str, Tensor]) -> Provenance:
-        header = replace(header, created="")
-        text = json.dumps(to_dict(header), sort_keys=True)
-        copies = {name: weight.detach().cpu().contiguous() for name, weight in weights.items()}
-        data = text.encode() + safetensors.torch.save(copies)
-        return cls(hashlib.sha256(data).hexdigest(), header, weights)
+    @property
+    def identity(self) -> Identity:
+        """What the memories were written by and for."""
+        return Identity.of(self.header, self.weights)
 
     def pack(self, where: str) -> bytes:
-        """The inverse of `unpack`."""
-        return container.pack(json.dumps(to_dict(self.header), sort_keys=True), self.weights, where)
+        """Return it as bytes; the inverse of `unpack`."""
+        return container.pack(header_text(self.header, digest=self.digest), self.weights, where)
 
     @classmethod
     def unpack(cls, digest: str, data: bytes, where: str) -> Provenance:
-        """The recipe in `data`.
+        """Return the provenance in `data`, which is kept under the name `digest`.
 
         Raises:
             StorageError: it is damaged, or another one.
         """
         header, weights = container.unpack(data, where)
-        found = cls._of(read_header(header, where), weights)
-        if found.digest != digest:
-            raise StorageError(f"'{where}' is damaged: it is another recipe than its name says")
-        return found
+        # Format 1 named it by a digest of the header's text, which is not taken again: the checksum is right.
+        if header.pop("digest", digest) != digest:
+            raise StorageError(f"'{where}' is damaged: it is another provenance than its name says")
+        return cls(digest, read_header(header, where), weights)
 
 
 def check_key(key: str) -> str:
-    """`key`, if it can be one.
+    """Return `key`, if it can be a key.
 
     Raises:
-        InputError: it cannot.
+        InputError: it cannot be one.
     """
     try:
         size = len(key.encode())
@@ -115,75 +116,77 @@ def check_key(key: str) -> str:
 
 
 def pack(entry: Entry, state: MemoryState, where: str) -> bytes:
-    """One row of memory as bytes; the inverse of `unpack`."""
-    note = {
+    """Return one row of memory as bytes; the inverse of `unpack`."""
+    header = {
         "format": FORMAT,
         "key": entry.key,
-        "recipe": entry.recipe,
+        "recipe": entry.provenance,
         "created": stamp(entry.created),
         "expires": None if entry.expires is None else stamp(entry.expires),
-        "source": entry.source,
+        "source": entry.text_digest,
     }
-    return container.pack(json.dumps(note, sort_keys=True), state.tensors, where)
+    return container.pack(json.dumps(header, sort_keys=True), state.tensors, where)
 
 
 def unpack(data: bytes, where: str) -> tuple[Entry, dict[str, Tensor]]:
-    """What `data` says of itself, and its tensors.
+    """Return what `data` says of itself, and its tensors.
 
     Raises:
-        StorageError: it is damaged.
+        StorageError: it is damaged, or needs a newer memwrite.
     """
-    note, tensors = container.unpack(data, where)
-    if note.get("format") != FORMAT:
-        raise StorageError(
-            f"'{where}' holds a record of format {note.get('format')!r}, but this memwrite reads {FORMAT}"
+    header, tensors = container.unpack(data, where)
+    if check_version(header, FORMAT, where) > FORMAT and (unknown := header.keys() - _FIELDS):
+        warnings.warn(
+            f"'{where}' was written by a newer memwrite, and its {', '.join(sorted(unknown))} is ignored: this version "
+            f"does not know it",
+            stacklevel=2,
         )
-    return entry_of(note, len(data), where), tensors
+    return entry_of(header, len(data), where), tensors
 
 
-def entry_of(note: Mapping[str, Any], nbytes: int, where: str) -> Entry:
-    """An entry from plain data, which is untrusted.
+def entry_of(header: Mapping[str, Any], nbytes: int, where: str) -> Entry:
+    """Return an entry of plain data, which are untrusted: the header of a record, or a row of the database.
 
     Raises:
-        StorageError: it makes none.
+        StorageError: they make none.
     """
     try:
-        expires, source = note["expires"], note["source"]
-        texts = [note["key"], note["recipe"], note["created"]]
-        texts += [text for text in (expires, source) if text is not None]
+        expires, text_digest = header["expires"], header["source"]
+        texts = [header["key"], header["recipe"], header["created"]]
+        texts += [text for text in (expires, text_digest) if text is not None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a text is none")
-        if not re.fullmatch("[0-9a-f]{64}", note["recipe"]):
-            raise ValueError(f"'{note['recipe'][:80]}' is no recipe")
+            raise ValueError("a field that should be a text is none")
+        if not re.fullmatch("[0-9a-f]{64}", header["recipe"]):
+            raise ValueError(f"'{header['recipe'][:80]}' names no provenance")
         return Entry(
-            key=check_key(note["key"]),
-            recipe=note["recipe"],
-            created=_moment(note["created"]),
+            key=check_key(header["key"]),
+            provenance=header["recipe"],
+            created=_moment(header["created"]),
             expires=None if expires is None else _moment(expires),
-            source=source,
+            text_digest=text_digest,
             nbytes=nbytes,
         )
     except (KeyError, ValueError, OverflowError) as error:
-        raise StorageError(f"'{where}' is damaged: its note does not fit ({error})") from None
+        raise StorageError(f"'{where}' is damaged: its header does not fit ({error})") from None
 
 
 def restore(
-    entry: Entry, tensors: Mapping[str, Tensor], recipe: Provenance, where: str
+    entry: Entry, tensors: Mapping[str, Tensor], provenance: Provenance, where: str
 ) -> StateFile:
-    """The state file that a record and its recipe make together.
+    """Return the state file that a record and its provenance make together.
 
     Raises:
         StorageError: they do not fit.
     """
-    header = replace(recipe.header, created=stamp(entry.created))
+    header = replace(provenance.header, created=stamp(entry.created))
     try:
-        return StateFile(header, MemoryState(header.spec.restore(), tensors), recipe.weights)
+        return StateFile(header, MemoryState(header.spec.restore(), tensors), provenance.weights)
     except (ContractViolation, ValueError) as error:
         raise StorageError(f"'{where}' is damaged: {error}") from None
 
 
 def stamp(moment: datetime) -> str:
-    """UTC time, ISO 8601, in milliseconds; later ones sort behind earlier ones."""
+    """Return UTC time as ISO 8601 in milliseconds; later times sort behind earlier ones."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds")
 
 

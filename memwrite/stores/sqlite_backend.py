@@ -1,23 +1,26 @@
-"""The default place: one SQLite file, which any number of processes and threads may use at once."""
+"""The default store: one SQLite file, which any number of processes and threads may use at once."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from threading import Lock
 
+import memwrite
 from memwrite.errors import StorageError
 from memwrite.stores.record import Entry, entry_of, stamp
 
-#: "MemW", by which SQLite files of ours are told from others'.
+#: "MemW", the mark of our SQLite files.
 APPLICATION = 0x4D656D57
+#: The major version of the schema, the low byte of SQLite's user_version. The bytes above it count minor versions, which
+#: add columns that may be left empty, tables and indices.
 VERSION = 1
-_PATIENCE = 60.0
-_AT_ONCE = 500
+_TIMEOUT = 60.0
+_PAGE = 500
 _SCHEMA = {
     "memories": """CREATE TABLE memories (
         key TEXT PRIMARY KEY, recipe TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, source TEXT,
@@ -26,16 +29,21 @@ _SCHEMA = {
     "recipes": "CREATE TABLE recipes (digest TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT",
     "expiring": "CREATE INDEX expiring ON memories (expires) WHERE expires IS NOT NULL",
 }
+_COLUMNS = {
+    "memories": {"key", "recipe", "created", "expires", "source", "data"},
+    "recipes": {"digest", "data"},
+}
 _ENTRY = "SELECT key, recipe, created, expires, source, length(data) AS nbytes FROM memories"
 
 
 class SqliteBackend:
-    """See `StoreBackend`. A write-ahead log, synchronised with the disk before a write is acknowledged.
+    """A `StoreBackend` with a write-ahead log, which is on the disk before a write is acknowledged.
 
-    A file that may not be written, or lies in a folder or on a disk that may not, can be read.
+    A file that may not be written, or that is in a folder or on a disk that may not, can be read. A new file is its
+    owner's alone: a memory is as private as the text that it was written from.
 
     Args:
-        path: of the file; made if it is not there.
+        path: path of the file; made if it is not there.
 
     Raises:
         StorageError: it is another kind of file, or cannot be opened.
@@ -52,78 +60,95 @@ class SqliteBackend:
             pass
 
     def put(
-        self, recipes: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
+        self, provenances: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
     ) -> None:
-        """All of them or none."""
+        """Keep all of them or none; see `StoreBackend.put`."""
         rows = [
-            (e.key, e.recipe, stamp(e.created), e.expires and stamp(e.expires), e.source, data)
+            (
+                e.key,
+                e.provenance,
+                stamp(e.created),
+                e.expires and stamp(e.expires),
+                e.text_digest,
+                data,
+            )
             for e, data in records
         ]
         with self._transaction() as connection:
-            connection.executemany("INSERT OR IGNORE INTO recipes VALUES (?, ?)", recipes)
+            # The same provenance may say that the backbone is in another folder now.
             connection.executemany(
-                "INSERT OR REPLACE INTO memories VALUES (?, ?, ?, ?, ?, ?)", rows
+                "INSERT INTO recipes (digest, data) VALUES (?, ?) ON CONFLICT (digest) "
+                "DO UPDATE SET data = excluded.data WHERE data != excluded.data",
+                provenances,
+            )
+            connection.executemany(
+                "INSERT OR REPLACE INTO memories (key, recipe, created, expires, source, data) "
+                "VALUES (?, ?, ?, ?, ?, ?)",
+                rows,
             )
 
     def get(self, key: str) -> bytes | None:
-        """The record of a key."""
+        """Return the record of a key, if there is one."""
         return self._one("SELECT data FROM memories WHERE key = ?", key)
 
-    def recipe(self, digest: str) -> bytes | None:
-        """A recipe."""
+    def provenance(self, digest: str) -> bytes | None:
+        """Return the provenance of that digest, if there is one."""
         return self._one("SELECT data FROM recipes WHERE digest = ?", digest)
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Those of the keys that are there."""
-        found: dict[str, Entry] = {}
-        for start in range(0, len(keys), _AT_ONCE):
-            some = keys[start : start + _AT_ONCE]
+        """Return the entries of those keys that are there."""
+        entries: dict[str, Entry] = {}
+        for start in range(0, len(keys), _PAGE):
+            some = keys[start : start + _PAGE]
             marks = ", ".join("?" * len(some))
             with self._reading() as connection:
                 rows = connection.execute(f"{_ENTRY} WHERE key IN ({marks})", some).fetchall()
-            found |= {row["key"]: self._entry(row) for row in rows}
-        return found
+            entries |= {row["key"]: self._entry(row) for row in rows}
+        return entries
 
     def list(self, prefix: str) -> Iterator[Entry]:
-        """A page at a time, so that nobody waits for whoever reads a long list."""
+        """Yield the entries whose keys begin with `prefix`, by key.
+
+        They are read a page at a time, so that nobody waits for whoever reads a long list.
+        """
         last, strictly = prefix, ">="
         while True:
             query = f"{_ENTRY} WHERE key {strictly} ? ORDER BY key LIMIT ?"
             with self._reading() as connection:
-                rows = connection.execute(query, (last, _AT_ONCE)).fetchall()
+                rows = connection.execute(query, (last, _PAGE)).fetchall()
             for row in rows:
                 if not row["key"].startswith(prefix):
                     return
                 yield self._entry(row)
-            if len(rows) < _AT_ONCE:
+            if len(rows) < _PAGE:
                 return
             last, strictly = rows[-1]["key"], ">"
 
     def delete(self, keys: Sequence[str]) -> int:
-        """Their pages are overwritten with zeros, in the log too."""
+        """Remove records, and return how many were there; their pages are overwritten with zeros, in the log too."""
         with self._transaction() as connection:
             rows = [(key,) for key in keys]
-            gone = connection.executemany("DELETE FROM memories WHERE key = ?", rows).rowcount
-        self._forget()
-        return gone
+            removed = connection.executemany("DELETE FROM memories WHERE key = ?", rows).rowcount
+        self._truncate_log()
+        return removed
 
     def expire(self, now: datetime) -> int:
-        """As `delete`."""
+        """Remove what has expired by `now` as `delete` does, and return how many records that were."""
         with self._transaction() as connection:
             query = "DELETE FROM memories WHERE expires <= ?"
-            gone = connection.execute(query, (stamp(now),)).rowcount
-        self._forget()
-        return gone
+            removed = connection.execute(query, (stamp(now),)).rowcount
+        self._truncate_log()
+        return removed
 
     def size(self) -> tuple[int, int]:
-        """The number of records and of their bytes."""
+        """Return the number of records and of their bytes."""
         query = "SELECT count(*), coalesce(sum(length(data)), 0) FROM memories"
         with self._reading() as connection:
             count, nbytes = connection.execute(query).fetchone()
         return count, nbytes
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         with self._lock:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
@@ -137,7 +162,7 @@ class SqliteBackend:
     def _entry(self, row: sqlite3.Row) -> Entry:
         return entry_of(dict(row), row["nbytes"], f"{self.name}: {row['key']}")
 
-    def _forget(self) -> None:
+    def _truncate_log(self) -> None:
         # Until then the log may hold pages as they were; a busy reader puts it off to the next checkpoint.
         with self._reading() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -147,7 +172,7 @@ class SqliteBackend:
         try:
             with self._lock:
                 yield self._open()
-        except (sqlite3.Error, OverflowError, UnicodeDecodeError) as error:
+        except (sqlite3.Error, OSError, OverflowError, UnicodeDecodeError) as error:
             raise StorageError(f"the store '{self.name}' cannot be used: {error}") from None
 
     @contextmanager
@@ -184,9 +209,12 @@ class SqliteBackend:
             # Where no log can be made beside it; unless somebody has one, nobody is writing.
             self._frozen = not self._log.exists()
             options = "?immutable=1" if self._frozen else "?mode=ro"
+        elif not self._path.exists():
+            with suppress(FileExistsError):  # SQLite gives its log and index the mode of the file
+                os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         connection = sqlite3.connect(
             self._path.absolute().as_uri() + options,
-            timeout=_PATIENCE,
+            timeout=_TIMEOUT,
             isolation_level=None,
             check_same_thread=False,
             uri=True,
@@ -205,7 +233,11 @@ class SqliteBackend:
         return connection
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
-        """Make the tables of a new file; take an old one only if it has these and no others."""
+        """Make the tables of a new file; take an old one only if it has these and nothing that would run.
+
+        Raises:
+            StorageError: it is no store, or one of a version that cannot be used here.
+        """
         if not _schema(connection):
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("BEGIN IMMEDIATE")
@@ -217,14 +249,34 @@ class SqliteBackend:
             connection.execute("COMMIT")
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if application != APPLICATION or _schema(connection) != _SCHEMA:
+        major, minor = version & 0xFF, version >> 8
+        if application != APPLICATION:
             raise StorageError(f"'{self.name}' is a database, but not a store of memories")
-        if version != VERSION:
+        if major != VERSION:
             raise StorageError(
-                f"'{self.name}' is a store of version {version}, but this memwrite reads {VERSION}"
+                f"'{self.name}' is a store of version {major}, but memwrite {memwrite.__version__} reads version "
+                f"{VERSION}: install a newer memwrite"
             )
+        if not (_extends_schema(connection) if minor else _schema(connection) == _SCHEMA):
+            raise StorageError(f"'{self.name}' is a database, but not a store of memories")
 
 
 def _schema(connection: sqlite3.Connection) -> dict[str, str]:
     rows = connection.execute("SELECT name, sql FROM sqlite_schema WHERE sql IS NOT NULL")
     return {row["name"]: row["sql"] for row in rows.fetchall()}
+
+
+def _extends_schema(connection: sqlite3.Connection) -> bool:
+    """Whether a newer minor version has our tables and columns, and only such others as may be left empty."""
+    kinds = {row["type"] for row in connection.execute("SELECT type FROM sqlite_schema")}
+    if kinds - {"table", "index"}:  # views and triggers would run where the store is used
+        return False
+    for table, ours in _COLUMNS.items():
+        columns = {row["name"]: row for row in connection.execute(f"PRAGMA table_xinfo({table})")}
+        others = [column for name, column in columns.items() if name not in ours]
+        if not ours <= columns.keys() or any(
+            column["hidden"] or (column["notnull"] and column["dflt_value"] is None)
+            for column in others
+        ):
+            return False
+    return True

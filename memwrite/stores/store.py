@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -20,7 +20,7 @@ from memwrite.stores.backend import StoreBackend
 from memwrite.stores.record import Entry, Provenance, check_key, pack, restore, unpack
 from memwrite.stores.sqlite_backend import SqliteBackend
 
-_RECIPES_AT_HAND = 16
+_CACHED_PROVENANCES = 16
 
 
 @dataclass(frozen=True)
@@ -45,16 +45,16 @@ class Store:
 
     Args:
         place: path of a file, an SQLite database; or a URL that fsspec knows, as in "s3://bucket/memories".
-        make: whether to make it if it is not there.
+        make: whether to make the store if it is not there.
 
     Raises:
-        StorageError: it is not there, or no store, or cannot be used.
+        StorageError: the store is not there, is something else, or cannot be used.
     """
 
     def __init__(self, place: str | Path, make: bool = True) -> None:
-        self._place = _open(place, make)
-        self.name = self._place.name
-        self._recipe = lru_cache(_RECIPES_AT_HAND)(self._read_recipe)
+        self._backend = _open(place, make)
+        self.name = self._backend.name
+        self._provenance = lru_cache(_CACHED_PROVENANCES)(self._read_provenance)
 
     def put(
         self,
@@ -62,7 +62,7 @@ class Store:
         memory: Memory,
         state: MemoryState,
         *,
-        source: str | None = None,
+        text: str | None = None,
         lifetime: timedelta | None = None,
     ) -> None:
         """Keep a state under `key`, in place of what was there.
@@ -71,16 +71,16 @@ class Store:
             key: 1 to 200 bytes of printable text.
             memory: that wrote it, or that it was opened with.
             state: one row.
-            source: the text that was written; its sha256 is kept.
+            text: the text that was written; its sha256 is kept.
             lifetime: after which it is gone; by default it stays.
 
         Raises:
-            InputError: the key is no key, or the state has several rows.
+            InputError: the key is no key, the lifetime is too long, or the state has several rows.
             IncompatiblePair: the memory's reader does not accept such a state.
             StorageError: the place cannot be used.
         """
-        sources = None if source is None else [source]
-        self.put_rows([key], memory, state, sources=sources, lifetime=lifetime)
+        texts = None if text is None else [text]
+        self.put_rows([key], memory, state, texts=texts, lifetime=lifetime)
 
     def put_rows(
         self,
@@ -88,34 +88,40 @@ class Store:
         memory: Memory,
         state: MemoryState,
         *,
-        sources: Sequence[str] | None = None,
+        texts: Sequence[str] | None = None,
         lifetime: timedelta | None = None,
     ) -> None:
-        """Keep each row of `state` under its key, all at once; see `put`."""
+        """Keep each row of `state` under its key, all at once; see `put`.
+
+        Raises:
+            InputError: there are more or fewer keys than rows, or as for `put`.
+        """
         if state.batch_size not in (None, len(keys)):
             raise InputError(
                 f"the state holds {state.batch_size} rows, but {len(keys)} keys were given"
             )
         memory.check_state(state)
-        recipe = provenance_of(memory, state)
+        provenance = provenance_of(memory, state)
         now = datetime.now(UTC)
+        expires = None if lifetime is None else expiry(now, lifetime)
         records = []
         for row, key in enumerate(keys):
             entry = Entry(
                 key=check_key(key),
-                recipe=recipe.digest,
+                provenance=provenance.digest,
                 created=now,
-                expires=None if lifetime is None else now + lifetime,
-                source=None if sources is None else source_digest(sources[row]),
+                expires=expires,
+                text_digest=None if texts is None else text_digest(texts[row]),
             )
             records.append((entry, pack(entry, state.rows(slice(row, row + 1)), self.name)))
-        self._place.put([(recipe.digest, recipe.pack(self.name))], records)
+        self._backend.put([(provenance.digest, provenance.pack(self.name))], records)
 
     def get(self, key: str, memory: Memory) -> MemoryState:
-        """The state under `key`, on the device of the `memory` that is to read it.
+        """Return the state under `key`, on the device of the `memory` that is to read it, and may write on in it.
 
         Raises:
-            StorageError: there is none, it is damaged, or it was written for another backbone or reader.
+            StorageError: there is none, it is damaged, it was written for another backbone or reader, or by another
+                writer than the memory's.
         """
         file, where = self.file(key), f"{self.name}: {key}"
         return memory.adopt(file, where)
@@ -128,18 +134,18 @@ class Store:
         device: str | None = None,
         force: bool = False,
     ) -> tuple[Memory, MemoryState]:
-        """A memory that reads, and the state under `key`; see `Memory.load`."""
+        """Return a memory that reads, and the state under `key`; see `Memory.load`."""
         where = f"{self.name}: {key}"
         return Memory.opened(self.file(key), where, backbone=backbone, device=device, force=force)
 
     def file(self, key: str) -> StateFile:
-        """The state under `key` as a state file.
+        """Return the state under `key` as a state file.
 
         Raises:
             StorageError: there is none, or it is damaged.
         """
         where = f"{self.name}: {key}"
-        data = self._place.get(check_key(key))
+        data = self._backend.get(check_key(key))
         if data is None:
             raise StorageError(f"'{self.name}' holds nothing under '{key}'")
         entry, tensors = unpack(data, where)
@@ -147,21 +153,37 @@ class Store:
             raise StorageError(f"'{self.name}' is damaged: under '{key}' lies '{entry.key}'")
         if entry.expired(datetime.now(UTC)):
             raise StorageError(f"'{self.name}' holds nothing under '{key}': it has expired")
-        return restore(entry, tensors, self._recipe(entry.recipe), where)
+        return restore(entry, tensors, self._provenance(entry.provenance), where)
 
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """The entries of those of the keys under which there is something."""
+        """Return the entries of those keys under which there is something."""
         now = datetime.now(UTC)
-        found = self._place.find([check_key(key) for key in keys])
-        return {key: entry for key, entry in found.items() if not entry.expired(now)}
+        entries = self._backend.find([check_key(key) for key in keys])
+        return {key: entry for key, entry in entries.items() if not entry.expired(now)}
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        """What there is under keys that begin with `prefix`, by key."""
+        """Yield the entries under keys that begin with `prefix`, by key."""
         now = datetime.now(UTC)
-        return (entry for entry in self._place.list(prefix) if not entry.expired(now))
+        return (entry for entry in self._backend.list(prefix) if not entry.expired(now))
+
+    def written_by(self, memory: Memory, state: MemoryState) -> Callable[[Entry], bool]:
+        """Return a test of entries: whether `memory` would write them for the same reader, into states like `state`."""
+        provenance = provenance_of(memory, state)
+        identity = provenance.identity
+
+        @lru_cache(None)
+        def same(digest: str) -> bool:
+            if digest == provenance.digest:
+                return True
+            try:
+                return identity.same(self._provenance(digest).identity, memory.backbone)
+            except StorageError:  # damaged: to be written again
+                return False
+
+        return lambda entry: same(entry.provenance)
 
     def provenance(self, key: str) -> dict[str, Any]:
-        """Where the memory under `key` came from, as plain data: the entry, its writer, reader, and backbone.
+        """Return where the memory under `key` came from, as plain data: the entry, its writer, reader, and backbone.
 
         Raises:
             StorageError: there is none, or it is damaged.
@@ -169,25 +191,25 @@ class Store:
         entry = self.find([key]).get(key)
         if entry is None:
             raise StorageError(f"'{self.name}' holds nothing under '{key}'")
-        header = to_dict(self._recipe(entry.recipe).header)
-        del header["created"], header["format"]
-        return {**described(entry), **header}
+        header = to_dict(self._provenance(entry.provenance).header)
+        del header["created"], header["format"], header["requires"]
+        return {**entry_fields(entry), **header}
 
     def delete(self, *keys: str) -> int:
-        """Remove what is under these keys, without a trace; how many there were."""
-        return self._place.delete([check_key(key) for key in keys])
+        """Remove what is under these keys, without a trace, and return how many there were."""
+        return self._backend.delete([check_key(key) for key in keys])
 
     def expire(self) -> int:
-        """Remove what has expired, without a trace; how many that were."""
-        return self._place.expire(datetime.now(UTC))
+        """Remove what has expired, without a trace, and return how many that were."""
+        return self._backend.expire(datetime.now(UTC))
 
     def size(self) -> Size:
-        """How much there is."""
-        return Size(*self._place.size())
+        """Return how much there is."""
+        return Size(*self._backend.size())
 
     def close(self) -> None:
-        """Let go of the place."""
-        self._place.close()
+        """Close the store."""
+        self._backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -200,29 +222,44 @@ class Store:
     ) -> None:
         self.close()
 
-    def _read_recipe(self, digest: str) -> Provenance:
-        data = self._place.recipe(digest)
+    def _read_provenance(self, digest: str) -> Provenance:
+        data = self._backend.provenance(digest)
         if data is None:
-            raise StorageError(f"'{self.name}' is damaged: it lacks the recipe {digest}")
-        return Provenance.unpack(digest, data, f"{self.name}: recipe {digest}")
+            raise StorageError(f"'{self.name}' is damaged: it lacks the provenance {digest}")
+        return Provenance.unpack(digest, data, f"{self.name}: provenance {digest}")
 
 
 def provenance_of(memory: Memory, state: MemoryState) -> Provenance:
-    """What a state of `memory` has in common with all others that the same writer writes."""
+    """Return what a state of `memory` has in common with all others that the same writer writes."""
     return Provenance.of(memory.state_file(state))
 
 
-def source_digest(text: str) -> str:
-    """sha256 of a text, as hex digits."""
+def text_digest(text: str) -> str:
+    """Return the sha256 of a text, as hex digits."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def described(entry: Entry) -> dict[str, Any]:
-    """An entry as plain data."""
-    told = to_dict(entry)
+def expiry(now: datetime, lifetime: timedelta) -> datetime:
+    """Return when something that is written now expires.
+
+    Raises:
+        InputError: that is beyond the last year of the calendar.
+    """
+    try:
+        return now + lifetime
+    except OverflowError:
+        raise InputError(
+            f"a lifetime of {lifetime.days} days ends beyond the year 9999: give a shorter one, or none to keep the "
+            f"memory for good"
+        ) from None
+
+
+def entry_fields(entry: Entry) -> dict[str, Any]:
+    """Return an entry as plain data."""
+    fields = to_dict(entry)
     for name in ("created", "expires"):
-        told[name] = told[name] and told[name].isoformat(timespec="seconds")
-    return told
+        fields[name] = fields[name] and fields[name].isoformat(timespec="seconds")
+    return fields
 
 
 def _open(place: str | Path, make: bool) -> StoreBackend:

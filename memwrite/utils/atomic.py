@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from memwrite.errors import StorageError
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it, where they are not there.
+    """Make the folder `path` and those above it, where they do not exist.
 
     Raises:
         StorageError: it cannot be made.
@@ -25,21 +26,56 @@ def make_folder(path: Path) -> None:
         raise StorageError(f"the folder '{path}' cannot be made: {error.strerror}") from None
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it.
+def check_target(path: Path, *inputs: str | Path) -> None:
+    """Refuse a path that `write_bytes` would refuse, before any work is done for it.
+
+    Args:
+        path: the file that is to be made.
+        inputs: what the work reads; no result may replace it.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: there is no folder for it, it may not be written, is no regular file, or is one of the inputs.
+    """
+    target = Path(os.path.realpath(path))
+    if not target.parent.is_dir():
+        raise StorageError(f"'{path}' cannot be written: there is no folder '{target.parent}'")
+    if not os.access(target.parent, os.W_OK):
+        raise StorageError(f"'{path}' cannot be written: its folder may not be written to")
+    _mode_of(path)
+    for source in inputs:
+        if os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path):
+            raise StorageError(
+                f"'{path}' cannot be written: it is what is read, so name another file"
+            )
+
+
+def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
+    """Write `data` so that `path` holds either what it held before or all of it.
+
+    A link is followed: its target is replaced. A file that is there keeps its mode.
+
+    Args:
+        path: where to write.
+        data: what to write.
+        private: whether only its owner may read a new file; by default its mode is what the umask allows.
+
+    Raises:
+        StorageError: the place cannot be written, or is no regular file.
     """
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        mode = _mode_of(path)
+        target = Path(os.path.realpath(path))
+        name = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}")
+        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+        descriptor = os.open(name, flags, 0o600 if private else 0o666)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
+            if mode is not None:
+                os.chmod(name, mode)
+            os.replace(name, target)
         except BaseException:
             os.unlink(name)
             raise
@@ -47,12 +83,25 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise StorageError(f"'{path}' cannot be written: {error.strerror}") from None
 
 
+def _mode_of(path: Path) -> int | None:
+    """Return the permissions of the file at `path`, links followed; None where there is none."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be written: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise StorageError(f"'{path}' cannot be written: it is no regular file")
+    return stat.S_IMODE(mode)
+
+
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """While a library writes files into `folder` in its own way.
+    """Turn the errors of a library that writes files into `folder` in its own way into one of ours.
 
     Raises:
-        StorageError: it cannot.
+        StorageError: the library cannot write.
     """
     try:
         yield

@@ -79,12 +79,12 @@ def test_a_field_that_a_library_version_adds_changes_nothing(
     assert after._fingerprint_v1.of(after.parameters()) != old
 
 
+@pytest.mark.filterwarnings("ignore:.rope_scaling:FutureWarning")
 def test_the_shape_of_rope_settings_is_no_part_of_it() -> None:
     backbone = load_backbone(BackboneConfig(**MODELS["llama"]))
     name, config = backbone.fingerprint, backbone.model.config
     del config.rope_parameters
     config.rope_theta, config.rope_scaling = 10000, None
-    assert load_backbone(BackboneConfig(**MODELS["llama"])).fingerprint == name
     other = TransformersBackbone(backbone.model, backbone.tokenizer)
     assert other.fingerprint == name
     config.rope_theta = 5e5

@@ -14,8 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from memwrite import MemoryState, StateSpec
-from memwrite.checkpoints import state_file as storage
+from memwrite.checkpoints.formats import FORMAT, REQUIRES, Header, StoredSpec
+from memwrite.checkpoints.formats.v2 import DTYPES
 from memwrite.checkpoints.state_file import StateFile, load_state, save_state
+from memwrite.config import PartConfig
 from memwrite.errors import StorageError
 
 
@@ -27,14 +29,15 @@ def file() -> StateFile:
         "a": torch.arange(6.0).reshape(1, 2, 3).bfloat16(),
         "b": torch.tensor([7.0]).bfloat16(),
     }
-    header = storage.Header(
-        storage.FORMAT,
-        storage.StoredSpec.of(spec),
+    header = Header(
+        FORMAT,
+        REQUIRES,
+        StoredSpec.of(spec),
         "gpt2-0123",
         {"type": "gpt2", "params": {"n_embd": 32}},
         0,
-        storage.PartConfig("r"),
-        storage.PartConfig("w"),
+        PartConfig("r"),
+        PartConfig("w"),
         "2030-01-01",
         "0",
     )
@@ -179,7 +182,7 @@ def test_any_state_comes_back(
     path = tmp_path_factory.getbasetemp() / "any.st"
     names = data.draw(st.lists(st.text("ab.é_ ", min_size=1, max_size=4), unique=True, max_size=3))
     shapes = {name: tuple(data.draw(st.lists(st.integers(0, 3), max_size=3))) for name in names}
-    dtype = data.draw(st.sampled_from([getattr(torch, name) for name in storage._DTYPES]))
+    dtype = data.draw(st.sampled_from([getattr(torch, name) for name in DTYPES]))
     rows = data.draw(st.integers(0, 3))
     spec = StateSpec("own kind", shapes, (1,), dtype, data.draw(st.booleans()))
     draw = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
@@ -191,7 +194,7 @@ def test_any_state_comes_back(
             values = values.nan_to_num(0, 1, 0)
         tensors[name] = values.to(dtype)
     state = MemoryState(spec, tensors)
-    save_state(path, StateFile(replace(file.header, spec=storage.StoredSpec.of(spec)), state))
+    save_state(path, StateFile(replace(file.header, spec=StoredSpec.of(spec)), state))
     again = load_state(path)
     assert again.state.spec == spec
     assert again.weights == {}

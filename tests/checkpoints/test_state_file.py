@@ -214,7 +214,9 @@ def test_headers_never_reach_the_environment(
 
 LIES: list[Callable[[dict[str, Any]], Any]] = [
     lambda header: header.update(format="1"),
-    lambda header: header.update(format=2),
+    lambda header: header.update(format=1),
+    lambda header: header.update(format=3, requires=3),
+    lambda header: header.update(requires="2"),
     lambda header: header.update(format=None),
     lambda header: header.pop("format"),
     lambda header: header.pop("spec"),
@@ -228,9 +230,12 @@ LIES: list[Callable[[dict[str, Any]], Any]] = [
     lambda header: header["spec"].update(dtype="int8"),
     lambda header: header["spec"].update(dtype="Tensor"),
     lambda header: header["spec"].update(layers="all"),
-    lambda header: header["spec"].update(shapes={"mean": [3, -32]}),
-    lambda header: header["spec"].update(shapes={"mean": [3, "32"], "more": [1]}),
-    lambda header: header["spec"].update(shapes={}),
+    lambda header: header["spec"]["tensors"]["mean"].update(shape=[3, -32]),
+    lambda header: header["spec"]["tensors"]["mean"].update(shape=[3, "x"]),
+    lambda header: header["spec"]["tensors"]["mean"].update(dtype="int8"),
+    lambda header: header["spec"]["tensors"]["mean"].update(dtype="Tensor"),
+    lambda header: header["spec"]["tensors"].update(mean=[3, 32]),
+    lambda header: header["spec"].update(tensors={}),
     lambda header: header["spec"].update(kind="prefix"),
     lambda header: header.update(backbone={}),
     lambda header: header.update(backbone={"type": "gpt2", "params": {"n_embd": -1}}),
@@ -392,3 +397,32 @@ def test_keys_and_values_of_every_dtype_come_back(tmp_path: Path, dtype: str) ->
         assert loaded.spec == state.spec
         for key, tensor in state.tensors.items():
             assert torch.equal(loaded[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        ("mask", {"dtype": "float32"}, "'mask' of a 'keyvalue' state is torch.bool"),
+        ("keys", {"per_layer": False}, "'keys' of a 'keyvalue' state is per layer"),
+    ],
+)
+def test_a_kind_is_held_to_its_dtypes_and_layers(
+    tmp_path: Path, name: str, change: dict[str, Any], reason: str
+) -> None:
+    """Also where header and tensors agree: its readers count on them."""
+    memory = Memory.from_config(
+        {
+            "backbone": MODELS["llama"],
+            "writer": {"name": "full-context"},
+            "reader": {"name": "key-value"},
+        }
+    )
+    path = tmp_path / "doc.st"
+    memory.save(memory.write("abc").state, path)
+    header, tensors = container.unpack(path.read_bytes(), str(path))
+    header["spec"]["tensors"][name].update(change)
+    if "dtype" in change:
+        tensors[f"state.{name}"] = tensors[f"state.{name}"].float()
+    path.write_bytes(container.pack(json.dumps(header), tensors, str(path)))
+    with pytest.raises(StorageError, match=reason):
+        Memory.load(path)

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -30,7 +31,7 @@ from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.stores import Store
 from memwrite.stores import ingest as writing
 from memwrite.stores.documents import Document
-from memwrite.stores.ingest import MOST_BYTES, plan, write_documents
+from memwrite.stores.ingest import MAX_BATCH_BYTES, plan, write_documents
 
 FORK = multiprocessing.get_context("fork")
 CONFIG = {
@@ -208,6 +209,71 @@ def test_what_cannot_begin_says_so(tmp_path: Path) -> None:
         assert "either --context" in done.stderr
 
 
+def _feed(fifo: Path, data: bytes) -> None:
+    with fifo.open("wb") as pipe:
+        pipe.write(data)
+
+
+def test_a_stream_is_read_once_and_whole(tmp_path: Path) -> None:
+    """As with `--input <(zcat docs.jsonl.gz)`: counting its lines first would eat them."""
+    path, fifo, config = (tmp_path / name for name in ("docs.jsonl", "fifo", "config.yaml"))
+    data = lines(path, TEXTS).read_bytes()
+    config.write_text(yaml.safe_dump(CONFIG))
+    os.mkfifo(fifo)
+    feeder = Thread(target=_feed, args=(fifo, data))
+    feeder.start()
+    words = ["write", str(config), "--input", str(fifo), "--out", str(tmp_path / "s.db")]
+    done = CliRunner().invoke(main, [*words, "--json"])
+    feeder.join()
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["written"] == len(TEXTS)
+    written(path, tmp_path / "whole.db")
+    assert states(tmp_path / "s.db").keys() == states(tmp_path / "whole.db").keys()
+
+
+def test_processes_do_not_share_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    PartialState(cpu=True)
+    monkeypatch.setitem(PartialState._shared_state, "num_processes", 2)
+    with pytest.raises(InputError, match="is a stream, which 2 processes cannot share"):
+        written(tmp_path / "fifo", tmp_path / "s.db")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--days", "1e10"], "--days 1e+10 is not a number of days"),
+        (["--days", "inf"], "--days inf is not a number of days"),
+        (["--days", "nan"], "--days nan is not a number of days"),
+        (["--days", "9e6"], "beyond the year 9999"),
+        (["--input", "none.jsonl"], "'none.jsonl' cannot be read"),
+        (["--input", "."], "'.' cannot be read: it is a folder"),
+    ],
+)
+def test_bad_values_are_refused_before_a_store_is_made(
+    tmp_path: Path, option: list[str], message: str
+) -> None:
+    path, config, place = (tmp_path / name for name in ("docs.jsonl", "config.yaml", "s.db"))
+    lines(path, TEXTS)
+    config.write_text(yaml.safe_dump(CONFIG))
+    words = ["write", str(config), "--input", str(path), "--out", str(place)]
+    done = CliRunner().invoke(main, [*words, *option])
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert message in done.stderr
+    assert not place.exists()
+
+
+def test_the_documents_are_not_the_store(tmp_path: Path) -> None:
+    path, config = lines(tmp_path / "docs.jsonl", TEXTS), tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    before = path.read_bytes()
+    words = ["write", str(config), "--input", str(path), "--out", str(path)]
+    done = CliRunner().invoke(main, words)
+    assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
+    assert "name another file with --out" in done.stderr
+    assert path.read_bytes() == before
+
+
 @given(
     st.lists(st.integers(1, 3000), min_size=1, max_size=200),
     st.integers(1, 70),
@@ -221,7 +287,7 @@ def test_every_document_is_in_one_batch(sizes: list[int], batch_size: int) -> No
     for batch in batches:
         longest = max(len(d.text) for d in batch)
         assert len(batch) <= batch_size
-        assert len(batch) == 1 or len(batch) * longest <= MOST_BYTES
+        assert len(batch) == 1 or len(batch) * longest <= MAX_BATCH_BYTES
     assert batches == [*plan(documents[::-1], batch_size)]
 
 

@@ -23,7 +23,7 @@ from support import MODELS
 from memwrite import Memory, MemoryState
 from memwrite.errors import InputError, StorageError
 from memwrite.stores import Store
-from memwrite.stores.store import source_digest
+from memwrite.stores.store import text_digest
 
 CONFIG = {
     "backbone": MODELS["llama"],
@@ -72,7 +72,7 @@ class Stored(RuleBasedStateMachine):
     @rule(keys=st.lists(KEYS, unique=True, min_size=1, max_size=3))
     def put_rows(self, keys: list[str]) -> None:
         rows = MemoryState.stack([some(n) for n in range(len(keys))])
-        self.store.put_rows(keys, MEMORY, rows, sources=keys)
+        self.store.put_rows(keys, MEMORY, rows, texts=keys)
         self.held |= {key: (number, False) for number, key in enumerate(keys)}
 
     @rule(key=KEYS)
@@ -127,10 +127,10 @@ def test_where_a_memory_came_from_is_told_and_its_text_is_not(place: str, tmp_pa
     secret = "the launch code is 7361"
     written = MEMORY.write(secret)
     with Store(place) as store:
-        store.put("doc", MEMORY, written.state, source=secret, lifetime=timedelta(days=1))
+        store.put("doc", MEMORY, written.state, text=secret, lifetime=timedelta(days=1))
         told = store.provenance("doc")
         file = store.file("doc")
-    assert told["source"] == source_digest(secret)
+    assert told["text_digest"] == text_digest(secret)
     assert told["writer"] == {"name": "gradient", "params": {"slots": 2}}
     assert told["fingerprint"] == MEMORY.backbone.fingerprint
     assert told["writer_fingerprint"] == MEMORY.writer_fingerprint != ""
@@ -238,6 +238,52 @@ def test_another_database_is_no_store(tmp_path: Path) -> None:
         connection.execute("CREATE TRIGGER t AFTER DELETE ON memories BEGIN SELECT 1; END")
     with pytest.raises(StorageError, match="not a store of memories"):
         Store(ours)
+
+
+def test_a_newer_schema_is_used_where_it_only_adds(tmp_path: Path) -> None:
+    """Columns that may be left empty, tables and indices; a major version is refused."""
+    path = tmp_path / "s.db"
+    with Store(path) as store:
+        store.put("a", MEMORY, some(1))
+    with sqlite3.connect(path) as connection:
+        connection.execute("ALTER TABLE memories ADD COLUMN tags TEXT")
+        connection.execute("CREATE TABLE owners (name TEXT) STRICT")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 0x201")
+    with Store(path) as store:
+        store.put("b", MEMORY, some(2))
+        for number, key in enumerate("ab", 1):
+            assert torch.equal(store.get(key, MEMORY)["memory"], some(number)["memory"])
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TRIGGER t AFTER DELETE ON memories BEGIN SELECT 1; END")
+    with pytest.raises(StorageError, match="not a store of memories"):
+        Store(path)
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 2")
+    with pytest.raises(StorageError, match=r"store of version 2, .* install a newer memwrite"):
+        Store(path)
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+def test_what_a_store_holds_is_its_owners_alone(kind: str, tmp_path: Path) -> None:
+    """The database and its log, and each record of a folder, whatever the umask says."""
+    old = os.umask(0)
+    try:
+        with Store(PLACES[kind](tmp_path)) as store:
+            store.put("a", MEMORY, some(1))
+            modes = [p.stat().st_mode & 0o777 for p in tmp_path.rglob("*") if p.is_file()]
+    finally:
+        os.umask(old)
+    assert modes == [0o600] * (3 if kind == "sqlite" else 2)
+
+
+def test_a_lifetime_beyond_the_calendar_is_refused(tmp_path: Path) -> None:
+    with Store(tmp_path / "s.db") as store:
+        with pytest.raises(InputError, match="beyond the year 9999"):
+            store.put("a", MEMORY, some(1), lifetime=timedelta.max)
+        assert store.size().memories == 0
 
 
 def test_places_that_cannot_be_used_are_told_in_a_sentence(tmp_path: Path) -> None:
