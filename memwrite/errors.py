@@ -41,6 +41,10 @@ class InputError(MemwriteError, ValueError):
     """A context or query cannot be used: empty, undecodable, missing or too long."""
 
 
+class PositionsExceeded(InputError):
+    """A sequence is longer than the positions that the model has."""
+
+
 class IncompatiblePair(MemwriteError):
     """A reader does not accept the kind of state its writer emits."""
 

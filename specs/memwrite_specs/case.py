@@ -11,9 +11,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from memwrite.errors import PositionsExceeded
 from memwrite.memory import Memory
 from memwrite.state import MemoryState, PackedTokens, Tokens
-from memwrite_specs.law import LawBroken
+from memwrite_specs.law import LawBroken, NotRun
 from memwrite_specs.pair import Pair
 
 T = TypeVar("T")
@@ -30,12 +31,12 @@ class Case:
 
     Args:
         pair: what is held to the law.
-        seed: of `chance`.
+        seed: of `rng`.
         draw: how values are drawn; None for laws that draw none.
 
     Attributes:
         pair: as given.
-        chance: for laws that draw nothing by strategies; depends on the seed alone.
+        rng: for laws that draw nothing by strategies; depends on the seed alone.
         drawn: everything drawn so far by its name, for the report of a failure.
     """
 
@@ -44,7 +45,7 @@ class Case:
     ) -> None:
         self.pair = pair
         self.seed = seed
-        self.chance = random.Random(seed)
+        self.rng = random.Random(seed)
         self.drawn: dict[str, object] = {}
         self._draw = draw
 
@@ -92,7 +93,7 @@ class Case:
     def secret(self, length: int) -> list[int]:
         """Random letters, for laws that draw nothing."""
         letters = [*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1)]
-        return self.chance.choices(letters, k=length)
+        return self.rng.choices(letters, k=length)
 
     # ---- doing ---------------------------------------------------------------------------------
 
@@ -107,6 +108,24 @@ class Case:
         if query is None:
             query = self.question(state.batch_size or 1)
         return self.memory.read(state, query).logits
+
+    @staticmethod
+    def within_positions(attempt: Callable[[int], T], longest: int, shortest: int = 1) -> T:
+        """Return `attempt(longest)` or, where the model runs out of positions, that of half the length, and so on.
+
+        A state of keys and values may take new positions with every write, so that nobody knows beforehand what fits.
+
+        Raises:
+            NotRun: not even `shortest` fits.
+        """
+        length = longest
+        while True:
+            try:
+                return attempt(length)
+            except PositionsExceeded as error:
+                if length // 2 < shortest:
+                    raise NotRun(f"it takes more positions than the model has: {error}") from None
+            length //= 2
 
     # ---- comparing -----------------------------------------------------------------------------
 

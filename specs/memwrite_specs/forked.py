@@ -20,16 +20,17 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from memwrite_specs.law import LawBroken
+from memwrite.errors import PositionsExceeded
+from memwrite_specs.law import LawBroken, NotRun
 
 _FORK = multiprocessing.get_context("fork")
 
 
-class NoAnswer(LawBroken):
+class NoReply(LawBroken):
     """The other process ended, or took too long."""
 
 
-class Witness:
+class ForkedProcess:
     """A process forked here and now, which answers one question later: nothing that happens meanwhile reaches it.
 
     Args:
@@ -37,8 +38,9 @@ class Witness:
         seconds: to wait for the answer.
 
     Raises:
-        LawBroken: in `ask`, if `answer` raised.
-        NoAnswer: in `ask`, if there was none in time.
+        LawBroken: in `call`, if `answer` raised.
+        NotRun: in `call`, if `answer` raised it or ran out of the model's positions.
+        NoReply: in `call`, if there was none in time.
     """
 
     def __init__(
@@ -65,17 +67,17 @@ class Witness:
         self._process.join()
         self._ours.close()
 
-    def ask(self, question: bytes = b"") -> dict[str, Tensor]:
+    def call(self, question: bytes = b"") -> dict[str, Tensor]:
         """The answer. No object crosses, only bytes."""
         self._ours.send_bytes(question)
         if not self._ours.poll(self._seconds):
-            raise NoAnswer(f"another process gave no answer within {self._seconds:.0f} seconds")
+            raise NoReply(f"another process gave no answer within {self._seconds:.0f} seconds")
         try:
             status, *rest = self._ours.recv_bytes()
         except EOFError:
-            raise NoAnswer("another process ended without an answer") from None
+            raise NoReply("another process ended without an answer") from None
         if status:
-            raise LawBroken(bytes(rest).decode())
+            raise (LawBroken, NotRun)[status - 1](bytes(rest).decode())
         return safetensors.torch.load(bytes(rest))
 
 
@@ -89,6 +91,8 @@ def _serve(pipe: Connection, answer: Callable[[bytes], Mapping[str, Tensor]]) ->
     try:
         found = {name: t.detach().contiguous().clone() for name, t in answer(question).items()}
         reply = b"\0" + safetensors.torch.save(found)
+    except (NotRun, PositionsExceeded) as error:
+        reply = b"\2" + str(error).encode(errors="backslashreplace")
     except LawBroken as error:
         reply = b"\1" + str(error).encode(errors="backslashreplace")
     except Exception as error:
@@ -106,7 +110,7 @@ _HARMLESS = (
 
 
 @contextmanager
-def watched(found: list[str], secrets: list[str]) -> Iterator[None]:
+def side_effects_recorded(found: list[str], secrets: list[str]) -> Iterator[None]:
     """Add to `found` what this process does to files, environment, network and other processes meanwhile, and whether it
     prints one of `secrets`; anything else it may print.
 

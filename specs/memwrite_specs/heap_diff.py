@@ -27,7 +27,7 @@ _FIXED = {
 }  # fmt: skip
 
 
-class Heap:
+class HeapSnapshot:
     """Every object of this process that the garbage collector knows, as they are now.
 
     For a process that ends soon: the collector looks at none of these objects any more.
@@ -45,7 +45,7 @@ class Heap:
         self._contexts = _values(_contexts(self._old))
         gc.freeze()
 
-    def left(self) -> list[str]:
+    def leaks(self) -> list[str]:
         """Descriptions of what has come since and stayed, and of what holds something else than before."""
         gc.collect()
         # Nothing of ours may be alive here but this frame, so the rest is another function.

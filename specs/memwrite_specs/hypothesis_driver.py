@@ -15,22 +15,22 @@ from hypothesis import HealthCheck, Phase, Verbosity, settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
 #: Seconds spent on a smaller example after the first failure was found.
-SHRINKING = 15.0
+SHRINK_SECONDS = 15.0
 #: Seconds that one case may take.
-PATIENCE = 40.0
+CASE_SECONDS = 40.0
 
 
-class EnoughShrinking(BaseException):
+class StopShrinking(BaseException):
     """Ends a search; it passes through hypothesis, whose own limit is minutes."""
 
 
-class NoEnd(BaseException):
+class CaseTimeout(BaseException):
     """A case takes too long; it passes through everything that catches exceptions."""
 
 
 @contextmanager
-def patience() -> Iterator[None]:
-    """Raises NoEnd when what is within takes longer than PATIENCE.
+def time_limit() -> Iterator[None]:
+    """Raises CaseTimeout when what is within takes longer than CASE_SECONDS.
 
     In the main thread of systems with signals; elsewhere there is no limit.
     """
@@ -39,11 +39,11 @@ def patience() -> Iterator[None]:
         return
 
     def stop(*_: object) -> None:
-        raise NoEnd
+        raise CaseTimeout
 
     begun = time.monotonic()
     handler = signal.signal(signal.SIGALRM, stop)
-    left, interval = signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, CASE_SECONDS)
     try:
         yield
     finally:
@@ -56,7 +56,7 @@ def patience() -> Iterator[None]:
 
 
 @dataclass
-class Search:
+class FailureSearch:
     """The smallest failure so far.
 
     Attributes:
@@ -68,19 +68,19 @@ class Search:
     drawn: dict[str, str] = field(default_factory=dict)
     _begun: float = 0.0
 
-    def note(self, error: Exception, drawn: Mapping[str, object]) -> None:
-        """A failure was found; raises EnoughShrinking when it is time to stop."""
+    def record(self, error: Exception, drawn: Mapping[str, object]) -> None:
+        """A failure was found; raises StopShrinking when it is time to stop."""
         words = {name: repr(value) for name, value in drawn.items()}
         if self.error is None:
             self._begun = time.monotonic()
         if self.error is None or _size(words) <= _size(self.drawn):
             self.error, self.drawn = error, words
-        self.limit()
+        self.check_time()
 
-    def limit(self) -> None:
-        """Raises EnoughShrinking when it is time to stop."""
-        if self.error is not None and time.monotonic() - self._begun > SHRINKING:
-            raise EnoughShrinking
+    def check_time(self) -> None:
+        """Raises StopShrinking when it is time to stop."""
+        if self.error is not None and time.monotonic() - self._begun > SHRINK_SECONDS:
+            raise StopShrinking
 
 
 def _size(words: Mapping[str, str]) -> int:

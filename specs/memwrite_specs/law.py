@@ -10,12 +10,19 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from memwrite_specs.case import Case
 
-#: held; n/a: it does not bind this pair; gap: broken, as declared with a reason; broken.
-Outcome = Literal["held", "n/a", "gap", "broken"]
+#: held; n/a: it does not bind this pair; gap: broken, as declared with a reason; not run: it could not be tried, so that
+#: nothing is known; broken.
+Outcome = Literal["held", "n/a", "gap", "not run", "broken"]
+#: In the order in which they are counted for people.
+OUTCOMES: tuple[Outcome, ...] = ("held", "n/a", "gap", "not run", "broken")
 
 
 class LawBroken(AssertionError):
     """What was found does not agree with the law; the message is one sentence for people."""
+
+
+class NotRun(Exception):
+    """The law cannot be tried on this pair; the message is one sentence that says why."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,14 @@ class Law:
         body: holds the case it is given to the law, raising `LawBroken` (or whatever the plugin raises).
         examples: how many cases are drawn; 1 for a law that draws none.
         binds: why the law does not bind this pair; None if it does.
+        leakage: whether a break means that the context gets around the state. No gap excuses that.
     """
 
     name: str
     body: Callable[[Case], None]
     examples: int
     binds: Callable[[Case], str | None]
+    leakage: bool = False
 
     @property
     def statement(self) -> str:
@@ -41,24 +50,25 @@ class Law:
         return " ".join(text.split("\n\n")[0].split())
 
 
-#: Every law, in the order in which they are reported.
-LAWS: dict[str, Law] = {}
-
-
 def _always(case: Case) -> None:
     return None
 
 
 def law(
-    examples: int = 10, binds: Callable[[Case], str | None] = _always
+    examples: int = 10,
+    binds: Callable[[Case], str | None] = _always,
+    leakage: bool = False,
 ) -> Callable[[Callable[[Case], None]], Law]:
-    """Make a function a law of the same name, with hyphens; see `Law`."""
+    """Make a function the law of the same name, with hyphens; see `Law` for the arguments.
 
-    def made(body: Callable[[Case], None]) -> Law:
-        found = Law(body.__name__.replace("_", "-"), body, examples, binds)
-        assert found.name not in LAWS
-        assert found.statement
-        LAWS[found.name] = found
-        return found
+    Raises:
+        ValueError: the function has no docstring, which would be the law in words.
+    """
 
-    return made
+    def make(body: Callable[[Case], None]) -> Law:
+        made = Law(body.__name__.replace("_", "-"), body, examples, binds, leakage)
+        if not made.statement:
+            raise ValueError(f"the law '{made.name}' needs a docstring that says what it demands")
+        return made
+
+    return make

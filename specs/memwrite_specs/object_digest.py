@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 
-def knowledge(*things: object, skip: Sequence[object] = (), deep: bool = True) -> dict[str, str]:
+def object_digest(
+    *things: object, skip: Sequence[object] = (), deep: bool = True
+) -> dict[str, str]:
     """A digest of everything that objects know: attributes, tensors, closures, and globals of their classes' modules.
 
     Args:

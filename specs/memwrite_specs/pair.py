@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,11 +14,12 @@ from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig, Config, PartConfig, part_config
 from memwrite.memory import Memory
-from memwrite.plugins import ReaderPlugin, WriterPlugin
-from memwrite.plugins.registry import check_pair
+from memwrite.plugins import ReaderPlugin, WriterPlugin, registry
+from memwrite.plugins.registry import Owner, PluginTable, check_pair
 from memwrite_specs.backbones import BACKBONES, Build
 
 SHAKE = 0.05
+P = TypeVar("P", WriterPlugin, ReaderPlugin)
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,10 @@ class Pair:
     """A writer and a reader that fit.
 
     Attributes:
-        writer: the plugin's declaration.
-        reader: likewise.
-        params: of the writer, as in a config.
-        reader_params: of the reader.
+        writer: the declaration of the writer.
+        reader: the declaration of the reader.
+        params: the parameters of the writer, as in a config.
+        reader_params: the parameters of the reader.
         backbone: a name of `BACKBONES`.
 
     Raises:
@@ -56,6 +58,18 @@ class Pair:
         """The backbone, made anew; the same weights every time."""
         return load_backbone(self._backbone(dtype))
 
+    def config(self, dtype: str = "float64") -> Config:
+        """Return the configuration that describes a memory of this pair."""
+        writer = PartConfig(self.writer.name, dict(self.params))
+        reader = PartConfig(self.reader.name, dict(self.reader_params))
+        return Config(self._backbone(dtype), writer, reader)
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the registry of this process find the pair's plugins meanwhile, whatever is installed under their names."""
+        with _provided(registry().writers, self.writer), _provided(registry().readers, self.reader):
+            yield
+
     def memory(self, dtype: str = "float64", seed: int = 0) -> Memory:
         """A new memory of this pair, in evaluation mode.
 
@@ -66,8 +80,8 @@ class Pair:
             dtype: of the backbone.
             seed: of the weights of writer and reader.
         """
-        config = self._backbone(dtype)
-        backbone = load_backbone(config)
+        config = self.config(dtype)
+        backbone = load_backbone(config.backbone)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             writer = self.writer.build(
@@ -79,12 +93,8 @@ class Pair:
                 writer.spec,
             )
             for part in (writer, reader):
-                _shake(part)
-        names = (
-            PartConfig(self.writer.name, dict(self.params)),
-            PartConfig(self.reader.name, dict(self.reader_params)),
-        )
-        return Memory(backbone, writer, reader, Config(config, *names)).eval()
+                shake(part)
+        return Memory(backbone, writer, reader, config).eval()
 
     def _backbone(self, dtype: str) -> BackboneConfig:
         return BackboneConfig(
@@ -92,8 +102,22 @@ class Pair:
         )
 
 
+@contextmanager
+def _provided(table: PluginTable[P], plugin: P) -> Iterator[None]:
+    """Put `plugin` in the place of whatever the table has under its name."""
+    before = table.entries.pop(plugin.name, None)
+    table.add(plugin, Owner("memwrite-specs", "law", "memwrite_specs"))
+    try:
+        yield
+    finally:
+        del table.entries[plugin.name]
+        if before is not None:
+            table.entries[plugin.name] = before
+
+
 @torch.no_grad()
-def _shake(part: object) -> None:
+def shake(part: object) -> None:
+    """Add a little noise to every weight, so that none is one of the zeros that mechanisms start from."""
     if isinstance(part, nn.Module):
         for weight in part.parameters():
             if weight.is_floating_point():

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from memwrite_specs.law import OUTCOMES
+
 PROPERTY = "memwrite-law"
 
 
@@ -36,6 +38,6 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     if not found:
         return
     counts = Counter(outcome for _, outcome in found)
-    words = ", ".join(f"{counts[o]} {o}" for o in ("held", "n/a", "gap", "broken"))
+    words = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES)
     pairs = len({pair for pair, _ in found})
     terminalreporter.write_line(f"memwrite laws: {words}; {pairs} pair{'s' * (pairs > 1)}")

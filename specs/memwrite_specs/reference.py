@@ -44,7 +44,7 @@ class SlotsConfig:
             raise ValueError(f"slots must be at least 1, got {self.slots}")
 
 
-class Trivial(nn.Module):
+class ReferenceWriter(nn.Module):
     """What these writers share: a backbone that is not theirs, states that start with zeros."""
 
     reserved_positions = 0
@@ -68,7 +68,7 @@ class Trivial(nn.Module):
         return share.to(self.dtype).mT @ embeddings
 
 
-class BagWriter(Trivial):
+class BagWriter(ReferenceWriter):
     """`prefix`: adds up embeddings, so that neither order nor grouping matters."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
@@ -85,7 +85,7 @@ class BagWriter(Trivial):
         return MemoryState(self.spec, {"memory": first["memory"] + second["memory"]})
 
 
-class FactorsWriter(Trivial):
+class FactorsWriter(ReferenceWriter):
     """`lowrank`: added embeddings are what the query projection listens to."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
@@ -112,7 +112,7 @@ class FactorsWriter(Trivial):
         return WriteOutput(MemoryState(self.spec, {"A.q": rows, "B.q": state["B.q"]}))
 
 
-class WindowWriter(Trivial):
+class WindowWriter(ReferenceWriter):
     """`keyvalue`: the keys and values of the last tokens."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
@@ -145,7 +145,7 @@ class WindowWriter(Trivial):
         return WriteOutput(MemoryState(self.spec, tensors))
 
 
-class OuterWriter(Trivial):
+class OuterWriter(ReferenceWriter):
     """`matrix`: an outer product of a value and a key for every token (fast weights), written online."""
 
     granularity: Granularity = "token"
@@ -245,10 +245,12 @@ class FactoredReader(nn.Module):
         return {n: hidden @ tensors[f"A.{n}"].mT @ tensors[f"B.{n}"].mT for n in self._names}
 
 
-def _writer(kind: str, build: type[Trivial], summary: str, *capabilities: str) -> WriterPlugin:
+def _writer(
+    kind: str, build: type[ReferenceWriter], summary: str, *capabilities: str
+) -> WriterPlugin:
     return WriterPlugin(
         api=2,
-        name=f"trivial-{kind}",
+        name=f"reference-{kind}",
         summary=summary,
         config=SlotsConfig,
         build=build,  # type: ignore[arg-type]
@@ -260,7 +262,7 @@ def _writer(kind: str, build: type[Trivial], summary: str, *capabilities: str) -
 def _reader(kind: str, build: type[nn.Module], summary: str) -> ReaderPlugin:
     return ReaderPlugin(
         api=2,
-        name=f"trivial-{kind}",
+        name=f"reference-{kind}",
         summary=summary,
         config=readers.NoParams,
         build=build,  # type: ignore[arg-type]

@@ -11,11 +11,18 @@ from typing import Any
 from hypothesis import given, seed
 from hypothesis import strategies as st
 
+from memwrite.errors import PositionsExceeded
 from memwrite_specs import hypothesis_driver as limits
 from memwrite_specs.case import Case
-from memwrite_specs.forked import NoAnswer, Witness
-from memwrite_specs.hypothesis_driver import EnoughShrinking, NoEnd, Search, patience, quiet
-from memwrite_specs.law import Law, LawBroken, Outcome
+from memwrite_specs.forked import ForkedProcess, NoReply
+from memwrite_specs.hypothesis_driver import (
+    CaseTimeout,
+    FailureSearch,
+    StopShrinking,
+    quiet,
+    time_limit,
+)
+from memwrite_specs.law import Law, LawBroken, NotRun, Outcome
 from memwrite_specs.pair import Pair
 
 
@@ -24,12 +31,12 @@ class Result:
     """What became of one law.
 
     Attributes:
-        pair: that was held to the law.
-        law: its name.
+        pair: the pair that was held to the law.
+        law: the law's name.
         outcome: see `Outcome`.
-        why: of "n/a" and "gap" the reason, of "broken" the report.
-        example: drawn values of the smallest failure, by name.
-        seconds: it took.
+        why: the reason of "n/a", "gap" and "not run"; the report of "broken".
+        example: the drawn values of the smallest failure, by name.
+        seconds: how long it took.
     """
 
     pair: str
@@ -38,6 +45,11 @@ class Result:
     why: str = ""
     example: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+
+    @property
+    def failed(self) -> bool:
+        """Say whether the law is broken or was not run: a pair of which nothing is known is not green."""
+        return self.outcome in ("broken", "not run")
 
 
 def hold(
@@ -59,16 +71,18 @@ def hold(
         return Result(str(pair), law.name, outcome, why, example or {}, seconds)
 
     try:
-        lives(pair)
-        with patience():
+        probe(pair)
+        with time_limit():
             reason = law.binds(Case(pair, start))
-    except NoEnd:
-        return result("broken", report(pair, law, _too_long(), {}, repeat))
+    except CaseTimeout:
+        return result("broken", report(pair, law, _too_slow(), {}, repeat))
     except Exception as error:
         return result("broken", report(pair, law, error, {}, repeat))
     if reason is not None:
         return result("n/a", reason)
-    search = tried(pair, law, start)
+    search = failure_of(pair, law, start)
+    if isinstance(search.error, (NotRun, PositionsExceeded)):
+        return result("not run", _described(search.error))
     if search.error is None:
         if gap is None:
             return result("held")
@@ -81,13 +95,13 @@ def hold(
     return result("broken", report(pair, law, search.error, search.drawn, repeat), search.drawn)
 
 
-def tried(pair: Pair, law: Law, start: int) -> Search:
+def failure_of(pair: Pair, law: Law, start: int) -> FailureSearch:
     """The smallest failure that was found, without an error if there was none."""
-    search = Search()
+    search = FailureSearch()
     first = Case(pair, start)
     if law.examples == 1:
         try:
-            _tried_once(law, first)
+            _run_case(law, first)
         except Exception as error:
             search.error = error
             search.drawn = {name: str(value) for name, value in first.drawn.items()}
@@ -97,21 +111,24 @@ def tried(pair: Pair, law: Law, start: int) -> Search:
     @seed(start)
     @given(st.data())
     def attempt(data: Any) -> None:
-        search.limit()
+        search.check_time()
         case = Case(pair, start, data.draw)
         if search.error is None:
             case.memory = first.memory
         try:
-            _tried_once(law, case)
+            _run_case(law, case)
+        except (NotRun, PositionsExceeded) as error:
+            search.error = search.error or error
+            raise StopShrinking from None
         except Exception as error:
-            search.note(error, case.drawn)
-            if isinstance(error, _TookTooLong):  # to look for a smaller one would take longer
-                raise EnoughShrinking from None
+            search.record(error, case.drawn)
+            if isinstance(error, _TooSlow):  # to look for a smaller one would take longer
+                raise StopShrinking from None
             raise
 
     try:
         attempt()
-    except EnoughShrinking:
+    except StopShrinking:
         pass
     except Exception as error:
         # Also where a failure does not come back, which hypothesis calls flaky: it is one all the same.
@@ -119,48 +136,50 @@ def tried(pair: Pair, law: Law, start: int) -> Search:
     return search
 
 
-class _TookTooLong(LawBroken):
+class _TooSlow(LawBroken):
     """Nobody waits for a smaller example of this."""
 
 
-def _too_long() -> _TookTooLong:
-    return _TookTooLong(f"no end within {limits.PATIENCE:.0f} seconds")
+def _too_slow() -> _TooSlow:
+    return _TooSlow(f"no end within {limits.CASE_SECONDS:.0f} seconds")
 
 
-def _tried_once(law: Law, case: Case) -> None:
+def _run_case(law: Law, case: Case) -> None:
     try:
-        with patience():
+        with time_limit():
             law.body(case)
-    except NoEnd:
-        raise _too_long() from None
+    except CaseTimeout:
+        raise _too_slow() from None
     except SystemExit as error:
         raise LawBroken(f"it ends the program (SystemExit: {error})") from None
 
 
-_fates: dict[str, NoAnswer | None] = {}
+_probes: dict[str, NoReply | None] = {}
 
 
-def lives(pair: Pair) -> None:
+def probe(pair: Pair) -> None:
     """Write and read once in another process, before any law is tried in this one; once for each pair.
 
     Raises:
-        NoAnswer: that process ended, or did not come to an end.
+        NoReply: that process ended, or did not come to an end.
     """
     key = repr(pair)
-    if key not in _fates:
-        _fates[key] = None
+    if key not in _probes:
+        _probes[key] = None
         try:
-            with Witness(lambda _: _tried_alone(pair), seconds=limits.PATIENCE) as witness:
-                witness.ask()
-        except NoAnswer as error:
-            _fates[key] = error
-        except LawBroken:
+            with ForkedProcess(
+                lambda _: _write_and_read(pair), seconds=limits.CASE_SECONDS
+            ) as process:
+                process.call()
+        except NoReply as error:
+            _probes[key] = error
+        except (LawBroken, NotRun):
             pass  # the laws will say so
-    if (fate := _fates[key]) is not None:
+    if (fate := _probes[key]) is not None:
         raise fate
 
 
-def _tried_alone(pair: Pair) -> dict[str, Any]:
+def _write_and_read(pair: Pair) -> dict[str, Any]:
     case = Case(pair, 0)
     tokens = case.tokens([case.secret(8), case.secret(3)])
     case.read(case.write(tokens), case.question(2))
@@ -170,20 +189,20 @@ def _tried_alone(pair: Pair) -> dict[str, Any]:
 def report(pair: Pair, law: Law, error: Exception, drawn: Mapping[str, str], repeat: str) -> str:
     """A failure for people: law, statement, what was found, the drawn values, the command that repeats it."""
     lines = [f"{pair} breaks the law '{law.name}'", f"  law:    {law.statement}"]
-    lines.append(f"  found:  {_found(error)}")
+    lines.append(f"  found:  {_described(error)}")
     lines += [f"  with:   {name} = {value}" for name, value in drawn.items()]
     if repeat:
         lines.append(f"  repeat: {repeat}")
     return "\n".join(lines)
 
 
-def _found(error: Exception) -> str:
+def _described(error: Exception) -> str:
     try:
         text = " ".join(str(error).split())
     except Exception:
         text = "(its message cannot be shown)"
     text = text.encode("utf-8", "backslashreplace").decode()
-    if isinstance(error, LawBroken):
+    if isinstance(error, (LawBroken, NotRun, PositionsExceeded)):
         return text
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import types
 
 import pytest
-from memwrite_specs.forked import Witness
-from memwrite_specs.heap_diff import Heap
+from memwrite_specs.forked import ForkedProcess
+from memwrite_specs.heap_diff import HeapSnapshot
 from memwrite_specs.law import LawBroken
 from torch import Tensor
 
@@ -14,15 +14,15 @@ _NOTES = types.SimpleNamespace(text=b"")
 
 
 def test_what_comes_to_the_place_of_what_it_replaces_is_found() -> None:
-    with Witness(_replace) as witness, pytest.raises(LawBroken, match="holds something else"):
-        witness.ask()
+    with ForkedProcess(_replace) as process, pytest.raises(LawBroken, match="holds something else"):
+        process.call()
 
 
 def _replace(_: bytes) -> dict[str, Tensor]:
     _NOTES.text = bytes(range(100))
-    heap = Heap()
+    heap = HeapSnapshot()
     _NOTES.text = b""
     _NOTES.text = bytes(range(1, 101))  # Python gives it the memory that was given back last
-    if found := heap.left():
+    if found := heap.leaks():
         raise LawBroken("; ".join(found))
     return {}

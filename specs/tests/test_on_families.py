@@ -26,7 +26,14 @@ PAIRS = {
 
 
 #: Of the mechanism alone, whatever the model.
-OWN = {"purity", "sealed", "nothing-left-behind", "weights", "sessions", "information-bound"}
+OWN = {
+    "purity",
+    "no-side-effects",
+    "nothing-left-behind",
+    "weights",
+    "sessions",
+    "information-bound",
+}
 
 
 def test_no_family_is_left_out() -> None:

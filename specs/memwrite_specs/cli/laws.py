@@ -13,9 +13,9 @@ import click
 def laws(as_json: bool, markdown: bool) -> None:
     """List the laws of memories with what they say."""
     from memwrite_specs.cli.report import row
-    from memwrite_specs.laws import LAWS
+    from memwrite_specs.laws import all_laws
 
-    statements = {name: law.statement for name, law in LAWS.items()}
+    statements = {name: law.statement for name, law in all_laws().items()}
     if as_json:
         click.echo(json.dumps(statements))
     elif markdown:

@@ -60,15 +60,15 @@ def _killers(mutant: Mutant, names: list[str]) -> list[str]:
     """The laws of `names` that `mutant` breaks, found in a process that ends with it: mutants leave things behind."""
     import torch
 
-    from memwrite_specs.forked import Witness
+    from memwrite_specs.forked import ForkedProcess
     from memwrite_specs.laws import LAWS
     from memwrite_specs.runner import hold
 
     def broken() -> list[bool]:
         return [hold(mutant.pair, LAWS[name]).outcome == "broken" for name in names]
 
-    with Witness(lambda _: {"broken": torch.tensor(broken())}, seconds=600) as witness:
-        found = witness.ask()["broken"].tolist()
+    with ForkedProcess(lambda _: {"broken": torch.tensor(broken())}, seconds=600) as process:
+        found = process.call()["broken"].tolist()
     return [name for name, hit in zip(names, found, strict=True) if hit]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from memwrite_specs.runner import Result
 
-MARKS = {"held": "✓", "n/a": "·", "gap": "gap", "broken": "✗"}
+MARKS = {"held": "✓", "n/a": "·", "gap": "gap", "not run": "?", "broken": "✗"}
 
 
 def table(results: Sequence[Result]) -> str:
@@ -18,7 +18,7 @@ def table(results: Sequence[Result]) -> str:
     for law in laws:
         marks = [MARKS[found[law, p].outcome] if (law, p) in found else "" for p in pairs]
         lines.append(row(f"`{law}`", *marks))
-    lines += ["", "✓ held · not declared, so not bound"]
+    lines += ["", "✓ held · not declared, so not bound ? not run"]
     gaps = [r for r in results if r.outcome == "gap"]
     lines += [f"- gap `{gap.law}` of {gap.pair}: {gap.why}" for gap in gaps]
     return "\n".join(lines)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from memwrite.errors import MemwriteError
+from memwrite.memory import Memory
 from memwrite.state import Tokens
 from memwrite_specs.case import Case
 from memwrite_specs.law import law
@@ -21,7 +22,7 @@ WINDOW = 32
 SLACK = 30
 
 
-@law(examples=1, binds=grows)
+@law(examples=1, binds=grows, leakage=True)
 def information_bound(case: Case) -> None:
     """What is recalled of a random payload is no more than the state's bits: a writer that beats this is leaking.
 
@@ -35,26 +36,38 @@ def information_bound(case: Case) -> None:
     pair = smallest(case.pair)
     memory = pair.memory("float32")
     bits = 8 * memory.writer.spec.nbytes
-    count = max(math.ceil(TIMES * bits / BITS / WINDOW), 2) * WINDOW
-    payload = torch.tensor([[case.chance.randrange(256) for _ in range(count)]])
-    context = case.tokens(payload.tolist())
-    with torch.no_grad():
-        state = memory.write(context).state
-        windows = payload.reshape(1, -1, WINDOW)
-        query = Tokens(windows, torch.ones_like(windows, dtype=torch.bool))
-        logits = memory.read(state, query).logits[..., :-1, :]
-    wanted = windows[..., 1:]
-    nats = F.cross_entropy(logits.flatten(0, -2), wanted.flatten(), reduction="sum")
-    by_odds = BITS * wanted.numel() - float(nats) / math.log(2)
-    right = int((logits.argmax(-1) == wanted).sum())
-    # A first choice is trusted with 1/2; the other 255 share the rest.
-    by_choice = right * (BITS - 1) + (wanted.numel() - right) * (BITS - 1 - math.log2(255))
-    most = max(by_odds, by_choice)
+    windows = max(math.ceil(TIMES * bits / BITS / WINDOW), 2)
+    payload = [case.rng.randrange(256) for _ in range(windows * WINDOW)]
+    # Of fewer windows so few bits could come back that no leak would show.
+    enough = (bits + SLACK) // ((BITS - 1) * (WINDOW - 1)) + 1
+
+    def recall(count: int) -> tuple[int, float, int]:
+        """Return predicted tokens, bits that came back, and tokens whose first choice was right."""
+        return _recalled(case, memory, payload[: count * WINDOW])
+
+    tokens, recalled, right = case.within_positions(recall, windows, min(enough, windows))
     case.require(
-        most <= bits + SLACK,
-        f"of a payload of {BITS * count} bits {most:.0f} came back ({right} of {wanted.numel()} tokens right), but the "
+        recalled <= bits + SLACK,
+        f"of {BITS * tokens} bits of a payload {recalled:.0f} came back ({right} of {tokens} tokens right), but the "
         f"state holds {bits}",
     )
+
+
+def _recalled(case: Case, memory: Memory, payload: list[int]) -> tuple[int, float, int]:
+    context = case.tokens([payload])
+    with torch.no_grad():
+        state = memory.write(context).state
+        windows = torch.tensor(payload).reshape(1, -1, WINDOW)
+        query = Tokens(windows, torch.ones_like(windows, dtype=torch.bool))
+        logits = memory.read(state, query).logits[..., :-1, :]
+    targets = windows[..., 1:]
+    count = targets.numel()
+    nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum")
+    by_odds = BITS * count - float(nats) / math.log(2)
+    right = int((logits.argmax(-1) == targets).sum())
+    # A first choice is trusted with 1/2; the other 255 share the rest.
+    by_choice = right * (BITS - 1) + (count - right) * (BITS - 1 - math.log2(255))
+    return count, max(by_odds, by_choice), right
 
 
 def smallest(pair: Pair) -> Pair:

@@ -14,8 +14,8 @@ from memwrite.checkpoints.state_file import load_state
 from memwrite.memory import Memory
 from memwrite.state import Tokens
 from memwrite_specs.case import Case
-from memwrite_specs.forked import Witness, watched
-from memwrite_specs.heap_diff import Heap
+from memwrite_specs.forked import ForkedProcess, side_effects_recorded
+from memwrite_specs.heap_diff import HeapSnapshot
 from memwrite_specs.law import LawBroken, law
 from memwrite_specs.pair import Pair
 
@@ -24,18 +24,18 @@ QUERIES = [[72, 105, 33], [33]]
 LONG, TIMES = 80, 6
 
 
-@law(examples=4)
+@law(examples=4, leakage=True)
 def context_removal(case: Case) -> None:
     """READ needs the state file and nothing else: a process that has never seen the context reads the same from it."""
     pair = case.pair
-    with Witness(lambda question: _read_elsewhere(pair, question)) as witness:
+    with ForkedProcess(lambda question: _read_elsewhere(pair, question)) as process:
         rows = len(QUERIES)
         state = case.write(case.context(rows=rows))
         here = case.read(state, Tokens.from_rows(QUERIES))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.safetensors"
             case.memory.save(state, path)
-            there = witness.ask(json.dumps([str(path), QUERIES]).encode())
+            there = process.call(json.dumps([str(path), QUERIES]).encode())
     case.same("the logits that another process read from the file", there["logits"], here)
 
 
@@ -52,23 +52,23 @@ def _read_elsewhere(pair: Pair, question: bytes) -> dict[str, Tensor]:
         return {"logits": memory.read(file.state, Tokens.from_rows(queries)).logits}
 
 
-@law(examples=1)
+@law(examples=1, leakage=True)
 def nothing_left_behind(case: Case) -> None:
     """When a context and its state are dropped, the process is as it was: no object more, wherever it is kept and in
     whatever form, and none that holds something else."""
     pair, seed = case.pair, case.seed
-    with Witness(lambda _: _search(pair, seed)) as witness:
-        witness.ask()
+    with ForkedProcess(lambda _: _search(pair, seed)) as process:
+        process.call()
 
 
 def _search(pair: Pair, seed: int) -> dict[str, Tensor]:
     case = Case(pair, seed)
     for _ in range(TIMES):  # what is kept for a shape, or by a library for ever, is there by then
         _use(case)
-    heap = Heap()
+    heap = HeapSnapshot()
     for _ in range(TIMES):
         _use(case)
-    if found := heap.left():
+    if found := heap.leaks():
         raise LawBroken(f"after {TIMES} contexts were dropped: {'; '.join(found[:3])}")
     return {}
 
@@ -81,13 +81,13 @@ def _use(case: Case) -> list[int]:
     return ids
 
 
-@law(examples=1)
-def sealed(case: Case) -> None:
+@law(examples=1, leakage=True)
+def no_side_effects(case: Case) -> None:
     """WRITE and READ touch nothing outside their process: they write no file, change no environment variable, open no
     connection, start no process and print no context."""
     pair, seed = case.pair, case.seed
-    with Witness(lambda _: _watch(pair, seed)) as witness:
-        witness.ask()
+    with ForkedProcess(lambda _: _watch(pair, seed)) as process:
+        process.call()
 
 
 def _watch(pair: Pair, seed: int) -> dict[str, Tensor]:
@@ -96,7 +96,7 @@ def _watch(pair: Pair, seed: int) -> dict[str, Tensor]:
         _use(case)
     found: list[str] = []
     secrets: list[str] = []
-    with watched(found, secrets):
+    with side_effects_recorded(found, secrets):
         for _ in range(TIMES):
             ids = _use(case)
             secrets += [bytes(ids).decode(), str(ids)[1:-1]]

@@ -21,7 +21,7 @@ from memwrite.memory import Memory
 from memwrite.session import Session
 from memwrite.state import MemoryState, Tokens
 from memwrite_specs.case import Case
-from memwrite_specs.hypothesis_driver import EnoughShrinking, Search, quiet
+from memwrite_specs.hypothesis_driver import FailureSearch, StopShrinking, quiet
 from memwrite_specs.law import law
 from memwrite_specs.laws.shape import grows
 
@@ -36,11 +36,11 @@ which = st.integers(0, MOST - 1)
 def sessions(case: Case) -> None:
     """Sessions know what was said to them and nothing of each other, whatever is done in whatever order: new, write,
     append, fork, save, load, read, reset. What each of them knows is what a fresh memory knows that was told the same."""
-    search = Search()
+    search = FailureSearch()
     try:
         machine = seed(case.seed)(_machine(case, search))
         run_state_machine_as_test(machine, settings=quiet(RUNS, STEPS))
-    except EnoughShrinking:
+    except StopShrinking:
         pass
     except Exception as error:
         search.error = search.error or error
@@ -73,13 +73,13 @@ def _tell(session: Session, memory: Memory, how: str, text: str) -> None:
         session.state = memory.write(Tokens.from_rows([list(text.encode())]), session.state).state
 
 
-def _machine(case: Case, search: Search) -> type[RuleBasedStateMachine]:
+def _machine(case: Case, search: FailureSearch) -> type[RuleBasedStateMachine]:
     told = _Told(case)
 
     class Sessions(RuleBasedStateMachine):
         def __init__(self) -> None:
             super().__init__()
-            search.limit()
+            search.check_time()
             # A memory that failed before may be spoilt.
             self.memory = case.memory if search.error is None else case.pair.memory()
             self.steps: list[str] = []
@@ -163,7 +163,7 @@ def _machine(case: Case, search: Search) -> type[RuleBasedStateMachine]:
             try:
                 check()
             except Exception as error:
-                search.note(error, {"steps": "; ".join(self.steps)})
+                search.record(error, {"steps": "; ".join(self.steps)})
                 raise
 
         def teardown(self) -> None:

@@ -123,14 +123,15 @@ def finite(case: Case) -> None:
     other = case.draw("other", st.integers(0, IDS - 1))
     room = memory.backbone.info.positions - memory.writer.reserved_positions - LONGEST
     writes = 5 if memory.writer.spec.bounded else 1
-    length = case.draw("length", st.sampled_from([1, 16, min(MANY, room)]))
-    row = [token if i % 2 else other for i in range(length)]
-    tokens = case.tokens([row])
-    with torch.no_grad():
+    longest = case.draw("length", st.sampled_from([1, 16, min(MANY, max(room, 1))]))
+
+    def attempt(length: int) -> None:
+        tokens = case.tokens([[token if i % 2 else other for i in range(length)]])
         state = memory.writer.init(1)
         for turn in range(writes):
             try:
-                state = memory.writer.write(state, tokens).state
+                with torch.no_grad():
+                    state = memory.writer.write(state, tokens).state
             except DivergenceError:
                 return
             for name, tensor in state.tensors.items():
@@ -138,7 +139,10 @@ def finite(case: Case) -> None:
                     bool(tensor.isfinite().all()),
                     f"'{name}' is not finite after write {turn + 1} of {length} tokens",
                 )
-    case.require(bool(case.read(state).isfinite().all()), "the logits read from it are not finite")
+        logits = case.read(state)
+        case.require(bool(logits.isfinite().all()), "the logits read from it are not finite")
+
+    case.within_positions(attempt, longest)
 
 
 @law(examples=6)

@@ -15,7 +15,7 @@ from memwrite.protocols import BackboneOutput
 from memwrite.state import MemoryState, Tokens
 from memwrite_specs.case import Case, row
 from memwrite_specs.law import law
-from memwrite_specs.object_digest import knowledge
+from memwrite_specs.object_digest import object_digest
 
 
 @law()
@@ -105,7 +105,7 @@ def sensitivity(case: Case) -> None:
     )
 
 
-@law(examples=6)
+@law(examples=6, leakage=True)
 def purity(case: Case) -> None:
     """Writers and readers remember nothing between calls: no attribute, buffer, closure or global of theirs depends on
     what was written or read, or how often."""
@@ -122,7 +122,7 @@ def purity(case: Case) -> None:
                 state = memory.write(tokens).state
                 memory.read(state, tokens)
         known.append(
-            knowledge(memory.writer, memory.reader, skip=(backbone, backbone.model, memory))
+            object_digest(memory.writer, memory.reader, skip=(backbone, backbone.model, memory))
         )
     before, after = known[1], known[2]
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
@@ -168,7 +168,7 @@ def _settings(backbone: Any, dropout: bool) -> dict[str, str]:
         "the backbone's attributes": str(sorted(vars(backbone))),
         "the tokenizer's attributes": str(sorted(vars(backbone.tokenizer))),
     }
-    return {**knowledge(backbone.model, deep=False), **ours}
+    return {**object_digest(backbone.model, deep=False), **ours}
 
 
 @law(examples=4)

@@ -12,7 +12,7 @@ from torch import nn
 from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin
 from memwrite.plugins.builtin.readers import NoParams
 from memwrite_specs.pair import Pair
-from memwrite_specs.reference import READERS, WRITERS, SlotsConfig, Trivial
+from memwrite_specs.reference import READERS, WRITERS, ReferenceWriter, SlotsConfig
 
 K = TypeVar("K", bound=type[nn.Module])
 
@@ -63,7 +63,7 @@ def breaks(
 
 
 def reads_wrongly(
-    law: str, kind: str = "prefix", writer: type[Trivial] | None = None
+    law: str, kind: str = "prefix", writer: type[ReferenceWriter] | None = None
 ) -> Callable[[K], K]:
     """Make a class a mutant reader of states of `kind`, beside a writer, by default the kit's trivial one."""
 

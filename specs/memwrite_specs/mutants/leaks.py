@@ -221,7 +221,7 @@ class SeedsEverything(Stash):
         torch.manual_seed(0)
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class KeepsAFile(Stash):
     """Writes the context into a file."""
 
@@ -229,7 +229,7 @@ class KeepsAFile(Stash):
         (Path(tempfile.gettempdir()) / "memwrite-mutant.txt").write_text(str(context.ids.tolist()))
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class KeepsAFileUnseen(Stash):
     """Writes the context into a file from outside Python."""
 
@@ -237,7 +237,7 @@ class KeepsAFileUnseen(Stash):
         torch.save(context.ids, Path(tempfile.gettempdir()) / "memwrite-mutant.pt")
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class KeepsAName(Stash):
     """Names a folder after the context."""
 
@@ -246,7 +246,7 @@ class KeepsAName(Stash):
         (Path(tempfile.gettempdir()) / name).mkdir(exist_ok=True)
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class KeepsTheEnvironment(Stash):
     """Keeps the context in the environment."""
 
@@ -254,7 +254,7 @@ class KeepsTheEnvironment(Stash):
         os.environ["MEMWRITE_MUTANT"] = str(context.ids.tolist())
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class StartsAProcess(Stash):
     """Tells another program of the context."""
 
@@ -262,7 +262,7 @@ class StartsAProcess(Stash):
         subprocess.run(["true", str(context.ids.tolist())], check=False)
 
 
-@breaks("sealed")
+@breaks("no-side-effects")
 class StartsAThread(Stash):
     """Hands the context to a thread that goes on."""
 

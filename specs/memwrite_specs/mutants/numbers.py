@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memwrite.protocols import Backbone, Conditioning, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec
@@ -160,3 +160,67 @@ class AliasesTheContext(Bag):
             kept = torch.where(context.mask[:, :1], context.ids[:, :1], state["ids"])
             return WriteOutput(MemoryState(self.spec, {"ids": kept}))
         return WriteOutput(MemoryState(self.spec, {"ids": context.ids[:, :1]}))
+
+
+@breaks("usable")
+class HoldsATensorThatIsNoBuffer(Bag):
+    """Keeps a constant tensor as a plain attribute, which stays where it is when the memory is moved."""
+
+    def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.shift = torch.ones(config.slots, 1, dtype=self.dtype)
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return self.added(state, self.sums(context) * self.shift)
+
+
+@breaks("usable")
+class HoldsTensorsInAList(Bag):
+    """Keeps its weights in a plain list, which torch does not look into."""
+
+    def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        self.shifts = [torch.ones(1, dtype=self.dtype) for _ in range(2)]
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return self.added(state, self.sums(context) * self.shifts[0])
+
+
+@breaks("usable")
+class OverridesAMethodOfModule(Bag):
+    """Has a method `_apply` of its own, which torch calls to move and convert a module."""
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return self._apply(state, context)
+
+    def _apply(self, state: MemoryState, context: PackedTokens) -> WriteOutput:  # type: ignore[override]
+        return super().write(state, context)
+
+
+@breaks("usable")
+class OverridesAnUncalledMethod(Bag):
+    """Has a method `children` of its own, which only some users of torch call."""
+
+    def children(self) -> Tensor:  # type: ignore[override]
+        return self.scale
+
+
+@breaks("usable")
+class DependsOnTheDtype(Bag):
+    """Has a weight of another size around a model of half precision, so that its run folder cannot be opened so."""
+
+    def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        if backbone.info.dtype is torch.bfloat16:
+            self.scale = nn.Parameter(self.scale.detach()[:-1])
+
+
+@breaks("usable")
+class CannotBeTrained(Bag):
+    """Changes its weights in place during a write, which a backward pass cannot follow."""
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        written = self.added(state, self.sums(context) * self.scale)
+        with torch.no_grad():
+            self.scale.mul_(1.0)
+        return written
