@@ -32,17 +32,22 @@ def assemble(folder: Path, version: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def insert(changelog: str, section: str) -> str:
+    """Return the changelog with the section before its first one."""
+    head, mark, rest = changelog.partition("\n## ")
+    return f"{head}\n{section}{mark}{rest}"
+
+
 def _fragments(folder: Path) -> list[Path]:
     return [path for path in sorted(folder.glob("*.md")) if path.name != "README.md"]
 
 
 def main(version: str) -> None:
-    """Put the section at the head of CHANGELOG.md, and delete the fragments."""
+    """Put the section before the latest one of CHANGELOG.md, and delete the fragments."""
     folder = Path(__file__).parent
     changelog = folder.parent / "CHANGELOG.md"
-    title, _, rest = changelog.read_text(encoding="utf-8").partition("\n\n")
-    section = assemble(folder, version)
-    changelog.write_text(f"{title}\n\n{section}\n{rest}", encoding="utf-8")
+    text = insert(changelog.read_text(encoding="utf-8"), assemble(folder, version))
+    changelog.write_text(text, encoding="utf-8")
     for path in _fragments(folder):
         path.unlink()
 

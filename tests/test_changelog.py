@@ -35,6 +35,12 @@ def test_fragments_become_a_section_by_kind(script: ModuleType, tmp_path: Path) 
     )
 
 
+def test_a_section_goes_before_the_latest_one(script: ModuleType) -> None:
+    before = "# Changelog\n\nAbout it.\n\n## 0.1\n\n- First.\n"
+    after = "# Changelog\n\nAbout it.\n\n## 0.2\n\n- Second.\n\n## 0.1\n\n- First.\n"
+    assert script.insert(before, "## 0.2\n\n- Second.\n") == after
+
+
 def test_unknown_kinds_and_no_fragments_are_refused(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no fragment"):
         script.assemble(tmp_path, "1.0")
