@@ -120,14 +120,10 @@ def fingerprint(config: Any, weights: Mapping[str, Tensor], tokenizer: Tokenizer
 
 def fingerprint_v1(config: Any, weights: Mapping[str, Tensor]) -> str:
     """Return the name that files of format 1 have for a backbone: over the whole config, and without the tokenizer."""
-    digest = hashlib.sha256()
     ignored = ("transformers_version", "dtype", "architectures", "_name_or_path")
     described = {k: v for k, v in config.to_dict().items() if k not in ignored}
-    digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-    for name, weight in sorted(weights.items()):
-        digest.update(name.encode())
-        digest.update(weight.detach().float().cpu().contiguous().numpy().data)
-    return f"{config.model_type}-{digest.hexdigest()[:32]}"
+    description = json.dumps(described, sort_keys=True, default=str)
+    return f"{config.model_type}-{digest_of(weights, description)}"
 
 
 def is_current(name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from memwrite.protocols import KeyValues
 from memwrite.state import MemoryState
+from memwrite.utils.hashing import exact_digest_of, versions_of
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class PrefillCache:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._lock = Lock()
-        self._held: OrderedDict[bytes, PrefillOutput] = OrderedDict()
+        self._held: OrderedDict[str, PrefillOutput] = OrderedDict()
         self._versions: object = None
 
     def __len__(self) -> int:
@@ -92,10 +92,7 @@ class PrefillCache:
             settings: whatever else changes its numbers; likewise.
             prefill: of any rows.
         """
-        versions = (
-            settings,
-            tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights),
-        )
+        versions = settings, versions_of(weights)
         keys = [_key(state, row) for row in range(state.batch_size or 0)]
         with self._lock:
             if versions != self._versions:
@@ -112,7 +109,7 @@ class PrefillCache:
                     self._keep(key, rows_at_hand[key])
         return _stacked([rows_at_hand[key] for key in keys])
 
-    def _keep(self, key: bytes, one: PrefillOutput) -> None:
+    def _keep(self, key: str, one: PrefillOutput) -> None:
         if key not in self._held:
             self._held[key] = one
             self.nbytes += one.nbytes
@@ -122,12 +119,9 @@ class PrefillCache:
             self.nbytes -= old.nbytes
 
 
-def _key(state: MemoryState, row: int) -> bytes:
-    digest = hashlib.sha256(repr(state.spec).encode())
-    for name in sorted(state.tensors):
-        numbers = state[name][row].detach().cpu().contiguous().reshape(-1)
-        digest.update(numbers.view(torch.uint8).numpy().data)
-    return digest.digest()
+def _key(state: MemoryState, row: int) -> str:
+    tensors = {name: tensor[row] for name, tensor in state.tensors.items()}
+    return exact_digest_of(repr(state.spec), tensors)
 
 
 def _stacked(parts: list[PrefillOutput]) -> PrefillOutput:

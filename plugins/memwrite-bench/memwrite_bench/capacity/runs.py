@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import Config, PartConfig, load_config, part_config, to_dict
@@ -17,6 +14,7 @@ from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
 from memwrite.plugins import registry
 from memwrite.tasks.kv import PairsConfig
+from memwrite.utils.hashing import exact_digest_of
 
 README, LOG = "README.md", "log.jsonl"
 BASELINES = ("full-context", "no-memory")
@@ -153,13 +151,8 @@ def fingerprint(memory: Memory, config: Config) -> str:
     described = to_dict(config)
     del described["training"]["out"], described["backbone"]["device"]
     text = json.dumps([described, memory.backbone.fingerprint], sort_keys=True)
-    digest = hashlib.sha256(text.encode())
-    for part in (memory.writer, memory.reader):
-        for name, tensor in sorted(part.state_dict().items()):
-            digest.update(name.encode())
-            numbers = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            digest.update(numbers.numpy().data)
-    return digest.hexdigest()[:32]
+    weights = (memory.writer.state_dict(), memory.reader.state_dict())
+    return exact_digest_of(text, *weights)[:32]
 
 
 def training_digest(log: Path) -> dict[str, Any] | None:
