@@ -48,11 +48,12 @@ def table(rows: list[Row], about: str) -> str:
     lines = [
         "# The benchmark of record",
         "",
-        "Made by `make bench`: every row is memwrite beside a baseline that did the same in the same run, in turn, one core but for the "
-        "documents; how many times as long the baseline took, median of the rounds and quartiles. \"Oracle\" is the loop "
-        "in this repository that a student can read, or where there is none the plain way through the graph; \"official code\" is the "
-        "authors' own, from checkouts that `MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest "
-        "difference between both results.",
+        "Each row compares memwrite with a baseline that did the same work in the same run, in turn, on one "
+        "core, except for the documents. \"Times as long\" is how many times as long the baseline took: the "
+        "median of the rounds, with quartiles. \"Oracle\" is the plain loop in this repository or, where there "
+        "is none, the plain way through the graph. \"Official code\" is the authors' own, from checkouts that "
+        "`MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest difference "
+        "between the two results. `make bench` made this page.",
         "",
         about,
         "",

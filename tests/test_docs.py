@@ -87,6 +87,14 @@ def test_every_hook_has_a_page() -> None:
     )
 
 
+def test_the_table_of_laws_is_todays() -> None:
+    """`memwrite laws --markdown` prints the rows of docs/laws.md."""
+    rows = re.findall(
+        r"^\| `(.*)` \| (.*) \|$", (ROOT / "docs" / "laws.md").read_text(), re.MULTILINE
+    )
+    assert rows == [(law.name, law.statement) for law in LAWS.values()]
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     """mkdocs looks at the links of docs/ alone."""
     for name in ("README.md", "models/README.md"):
