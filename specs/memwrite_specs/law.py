@@ -35,6 +35,7 @@ class Law:
         examples: how many cases are drawn; 1 for a law that draws none.
         binds: why the law does not bind this pair; None if it does.
         leakage: whether a break means that the context gets around the state. No gap excuses that.
+        pairing: whether it can be broken although writer and reader each keep it with another partner.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Law:
     examples: int
     binds: Callable[[Case], str | None]
     leakage: bool = False
+    pairing: bool = False
 
     @property
     def statement(self) -> str:
@@ -58,6 +60,7 @@ def law(
     examples: int = 10,
     binds: Callable[[Case], str | None] = _always,
     leakage: bool = False,
+    pairing: bool = False,
 ) -> Callable[[Callable[[Case], None]], Law]:
     """Make a function the law of the same name, with hyphens; see `Law` for the arguments.
 
@@ -66,7 +69,7 @@ def law(
     """
 
     def make(body: Callable[[Case], None]) -> Law:
-        made = Law(body.__name__.replace("_", "-"), body, examples, binds, leakage)
+        made = Law(body.__name__.replace("_", "-"), body, examples, binds, leakage, pairing)
         if not made.statement:
             raise ValueError(f"the law '{made.name}' needs a docstring that says what it demands")
         return made

@@ -150,15 +150,9 @@ def _params(overrides: Sequence[str]) -> tuple[dict[str, object], dict[str, obje
 
 
 def _bound(pair: Pair, names: Sequence[str]) -> list[BoundLaw]:
-    from memwrite.errors import ConfigError, did_you_mean
-    from memwrite_specs.laws import all_laws
     from memwrite_specs.pytest_binding import bind
 
-    laws = all_laws()
-    for name in names:
-        if name not in laws:
-            raise ConfigError(f"no law is called '{name}' ({did_you_mean(name, laws)})")
-    return [law for law in bind(pair) if not names or law.law.name in names]
+    return bind(pair, only=names or None)
 
 
 def _held(bound: BoundLaw, overrides: Sequence[str], seeds: Sequence[int]) -> Result:

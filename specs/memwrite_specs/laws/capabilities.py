@@ -95,7 +95,7 @@ def _scan_in_pieces(case: Case, writer: OnlineWriter) -> None:
             case.same(f"the reads of layer {layer} in two pieces", reads, whole.reads)
 
 
-@law(examples=6, binds=needs("online"))
+@law(examples=6, binds=needs("online"), pairing=True)
 def online_is_offline(case: Case) -> None:
     """Text that comes in pieces, its keys and values kept, is read and written as in one piece; with writing off the
     state stays as it is.

@@ -27,7 +27,7 @@ def grows(case: Case) -> str | None:
     )
 
 
-@law()
+@law(pairing=True)
 def contract(case: Case) -> None:
     """A state is what the plugin declares: the declared kind, tensors of the declared shapes and dtypes, nothing else."""
     memory = case.memory
@@ -145,7 +145,7 @@ def finite(case: Case) -> None:
     case.within_positions(attempt, longest)
 
 
-@law(examples=6)
+@law(examples=6, pairing=True)
 def round_trip(case: Case) -> None:
     """A state comes back from its file bit for bit, with its spec; moved, stacked and taken apart it stays the same."""
     state = case.write(case.context(rows=2))

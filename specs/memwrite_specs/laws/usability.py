@@ -21,7 +21,7 @@ from memwrite_specs.pair import shake
 ALLOWED = {"forward", "extra_repr"}
 
 
-@law(examples=1)
+@law(examples=1, pairing=True)
 def usable(case: Case) -> None:
     """A memory can be used as people use it: built from its config, moved to a device, saved as a run folder, opened from
     there in the same or another dtype, and trained.

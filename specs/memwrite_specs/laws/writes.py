@@ -83,7 +83,7 @@ def _remembers_nothing(case: Case) -> str | None:
     return "its state has no room for anything" if spec.bounded and not spec.floats else None
 
 
-@law(examples=1, binds=_remembers_nothing)
+@law(examples=1, binds=_remembers_nothing, pairing=True)
 def sensitivity(case: Case) -> None:
     """It does write: other contexts make other states, and the state makes a difference to what is read."""
     contexts = [Tokens.from_rows([case.secret(8)]) for _ in range(3)]
