@@ -18,7 +18,7 @@ OUTCOMES: tuple[Outcome, ...] = ("held", "n/a", "gap", "not run", "broken")
 
 
 class LawBroken(AssertionError):
-    """What was found does not agree with the law; the message is one sentence for people."""
+    """The pair breaks the law; the message is one sentence that says how."""
 
 
 class NotRun(Exception):
@@ -27,7 +27,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Law:
-    """A law.
+    """A demand on every pair, or on those that it binds.
 
     Attributes:
         name: words joined by hyphens.
@@ -47,7 +47,7 @@ class Law:
 
     @property
     def statement(self) -> str:
-        """The law in words: the first paragraph of its docstring."""
+        """Return the law in words: the first paragraph of its docstring."""
         text = inspect.cleandoc(self.body.__doc__ or "")
         return " ".join(text.split("\n\n")[0].split())
 

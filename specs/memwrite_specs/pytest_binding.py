@@ -149,7 +149,7 @@ def pair_of(
     reader_params: Mapping[str, Any] | None = None,
     backbone: str = "tiny",
 ) -> Pair:
-    """The pair that `conformance` holds to the laws; arguments and errors as there."""
+    """Return the pair that `conformance` holds to the laws; arguments and errors as there."""
     if isinstance(subject, Pair):
         return subject
     if isinstance(subject, ReaderPlugin):

@@ -51,7 +51,7 @@ class Scaffold:
 
     @property
     def variant(self) -> str | None:
-        """The folder of `VARIANTS` with its files; None for the template as it is."""
+        """Return the folder of `VARIANTS` with its files; None for the template as it is."""
         if self.role != "writer":
             return self.role
         if self.kind == "prefix":

@@ -67,8 +67,12 @@ def check(
             results.append(result)
             if not quiet and not law.blocked:
                 _show(result)
-        if not quiet and (blocked := sum(law.blocked for law in bound)):
-            click.echo(f"  not run  {blocked} other laws: the law 'contract' is broken")
+        blocked = [law for law in bound if law.blocked]
+        if blocked and not quiet:
+            click.echo(f"  not run  {len(blocked)} other laws: the law 'contract' is broken")
+            contract = blocked[0].contract
+            if contract not in bound and contract is not None and contract.result is not None:
+                click.echo("\n" + contract.result.why + "\n", err=True)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
     elif markdown:

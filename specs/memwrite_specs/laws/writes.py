@@ -150,7 +150,7 @@ def backbone_untouched(case: Case) -> None:
 
 
 def _settings(backbone: Any, dropout: bool) -> dict[str, str]:
-    """Everything of the language model and of the process that a memory could change; dropout draws numbers."""
+    """Describe all of the language model and the process that a memory could change; dropout draws random numbers."""
     drawn = "" if dropout else str(hash(torch.get_rng_state().numpy().tobytes()))
     ours = {
         "torch's random state": drawn,
