@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.argument("overrides", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every installed pair that fits.")
-@click.option("--reader", help="By default the kit's trivial one for the writer's kind of state.")
+@click.option("--reader", help="By default the kit's own reader of the writer's kind of state.")
 @click.option("--law", "names", multiple=True, help="Only this law; may be given many times.")
 @click.option(
     "--backbone",
