@@ -34,12 +34,10 @@ QUESTION, PAIRS, CONTEXTS = 8, 15, 128
 MODELS = Path("models")
 #: Of models that answer nearly all of them: the name, and pairs that it is asked for.
 TRAINED = (
-    ("gradmem-kv-k2-0", 8),
+    ("gradmem-kv-32-k1to5-0", 8),
     ("gradmem-kv-32-k1to5-0", 16),
     ("gradmem-kv-32-k1to5-0", 32),
     ("full-context-kv-h32-0", 8),
-    ("full-context-kv-32-0", 16),
-    ("full-context-kv-32-0", 32),
 )
 CONFIG = {
     "backbone": {

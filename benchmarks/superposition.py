@@ -1,7 +1,7 @@
 """What a memory can hold to which every character of a context is added on its own, as one gradient step adds them.
 
     python benchmarks/superposition.py
-    python benchmarks/superposition.py --run models/gradmem-kv-32-k1-0
+    python benchmarks/superposition.py --run models/gradmem-kv-32-k1to5-0
 
 The ideal: every character that could be the value's at a place has a random direction of its own, the memory is the sum of those that
 are there, and the character whose direction has the largest inner product with it is the answer. With `--run`, the directions that a trained writer

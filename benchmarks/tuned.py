@@ -2,7 +2,7 @@
 
     python benchmarks/tuned.py
 
-The model is models/gradmem-kv-16-k1-0, asked for every pair of 24 contexts. With and without run in processes of their own.
+The model is models/gradmem-kv-32-k1to5-0, asked for every pair of 24 contexts. With and without run in processes of their own.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from memwrite.tasks.kv import KvConfig, KvTask
 from memwrite.training.loss import training_loss
 from memwrite.utils.cpu import tuned_cpu
 
-MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-16-k1-0"
+MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-32-k1to5-0"
 BATCH = 24
 
 
 def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
     """CPU seconds; to be called in a fresh process."""
     torch.set_num_threads(1)
-    memory = Memory.from_config(MODEL).train()
+    one = ["writer.params.steps=1", "writer.params.most_steps=null"]
+    memory = Memory.from_config(MODEL, one).train()
     drawn = KvTask(KvConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     batch = collate([drawn[index] for index in range(BATCH)])["batch"]
 

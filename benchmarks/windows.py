@@ -2,7 +2,7 @@
 
     python benchmarks/windows.py
 
-The model is models/gradmem-kv-64-k3to5-0 with two steps and contexts longer than it was trained for. A training step asks for
+The model is models/gradmem-kv-64-k5-0 with two steps and contexts longer than it was trained for. A training step asks for
 every pair; a write is one of inference.
 """
 
@@ -22,7 +22,7 @@ from memwrite.tasks.kv import KvConfig, KvTask
 from memwrite.training.loss import training_loss
 from memwrite.utils.cpu import tuned_cpu
 
-MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-64-k3to5-0"
+MODEL = Path(__file__).parents[1] / "models" / "gradmem-kv-64-k5-0"
 POSITIONS = "backbone.params.max_position_embeddings=4096"
 BATCH = 4
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, overload
+from typing import Any, Self, cast, overload
 
 import torch
 from torch import Tensor, nn
 
 from memwrite import build
+from memwrite.backbones.generation import text_of
 from memwrite.backbones.segmentation import batch_segments, tokenize_segments
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
@@ -17,10 +18,11 @@ from memwrite.checkpoints import open as opening
 from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
 from memwrite.config import Config, load_config
-from memwrite.errors import InputError
+from memwrite.errors import ConfigError, InputError
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
+from memwrite.inference.read import evaluating
 from memwrite.plugins.registry import check_pair
 from memwrite.protocols import (
     Conditioning,
@@ -84,6 +86,25 @@ class Memory(nn.Module):
             f"Memory({writer}, reader '{config.reader.name}', {info.architecture} of {info.layers} layers and "
             f"width {info.hidden_size}, {str(info.dtype).removeprefix('torch.')} on {info.device})"
         )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move everything, but cast the backbone alone: writer and reader compute in the dtype of states.
+
+        Raises:
+            ConfigError: states would be of another dtype than those that writer and reader were built for.
+        """
+        info = self.backbone.info
+        dtype = fn(torch.empty(0, dtype=info.dtype, device=info.device)).dtype
+        if torch.promote_types(dtype, torch.float32) != info.state_dtype:
+            raise ConfigError(
+                f"this memory was built with states of {info.state_dtype}, which a backbone of {dtype} does not have: "
+                f"build it anew with backbone.dtype={str(dtype).removeprefix('torch.')}"
+            )
+        self.model._apply(fn, recurse)
+        for module in (self._modules["writer"], self.reader):
+            if module is not None:
+                module._apply(lambda tensor: _moved(tensor, fn), recurse)
+        return self
 
     @property
     def can_write(self) -> bool:
@@ -218,8 +239,7 @@ class Memory(nn.Module):
             InputError: a text is empty.
         """
         rows, granularity, end = [], self.granularity, self.backbone.info.eos_id
-        texts = [texts] if isinstance(texts, str) else texts
-        for text in texts:
+        for text in _texts(texts, "the context"):
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
             *earlier, last = tokenize_segments(self.backbone.tokenizer, text, granularity)
@@ -287,18 +307,23 @@ class Memory(nn.Module):
         Args:
             state: B memories.
             query: (B, T) or (B, Q, T); None starts from the memory itself.
-            options: options of `generate`; `max_new_tokens` is bounded by the model's positions.
+            options: options of transformers' `generate`, such as `num_beams`; nothing that a model's folder recommends
+                is in force. `max_new_tokens` is bounded by the model's positions.
 
         Returns:
             (B[, Q], T') ids, after the first end token filled up with end tokens. With
             `num_return_sequences` n, n rows in turn for each query, (B·Q·n, T').
+
+        Raises:
+            InputError: the query does not fit, or an option cannot be honoured.
         """
         if query is None:
             query = Tokens.from_rows([[]] * (state.batch_size or 1))
         query = self._fitting(state, query)
-        conditioning = self.condition(state)
-        prefilled = self._prefilled(state, conditioning)
-        new = reading.generate(self.backbone, conditioning, query, options, prefilled)
+        with evaluating(self.model):
+            conditioning = self.condition(state)
+            prefilled = self._prefilled(state, conditioning)
+            new = reading.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
 
@@ -313,12 +338,26 @@ class Memory(nn.Module):
         return conditioning
 
     def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> PrefillOutput | None:
-        """Return what the cache has of it, where there is one and no gradient could be lost in it."""
+        """Return what the cache has of it, where there is one and neither gradients nor dropout could be lost in it."""
         if self.prefills is None or torch.is_grad_enabled() or conditioning.prefix is None:
             return None
-        weights = [*self.model.state_dict().values(), *self.reader.state_dict().values()]
+        modules = [*self.model.modules(), *self.reader.modules()]
+        if any(module.training for module in modules):
+            return None
+        weights = [t for module in modules for t in module._parameters.values() if t is not None]
+        weights += [t for module in modules for t in module._buffers.values() if t is not None]
+        device = self.backbone.info.device.type
+        settings = (
+            repr(self.config.reader),
+            self.model.config._attn_implementation,
+            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+            torch.get_float32_matmul_precision(),
+        )
         return self.prefills.rows(
-            state, weights, lambda rows: reading.prefill(self.backbone, self.condition(rows))
+            state,
+            weights,
+            settings,
+            lambda rows: reading.prefill(self.backbone, self.condition(rows)),
         )
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
@@ -357,11 +396,41 @@ class Memory(nn.Module):
             options: as in `generate`.
 
         Raises:
-            InputError: there are more or fewer prompts than memories.
+            InputError: there are more or fewer prompts than memories, or an option asks for several answers to one.
         """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        tokenizer, end = self.backbone.tokenizer, self.backbone.info.eos_id
+        if options.get("num_return_sequences", 1) not in (1, None):
+            raise InputError(
+                "an answer is one sequence: leave num_return_sequences out, or call `generate`, which returns token ids"
+            )
+        prompts = _texts(prompt, "the prompt")
+        tokenizer, ends = self.backbone.tokenizer, self.backbone.info.end_ids
         rows = [tokenize_segments(tokenizer, p, "token")[0] if p else [] for p in prompts]
         new = self.generate(state, Tokens.from_rows(rows), **options).tolist() if rows else []
-        answers = [tokenizer.decode(row[: row.index(end)] if end in row else row) for row in new]
+        answers = [tokenizer.decode(text_of(row, ends)) for row in new]
         return answers[0] if isinstance(prompt, str) else answers
+
+
+def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return `fn(tensor)` in the dtype that the tensor has."""
+    probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
+    return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+
+
+def _texts(given: str | Sequence[str], what: str) -> Sequence[str]:
+    """Return the texts that were given, one or several.
+
+    Raises:
+        InputError: something else was given.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
+        raise InputError(
+            f"{what} must be a text or a list of texts, got a {type(given).__name__}: read a file first"
+        )
+    for text in given:
+        if isinstance(text, Mapping):
+            raise InputError(f"{what} must be a text, not chat messages: use a session for these")
+        if not isinstance(text, str):
+            raise InputError(f"{what} must be a list of texts, but holds a {type(text).__name__}")
+    return given

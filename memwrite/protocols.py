@@ -161,6 +161,7 @@ class BackboneInfo:
         positions: the longest sequence it can take.
         bos_id: id of the token that opens a text.
         eos_id: id of the token that closes a text.
+        end_ids: ids of all tokens that end an answer, `eos_id` first.
         dtype: dtype of its weights.
         device: device of its weights.
         double_backward: whether a gradient through it can be differentiated again.
@@ -181,6 +182,7 @@ class BackboneInfo:
     device: torch.device
     double_backward: bool
     ngram: int = 1
+    end_ids: tuple[int, ...] = ()
 
     @property
     def state_dtype(self) -> torch.dtype:
@@ -235,6 +237,7 @@ class Backbone(Protocol):
         *,
         past: KeyValues | None = None,
         corrections: Mapping[int, LayerAdapter] | None = None,
+        lengths: Tensor | None = None,
         use_cache: bool = False,
         observe: Callable[[LayerActivations], None] | None = None,
     ) -> BackboneOutput:
@@ -246,6 +249,8 @@ class Backbone(Protocol):
             embeddings: as `embed` gives them, or learned ones.
             past: keys and values that the new tokens attend to.
             corrections: layer -> adapter of its projections.
+            lengths: (B,), how many embeddings of each row are real, so that padding takes none of the model's positions;
+                by default all are.
             use_cache: return keys and values, those of padding included.
             observe: is called at every attention layer, in order, and may keep what it wants. Attention weights are
                 not handed over: compute those that are needed from queries and keys.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memwrite.backbones.generation import text_of, until_end
 from memwrite.backbones.segmentation import TextOrMessages, batch_segments, tokenize_segments
 from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import InputError
@@ -35,12 +36,20 @@ class Session:
         last: what the latest write gave back, for people to look at; None before it.
 
     Raises:
-        InputError: the memory cannot write and is asked to, or the state has several rows.
+        InputError: the memory cannot write and is asked to, the state has several rows, or an argument is of another
+            type.
     """
 
     def __init__(
         self, memory: Memory, state: MemoryState | None = None, read_only: bool = False
     ) -> None:
+        if not isinstance(memory, Memory):
+            raise InputError(f"a session needs a Memory, but was given a {type(memory).__name__}")
+        if state is not None and not isinstance(state, MemoryState):
+            raise InputError(
+                f"a session goes on from a MemoryState, but was given a {type(state).__name__}: "
+                f"use session.load for a file"
+            )
         if not memory.can_write and (state is None or not read_only):
             raise InputError(
                 "this memory was opened from a state file and can only read: give its state and read_only=True"
@@ -75,7 +84,8 @@ class Session:
         memory = self._memory
         asked = self._tokenize(said, answer=True)
         ids = batch_segments([asked], "token", memory.backbone.info.device).ids
-        options = {**options, "num_return_sequences": 1}
+        if options.get("num_return_sequences", 1) not in (1, None):
+            raise InputError("an answer is one sequence: leave num_return_sequences out")
         streaming = self._streaming()
         if self.read_only or streaming is None:
             query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -89,8 +99,7 @@ class Session:
                 )
             self._keep(done.written)
             answer = self._until_end(new)
-        end = memory.backbone.info.eos_id
-        return memory.backbone.tokenizer.decode(answer[:-1] if answer[-1] == end else answer)
+        return memory.backbone.tokenizer.decode(text_of(answer, memory.backbone.info.end_ids))
 
     def fork(self) -> Session:
         """Another session that goes on from this one's state."""
@@ -142,6 +151,4 @@ class Session:
         self.state, self.last = written.state, written
 
     def _until_end(self, new: Tensor) -> list[int]:
-        row: list[int] = new[0].tolist()
-        end = self._memory.backbone.info.eos_id
-        return row[: row.index(end) + 1] if end in row else row
+        return until_end(new[0].tolist(), self._memory.backbone.info.end_ids)

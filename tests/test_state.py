@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from memwrite import MemoryState, StateSpec, Tokens
 from memwrite.errors import ContractViolation
-from memwrite.state import KINDS
+from memwrite.state import KINDS, PackedTokens, StateKind, TensorSpec
 
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
 SHAPES = st.dictionaries(
@@ -236,3 +236,64 @@ def test_a_state_moves_without_changing() -> None:
     assert state.to("cpu")["b"] is state["b"]
     assert state.to("meta")["a"].device.type == "meta"
     assert MemoryState(StateSpec("empty", {}), {}).batch_size is None
+
+
+def test_axes_of_one_name_have_one_size() -> None:
+    kind = StateKind("axes", {"a": "L M", "b": "L M D"}, {"c": "D"}, {"c": torch.int64})
+    assert kind.sizes({"a": (2, 3), "b": (2, 3, 5)}) == {"L": 2, "M": 3, "D": 5}
+    with pytest.raises(ContractViolation, match="the axis M has 3 elements, but 4 in 'b'"):
+        kind.sizes({"a": (2, 3), "b": (2, 4, 5)})
+    with pytest.raises(ContractViolation, match="no tensor of it has the axes"):
+        StateKind("deaf", {"a": "L H Dk"}, recall=lambda tensors, queries: queries)
+
+
+def test_tensors_have_a_dtype_and_a_layer_axis_of_their_own() -> None:
+    """A declared kind says both for a tuple; a `TensorSpec` says them itself; any kind may have latent tensors."""
+    shapes = {
+        "keys": (1, 1, 3, 4), "values": (1, 1, 3, 4), "mask": (3,), "next_position": (),
+        "latent.counts": TensorSpec((1, 2), torch.int64), "latent.total": TensorSpec((2,), per_layer=False),
+    }  # fmt: skip
+    spec = StateSpec("keyvalue", shapes, (5,), torch.float64)
+    assert spec == StateSpec("keyvalue", dict(spec.tensors), (5,), torch.float64)
+    assert hash(spec) == hash(StateSpec("keyvalue", dict(spec.tensors), (5,), torch.float64))
+    state = spec.zeros(2)
+    dtypes = {name: tensor.dtype for name, tensor in state.tensors.items()}
+    assert dtypes["mask"] == torch.bool
+    assert dtypes["latent.counts"] == dtypes["next_position"] == torch.int64
+    assert dtypes["keys"] == dtypes["latent.total"] == torch.float64
+    assert {name: t.shape for name, t in state.layer(5).items()} == {
+        "keys": (2, 1, 3, 4), "values": (2, 1, 3, 4), "latent.counts": (2, 2)
+    }  # fmt: skip
+    with pytest.raises(ContractViolation, match="not for layer 0"):
+        state.layer(0)
+    with pytest.raises(ContractViolation, match="should begin with an axis of 1"):
+        StateSpec("own", {"a": TensorSpec((2, 4))}, (5,))
+    assert spec.nbytes == sum(t.numel() * t.element_size() for t in spec.zeros(1).tensors.values())
+
+
+@given(held(3), held(3), st.lists(st.booleans(), min_size=3, max_size=3))
+def test_states_are_mixed_row_by_row(one: MemoryState, two: MemoryState, rows: list[bool]) -> None:
+    if one.spec != two.spec:
+        with pytest.raises(ContractViolation, match="of one spec"):
+            one.where(torch.tensor(rows), two)
+        two = one.map(lambda tensor: tensor + 1)
+    mixed = one.where(torch.tensor(rows), two)
+    for name in one.tensors:
+        for row, first in enumerate(rows):
+            assert torch.equal(mixed[name][row], (one if first else two)[name][row])
+
+
+@given(batches())
+def test_packed_tokens_have_no_padding_before_a_real_token(tokens: Tokens) -> None:
+    gap = bool((tokens.mask[..., 1:] & ~tokens.mask[..., :-1]).any())
+    if gap:
+        with pytest.raises(ValueError, match=r"call Tokens\.packed"):
+            PackedTokens(tokens.ids, tokens.mask, tokens.segments)
+    packed = tokens.packed()
+    assert isinstance(packed, PackedTokens)
+    assert isinstance(packed.flat().columns(0, 1).clone(), PackedTokens)
+
+
+def test_a_state_prints_shortly() -> None:
+    state = StateSpec("prefix", {"memory": (3, 4)}).zeros(2)
+    assert repr(state) == "MemoryState(prefix: memory (2, 3, 4); 96 bytes)"

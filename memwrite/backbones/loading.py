@@ -10,6 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from memwrite.backbones import ngram_embedding
+from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
 from memwrite.backbones.tokenizers import Tokenizer, load_tokenizer
 from memwrite.backbones.transformers import TransformersBackbone, quiet
@@ -92,9 +93,10 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
                 dtype=getattr(torch, config.dtype),
                 output_loading_info=True,
                 use_safetensors=True,  # never pickles
+                trust_remote_code=False,
             )
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
-        reason = str(error) or type(error).__name__
+        reason = load_error(error)
         if os.path.isdir(source):
             what = "holds no model that can be loaded"
         else:
@@ -117,7 +119,10 @@ def _built(config: BackboneConfig, tokenizer: Tokenizer) -> Any:
     try:
         # Drawn in float32 whatever the dtype, so that one seed means one model.
         model = AutoModelForCausalLM.from_config(
-            described, attn_implementation=_attention(config), dtype=torch.float32
+            described,
+            attn_implementation=_attention(config),
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     except Exception as error:  # impossible sizes make transformers raise errors of every kind
         raise _undescribed(config, error) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import torch
@@ -40,11 +40,13 @@ def tokenize_segments(
         InputError: nothing is said, or it cannot be encoded.
     """
     cut = sentences if granularity == "sentence" else _whole
+    if not isinstance(said, (str, list, tuple)):
+        raise InputError(f"give a text or chat messages, not a {type(said).__name__}")
     try:
         if isinstance(said, str):
             found = [tokenizer.encode(piece) for piece in cut(said)]
         else:
-            if not all(message.keys() >= {"role", "content"} for message in said):
+            if not all(_is_message(message) for message in said):
                 raise InputError("a chat message is {'role': ..., 'content': ...}")
             found = tokenizer.chat(said, answer, cut) if said else []
     except UnicodeEncodeError as error:
@@ -53,6 +55,12 @@ def tokenize_segments(
     if not found:
         raise InputError("nothing is said: give a text or messages")
     return found
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, Mapping) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
+    )
 
 
 def _whole(text: str) -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from memwrite.backbones.remote_code import check_attention
 from memwrite.errors import ConfigError
 
 #: More layers than any model has; each is an object, whatever its width.
@@ -40,7 +41,7 @@ def check_numbers(params: Mapping[str, Any], where: str) -> None:
 def count_weights(described: PretrainedConfig) -> int:
     """The number of weights of the model that is described, without making them."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(described)
+        model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
     return sum(weight.numel() for weight in model.parameters())
 
 
@@ -56,10 +57,11 @@ def check_folder(folder: Path) -> None:
         return  # transformers says what is wrong with it
     if not isinstance(data, dict):
         return
+    check_attention(data, f"'{folder / 'config.json'}'")
     check_numbers(data, f"'{folder / 'config.json'}': ")
     held = _held(folder)
     try:
-        meant = count_weights(AutoConfig.from_pretrained(folder))
+        meant = count_weights(AutoConfig.from_pretrained(folder, trust_remote_code=False))
     except Exception:  # likewise
         return
     if meant > 2 * held + _SLACK:

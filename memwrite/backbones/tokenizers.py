@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
 
+from memwrite.backbones.remote_code import load_error
 from memwrite.errors import ConfigError, InputError
 
 START, END, UNKNOWN = "<|start|>", "<|end|>", "<|unknown|>"
@@ -96,6 +97,11 @@ class TransformersTokenizer:
         self.eos_id: int = end
         self.bos_id: int = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
+    @property
+    def wrapped(self) -> Any:
+        """The transformers tokenizer itself."""
+        return self._tokenizer
+
     def encode(self, text: str) -> list[int]:
         ids = self._ids(text)
         # The unknown token would stand for any text at all, and nobody would be told.
@@ -167,12 +173,13 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
     from transformers import AutoTokenizer
 
     try:
-        return TransformersTokenizer(AutoTokenizer.from_pretrained(source))
+        return TransformersTokenizer(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
     except ConfigError:
         raise
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
-        reason = str(error) or type(error).__name__
-        raise ConfigError(f"no tokenizer could be loaded from '{source}': {reason}") from None
+        raise ConfigError(
+            f"no tokenizer could be loaded from '{source}': {load_error(error)}"
+        ) from None
 
 
 def character_tokenizer() -> TransformersTokenizer:

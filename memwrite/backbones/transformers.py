@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from memwrite.backbones import attention_observer, ngram_embedding, rotary
+from memwrite.backbones import attention_observer, generation, ngram_embedding, rotary
+from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
 from memwrite.backbones.projection_hooks import (
     KEYWORD,
     AdapterCache,
@@ -59,7 +58,8 @@ class TransformersBackbone:
             config.hidden_size // config.num_attention_heads
         )
         self._head_dim = int(head_dim)
-        self._fingerprint = CachedDigest(self._hashed)
+        self._fingerprint = CachedDigest(lambda: fingerprint(config, model.state_dict(), tokenizer))
+        self._fingerprint_v1 = CachedDigest(lambda: fingerprint_v1(config, model.state_dict()))
         self._kv_heads = int(
             getattr(config, "num_key_value_heads", None) or config.num_attention_heads
         )
@@ -73,6 +73,7 @@ class TransformersBackbone:
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model only "
                 f"{config.vocab_size}: set backbone.params.vocab_size"
             )
+        generation.strip_recommendations(model)
         self.windows = Windows(config)
         query_width = config.num_attention_heads * self._head_dim
         kv_width = self._kv_heads * self._head_dim
@@ -97,6 +98,7 @@ class TransformersBackbone:
             positions=config.max_position_embeddings,
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
+            end_ids=generation.end_ids(self.model, self.tokenizer.eos_id),
             dtype=weight.dtype,
             device=weight.device,
             double_backward=self._attention == "eager",
@@ -121,6 +123,7 @@ class TransformersBackbone:
         *,
         past: KeyValues | None = None,
         corrections: Mapping[int, LayerAdapter] | None = None,
+        lengths: Tensor | None = None,
         use_cache: bool = False,
         observe: Callable[[LayerActivations], None] | None = None,
     ) -> BackboneOutput:
@@ -135,6 +138,10 @@ class TransformersBackbone:
         positions = steps if past is None else steps + past.next_position[:, None]
         # Without a past their number is known without a look at the tensor, which could not be compiled.
         used = length if past is None or not length else int(positions[:, -1].max()) + 1
+        if used > self.info.positions and lengths is not None:
+            # The longest row beside it is no limit of a row.
+            used = int((lengths + (0 if past is None else past.next_position)).max())
+            positions = positions.clamp(max=self.info.positions - 1)
         if used > self.info.positions:
             raise PositionsExceeded(
                 f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
@@ -161,12 +168,13 @@ class TransformersBackbone:
         kept = None
         if use_cache:
             layers = output.past_key_values.layers
-            new = torch.ones(batch, length, dtype=torch.bool, device=embeddings.device)
+            new = steps < (length if lengths is None else lengths[:, None])
+            count = new.sum(1)
             kept = KeyValues(
                 torch.stack([layer.keys for layer in layers], 1),
                 torch.stack([layer.values for layer in layers], 1),
                 new if past is None else torch.cat([past.mask, new], 1),
-                positions[:, -1] + 1,
+                count if past is None else past.next_position + count,
                 None if past is None or past.bias is None else F.pad(past.bias, (0, length)),
             )
         return BackboneOutput(output.last_hidden_state, kept)
@@ -216,20 +224,22 @@ class TransformersBackbone:
             past: what the rows have read before; for T = 0 without its last slot.
             last: for T = 0: (B, 1, D) embeddings of that last slot.
             corrections: as in `forward`.
-            options: of `generate`: max_new_tokens (needed), num_beams, do_sample, ...; of the values of
-                `cache_implementation`, "dynamic" and "static".
+            options: options of `generate`, checked by `check_options`; max_new_tokens is needed.
 
         Returns:
             (B · num_return_sequences, new tokens) ids, filled up with the end token.
+
+        Raises:
+            InputError: the options contradict each other.
         """
         copies = int(options.get("num_beams") or 1)
         if copies == 1 or options.get("do_sample"):
             copies = max(copies, int(options.get("num_return_sequences") or 1))
         batch, length = ids.shape
-        options = dict(options)
         room = (0 if past is None else past.mask.shape[1]) + (length or 1)
+        config = generation.generation_config(options, self.info.end_ids, self.tokenizer.eos_id)
         cache = self._new_cache(
-            options.pop("cache_implementation", None), room + options["max_new_tokens"]
+            options.get("cache_implementation"), room + options["max_new_tokens"]
         )
         # generate() repeats its inputs for beams and samples, but not a cache that it is handed.
         index = torch.arange(batch, device=ids.device).repeat_interleave(copies)
@@ -245,31 +255,31 @@ class TransformersBackbone:
             # Embeddings are expected for the cached part too, and cut off unread.
             blank = last.new_zeros(batch, cache.get_seq_length(), last.shape[-1])
             inputs = {"inputs_embeds": torch.cat([blank, last], 1)}
-        output: Tensor = self.model.generate(
-            **inputs,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            eos_token_id=self.tokenizer.eos_id,
-            pad_token_id=self.tokenizer.eos_id,
-            **options,
-        )
+        try:
+            output: Tensor = self.model.generate(
+                **inputs,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                generation_config=config,
+                **{name: options[name] for name in generation.ARGUMENTS & options.keys()},
+            )
+        except (InputError, ConfigError):
+            raise
+        except ValueError as error:
+            raise generation.refused(error) from None
         return output[:, length:]
 
     @property
     def fingerprint(self) -> str:
-        """Architecture and sha256 over its configuration and every weight, in float32."""
+        """The name of what computes: weights, architecture and tokenizer; see `backbones.fingerprint`."""
         return self._fingerprint.of(self.model.state_dict().values())
 
-    def _hashed(self) -> str:
-        digest = hashlib.sha256()
-        ignored = ("transformers_version", "dtype", "architectures", "_name_or_path")
-        described = {k: v for k, v in self._config.to_dict().items() if k not in ignored}
-        digest.update(json.dumps(described, sort_keys=True, default=str).encode())
-        for name, weight in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(weight.detach().float().cpu().contiguous().numpy().data)
-        return f"{self.info.architecture}-{digest.hexdigest()[:32]}"
+    def has_fingerprint(self, name: str) -> bool:
+        """Whether `name` is this backbone's fingerprint, or the one that it had in files of format 1."""
+        if is_current(name):
+            return name == self.fingerprint
+        return name == self._fingerprint_v1.of(self.model.state_dict().values())
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write model, its weights as `dtype`, and tokenizer as a transformers folder."""

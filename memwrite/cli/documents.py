@@ -29,12 +29,14 @@ def write_file(
     as_json: bool,
 ) -> None:
     """Write the documents, and say what became of them; exits with `SKIPPED` where lines were skipped."""
-    from accelerate import PartialState
-
     from memwrite.memory import Memory
     from memwrite.stores import Store
     from memwrite.stores.documents import count_lines
     from memwrite.stores.ingest import write_documents
+    from memwrite.utils.extras import extra
+
+    with extra("stores"):
+        from accelerate import PartialState
 
     first = os.environ.get("RANK", "0") == "0"
     started = time.monotonic()

@@ -101,7 +101,6 @@ def main() -> None:
 
 def _register() -> None:
     from memwrite.cli.audit import audit
-    from memwrite.cli.bench import bench
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
@@ -122,7 +121,6 @@ def _register() -> None:
         import_,
         export,
         demo,
-        bench,
         store,
         audit,
     ):

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from memwrite.config import Config, PartConfig, load_config, to_dict
+from memwrite.config import Config, PartConfig, load_config, part_config, to_dict
+from memwrite.errors import ConfigError
 from memwrite.evaluation.machine import machine
 from memwrite.evaluation.recall import Recall, recall
 from memwrite.memory import Memory
+from memwrite.plugins import registry
 from memwrite.utils.progress import track
 
 PARAGRAPH = Path(__file__).with_name("paragraph.txt")
@@ -136,7 +138,7 @@ def measure(source: str | Path, text: str, folder: Path) -> Results:
     """Write `text` with the config and with fewer vectors, and read it back each time.
 
     Args:
-        source: YAML config of a writer with a `slots` parameter.
+        source: YAML config of a writer that declares its number of slots.
         text: the original.
         folder: the state file of the config's own write goes here.
 
@@ -144,10 +146,17 @@ def measure(source: str | Path, text: str, folder: Path) -> Results:
         ConfigError: the config cannot be built.
     """
     config = load_config(source)
-    most = int(Memory.from_config(config).writer.reserved_positions)
+    writer = registry().writer(config.writer.name)
+    if writer.slots is None:
+        raise ConfigError(
+            f"the demo varies the number of memory vectors, and the writer '{writer.name}' has no such parameter: "
+            f"give a config of another writer, as in --config configs/cram.yaml"
+        )
+    params: Any = part_config(writer.config, config.writer.params, "writer.params")
+    most = getattr(params, writer.slots)
     points = []
     for vectors in track([*_halvings(most)], "demo", "write"):
-        params = {**config.writer.params, "slots": vectors}
+        params = {**config.writer.params, writer.slots: vectors}
         memory = Memory.from_config(replace(config, writer=PartConfig(config.writer.name, params)))
         points.append(_write(memory, text, folder / STATE_FILE, vectors))
     baselines = [

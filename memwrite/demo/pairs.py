@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memwrite.config import part_config
+from memwrite.checkpoints.run_folder import CONFIG_FILE
+from memwrite.config import load_config, part_config
 from memwrite.errors import ConfigError, InputError
 from memwrite.memory import Memory
+from memwrite.plugins import registry
 from memwrite.state import Tokens
 from memwrite.tasks.kv import KvConfig, context_text, question_text
 from memwrite.tasks.synthetic import CLOSING
@@ -103,7 +105,7 @@ def recall_pairs(
         ConfigError: the run was trained on another task, or has no such number of steps.
         InputError: a key or value has another length, or a character that the model does not know.
     """
-    memory = Memory.from_config(run, [f"writer.params.steps={steps}"] if steps else [])
+    memory = Memory.from_config(run, _overrides(run, steps))
     task, writer = memory.config.task, memory.config.writer
     if task is None or task.name != "kv-retrieval":
         raise ConfigError(f"'{run}' was not trained on key-value retrieval")
@@ -117,8 +119,19 @@ def recall_pairs(
         Answer(key, value, _value(reader.ask(state, question_text(key), max_new_tokens=length)))
         for key, value in pairs
     ]
-    taken = f", K={writer.params['steps']}" if "steps" in writer.params else ""
-    return PairResults(f"{writer.name}{taken}", answers, state.nbytes)
+    count = writer.params.get(registry().writer(writer.name).steps or "")
+    name = writer.name if count is None else f"{writer.name}, K={count}"
+    return PairResults(name, answers, state.nbytes)
+
+
+def _overrides(run: Path, steps: int | None) -> list[str]:
+    """Return the override that sets the number of steps, where one is given."""
+    if steps is None:
+        return []
+    plugin = registry().writer(load_config(run / CONFIG_FILE).writer.name)
+    if plugin.steps is None:
+        raise ConfigError(f"the writer of '{run}' takes no steps: give '{run}' without ':{steps}'")
+    return [f"writer.params.{plugin.steps}={steps}"]
 
 
 def _check_lengths(config: KvConfig, pairs: Sequence[tuple[str, str]]) -> None:

@@ -6,16 +6,18 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
-
 from memwrite.config import to_dict
 from memwrite.demo.measure import Results
 from memwrite.demo.pairs import PairResults
 from memwrite.evaluation.page import ACCENT, INK, MUTED, embedded, label, plain, png, render
 from memwrite.evaluation.recall import differences
 from memwrite.utils.atomic import write_bytes
+from memwrite.utils.extras import extra
+
+with extra("report"):
+    from matplotlib import pyplot as plt
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
 
 
 def save_report(results: Results, pairs: Sequence[PairResults], folder: Path) -> None:

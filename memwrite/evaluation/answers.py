@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from memwrite.backbones.generation import text_of
 from memwrite.errors import InputError
 from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
 from memwrite.evaluation.key_value import context_visible
 from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
-from memwrite.memory import Memory
 from memwrite.state import MemoryState, Tokens
-from memwrite.tasks.base import IGNORED, Example, Examples, collate
+from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
 from memwrite.tasks.questions import AskedExample, Question
 from memwrite.training.loss import aligned
 from memwrite.utils.progress import track
@@ -31,7 +31,7 @@ _LOGITS, _TOKENS = 1 << 28, 1 << 14
 
 
 @torch.no_grad()
-def evaluate(memory: Memory, examples: Examples) -> AnswerEvaluation:
+def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
     """Write every context once and ask all of its questions, in evaluation mode.
 
     A query's first token counts only where every column predicts it: so not beside the full context, after which
@@ -70,12 +70,15 @@ class _Answer:
 class _Evaluator:
     """Examples come in an order of their own, so that neighbours in a file are not each other's control."""
 
-    def __init__(self, memory: Memory, examples: Examples) -> None:
+    def __init__(self, memory: EvaluatedMemory, examples: Examples) -> None:
         self._memory = memory
         order = random.Random(0).sample(range(len(examples)), len(examples))
         self._examples = [examples[i] for i in order]
         if not any(label != IGNORED for e in self._examples for row in e.labels for label in row):
-            raise InputError("there is nothing to evaluate: the task holds out no question")
+            raise InputError(
+                "there is nothing to evaluate: the task holds out no question; raise task.params.held_out, or name "
+                "other files, as in task.params.files=[test.json]"
+            )
         queries = [query for example in self._examples for query in example.queries]
         self._longest = max(
             len(row) - row.count(IGNORED) for e in self._examples for row in e.labels
@@ -127,7 +130,7 @@ class _Evaluator:
 
     def _readings(
         self, part: Sequence[Example], state: MemoryState
-    ) -> Iterator[tuple[str, Memory, MemoryState]]:
+    ) -> Iterator[tuple[str, EvaluatedMemory, MemoryState]]:
         memory = self._memory
         yield "memory", memory, state
         yield "zero_state", memory, state.map(torch.zeros_like)
@@ -138,7 +141,7 @@ class _Evaluator:
             yield "full_context", self._full, self._full.write(context).state
 
     def _asked(
-        self, memory: Memory, state: MemoryState, part: Sequence[Example], number: int
+        self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example], number: int
     ) -> Iterator[_Answer]:
         """The answers to all queries of a part, whose first example has that number."""
         batch = collate(part)["batch"]
@@ -160,7 +163,7 @@ class _Evaluator:
                 )
 
     def _said(
-        self, memory: Memory, state: MemoryState, part: Sequence[Example]
+        self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example]
     ) -> Iterator[str | None]:
         """What is decoded behind each prompt, no longer than the longest right answer; None where nobody cares."""
         if not all(isinstance(example, AskedExample) and example.in_words for example in part):
@@ -174,9 +177,9 @@ class _Evaluator:
         ]
         asked = Tokens.from_rows(prompts)
         new = memory.generate(state.rows(torch.tensor(rows)), asked, max_new_tokens=self._longest)
-        tokenizer, end = memory.backbone.tokenizer, memory.backbone.info.eos_id
+        tokenizer, ends = memory.backbone.tokenizer, memory.backbone.info.end_ids
         for row in new.tolist():
-            yield tokenizer.decode(row[: row.index(end)] if end in row else row)
+            yield tokenizer.decode(text_of(row, ends))
 
 
 def _question(example: Example, column: int) -> Question | None:

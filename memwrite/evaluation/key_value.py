@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,17 +13,18 @@ from torch import Tensor
 from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.config import PartConfig, to_dict
 from memwrite.evaluation.scores import Scores, bits_recalled, score
-from memwrite.memory import Memory
 from memwrite.state import MemoryState, Tokens
-from memwrite.tasks.base import IGNORED, Batch, Example, Examples, collate
+from memwrite.tasks.base import IGNORED, Batch, EvaluatedMemory, Example, Examples, collate
 from memwrite.tasks.synthetic import CLOSING
 from memwrite.utils.progress import track
 
 _QUERIES_PER_BATCH = 1024
 
+M = TypeVar("M", bound=EvaluatedMemory)
+
 
 @dataclass(frozen=True)
-class Evaluation:
+class KeyValueEvaluation:
     """What a memory recalled, beside the same reader under controls.
 
     Attributes:
@@ -124,7 +125,7 @@ def _row(name: str, *cells: str) -> str:
 
 
 @torch.no_grad()
-def evaluate(memory: Memory, examples: Examples) -> Evaluation:
+def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     """Write every context once and ask for all of its pairs, in evaluation mode.
 
     Args:
@@ -144,7 +145,7 @@ def evaluate(memory: Memory, examples: Examples) -> Evaluation:
         memory.train(training)
 
 
-def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
+def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     full = context_visible(memory, examples[0])
     found: dict[str, list[_Answers]] = {}
     for batch in track([*batches(examples)], "evaluate", "batch"):
@@ -160,7 +161,7 @@ def _evaluate(memory: Memory, examples: Examples) -> Evaluation:
             found.setdefault(name, []).append(_answers(reading, given, batch))
     scores = {name: _scored(answers) for name, answers in found.items()}
     rows, pairs, length = found["memory"][-1].targets.shape
-    return Evaluation(
+    return KeyValueEvaluation(
         contexts=len(examples),
         pairs=pairs,
         value_length=length,
@@ -183,14 +184,14 @@ def batches(examples: Examples) -> Iterator[Batch]:
         yield collate([examples[index] for index in indices])["batch"]
 
 
-def context_visible(memory: Memory, example: Example) -> Memory | None:
+def context_visible(memory: M, example: Example) -> M | None:
     """The backbone with the context kept as it is, if that and a query fit its positions."""
     backbone = memory.backbone
     if len(example.context) + len(example.queries[0]) > backbone.info.positions:
         return None
     writer, reader = PartConfig("full-context"), PartConfig("key-value")
     config = replace(memory.config, writer=writer, reader=reader)
-    return Memory.from_config(config, backbone=backbone)
+    return type(memory).from_config(config, backbone=backbone)
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ class _Answers:
     surprise: Tensor
 
 
-def _answers(memory: Memory, state: MemoryState, batch: Batch) -> _Answers:
+def _answers(memory: EvaluatedMemory, state: MemoryState, batch: Batch) -> _Answers:
     logits, targets = _values(memory.read(state, batch.queries).logits, batch.labels)
     forced = logits.argmax(-1)
     likelihood = logits.log_softmax(-1).gather(-1, targets[..., None]).squeeze(-1)

@@ -6,13 +6,16 @@ import base64
 import io
 from pathlib import Path
 
-import matplotlib
+from memwrite.utils.extras import extra
 
-matplotlib.use("Agg")
-import jinja2
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+with extra("report"):
+    import jinja2
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 INK, ACCENT, MUTED = "#1f2933", "#0b7285", "#adb5bd"
 

@@ -1,42 +1,40 @@
-"""What a run folder's memory remembers, on the task that it was trained on or on other data."""
+"""Evaluate a run folder, or a config that needs no training, on its task or on other data."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import OmegaConf
 
 from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import PartConfig, load_config, part_config
 from memwrite.errors import ConfigError
 from memwrite.evaluation import answers
-from memwrite.evaluation import key_value as kv
-from memwrite.evaluation.answer_table import AnswerEvaluation
 from memwrite.memory import Memory
-from memwrite.plugins import registry
-from memwrite.tasks.base import Examples, Task
-from memwrite.tasks.kv import PairsConfig
+from memwrite.plugins import TaskPlugin, registry
+from memwrite.tasks.base import Evaluation, Examples, Task
 from memwrite.utils.cpu import tuned_cpu
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was evaluated, and what came of it: what is recalled of pairs of keys and values, or what is answered.
+    """What was evaluated, and what was measured.
 
     Attributes:
         task: its name and parameters, with all overrides.
-        result: the figures.
+        result: the figures, as the task scores them.
     """
 
     task: PartConfig
-    result: kv.Evaluation | AnswerEvaluation
+    result: Evaluation
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return {**self.result.as_dict(), "task": self.task.name, "params": self.task.params}
 
 
@@ -47,59 +45,80 @@ def evaluate_run(
     seed: int | None = None,
     examples: int | None = None,
 ) -> Report:
-    """Evaluate a run folder on the task that it was trained on, or on another one that the overrides name.
+    """Evaluate a memory on the task of its config, or on another one that the overrides name.
 
     Args:
-        run: made by `memwrite train`.
-        overrides: of its config, each as `key.path=value`. Of other files (task.params.files) than those that it was
-            trained on all is evaluated, if task.params.held_out does not say otherwise.
+        run: a folder made by `memwrite train`, or the YAML file of a memory that needs no training.
+        overrides: of its config, each as `key.path=value`. Where they name other files (task.params.files), all of
+            these are evaluated unless task.params.held_out is given too.
         seed: of fresh examples; None for the ones held out in training.
         examples: at least 2; None for all that the task has.
 
     Raises:
-        ConfigError: the folder holds no run on a task, or an override or a number is wrong.
+        ConfigError: there is no such run or file, it has no task, or an override or a number is wrong.
         InputError: there is nothing to evaluate, or a file is damaged.
     """
-    if not run.is_dir():
-        raise ConfigError(f"'{run}' is no run folder: make one with `memwrite train`")
-    part = _task(run, overrides)
-    plugin = registry().task(part.name)
-    if examples is not None and "examples" in _fields(plugin.config):
-        part.params["examples"] = examples
+    if not run.exists():
+        raise ConfigError(
+            f"'{run}' is neither a run folder nor a config: make a run folder with `memwrite train CONFIG`"
+        )
+    name, params, overridden = _task(run, overrides)
+    plugin = registry().task(name)
+    part = PartConfig(name, _evaluation_params(plugin, params, overridden, examples))
     config: Any = part_config(plugin.config, part.params, "task.params")
     memory = Memory.from_config(run, overrides)
+    if run.is_file():
+        _warn_if_untrained(memory)
     chosen = _examples(plugin.build(config, memory.backbone.tokenizer), seed, examples)
-    kind = kv if isinstance(config, PairsConfig) else answers
-    return Report(part, kind.evaluate(memory, chosen))
+    evaluate = plugin.evaluate or answers.evaluate
+    with torch.no_grad():
+        return Report(part, evaluate(memory, chosen))
 
 
-def _task(run: Path, overrides: Sequence[str]) -> PartConfig:
-    trained = load_config(run / CONFIG_FILE).task
-    wanted = load_config(run / CONFIG_FILE, overrides).task
-    if wanted is None:
-        raise ConfigError(f"'{run}' was trained on no task: name one, as in task.name=squad")
-    changed = OmegaConf.from_dotlist(list(overrides)).get("task", {}).get("params") or {}
-    params = dict(wanted.params)
-    if trained is not None and wanted.name != trained.name:
-        params = {name: value for name, value in params.items() if name in changed}
-    if "files" in changed and "held_out" not in changed:
-        params["held_out"] = 1.0
-    # What counts is the end of a curriculum, and its stages may be larger than that now.
-    params.pop("curriculum", None)
-    return PartConfig(wanted.name, params)
+def _task(run: Path, overrides: Sequence[str]) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
+    """Return the task's name, its parameters, and those of them that the overrides set."""
+    source = run / CONFIG_FILE if run.is_dir() else run
+    trained = load_config(source).task
+    task = load_config(source, overrides).task
+    if task is None:
+        raise ConfigError(f"'{run}' has no task: name one, as in task.name=squad")
+    overridden = OmegaConf.from_dotlist(list(overrides)).get("task", {}).get("params") or {}
+    params = dict(task.params)
+    if trained is not None and task.name != trained.name:
+        params = {name: value for name, value in params.items() if name in overridden}
+    return task.name, params, overridden
 
 
-def _fields(config: type[Any]) -> set[str]:
-    return {field.name for field in dataclasses.fields(config)}
+def _evaluation_params(
+    plugin: TaskPlugin, params: dict[str, Any], overridden: Mapping[str, Any], examples: int | None
+) -> dict[str, Any]:
+    if plugin.evaluation_params is not None:
+        params = plugin.evaluation_params(params, overridden)
+    if examples is not None and plugin.examples is not None:
+        params = {**params, plugin.examples: examples}
+    return params
+
+
+def _warn_if_untrained(memory: Memory) -> None:
+    for role, name, module in (
+        ("writer", memory.config.writer.name, memory.writer),
+        ("reader", memory.config.reader.name, memory.reader),
+    ):
+        if any(True for _ in module.parameters()):
+            warnings.warn(
+                f"the {role} '{name}' has weights that were never trained: train them with `memwrite train` and "
+                f"evaluate the run folder",
+                stacklevel=3,
+            )
 
 
 def _examples(task: Task, seed: int | None, count: int | None) -> Examples:
-    """Fresh examples, or those held out, of which `count` are taken at even distances."""
+    """Return fresh examples, or those held out, of which `count` are taken at even distances."""
     if count is not None and count < 2:
         raise ConfigError(f"there must be at least 2 examples, got {count}")
-    held = task.evaluation()
+    held_out = task.evaluation()
     if seed is not None:
-        return task.fresh(count or len(held), seed)
-    if count is None or count >= len(held):
-        return held
-    return [held[i * len(held) // count] for i in range(count)]
+        return task.fresh(count or len(held_out), seed)
+    if count is None or count >= len(held_out):
+        return held_out
+    return [held_out[i * len(held_out) // count] for i in range(count)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import ConfigError, ContractViolation
-from memwrite.inference.read import continue_rows, evaluating
+from memwrite.inference.read import continue_row, evaluating
 from memwrite.protocols import (
     Backbone,
     BackboneOutput,
@@ -126,7 +126,13 @@ def run(
     }
     done = backbone.forward(embeddings, past=past, corrections=adapters, use_cache=use_cache)
     outputs = [a.output for a in adapters.values() if a.output is not None]
-    return OnlineOutput(done, _joined(outputs, state))
+    kept = done.key_values
+    if kept is not None:
+        # The backbone takes every slot for a real one.
+        seen = tokens.mask if past is None else torch.cat([past.mask, tokens.mask], 1)
+        begun = 0 if past is None else past.next_position
+        kept = replace(kept, mask=seen, next_position=begun + tokens.lengths)
+    return OnlineOutput(BackboneOutput(done.hidden, kept), _joined(outputs, state))
 
 
 def continue_text(
@@ -169,7 +175,7 @@ def continue_text(
         for layer in before.spec.layers
     }
     with evaluating(backbone.model):
-        new = continue_rows(backbone, ids[:, -1:], past, None, adapters, options)
+        new = continue_row(backbone, ids[:, -1:], past, adapters, options)
     chosen = _all_real(torch.cat([ids[:, -1:], new], 1))
     return new, run(backbone, writer, reader, chosen, before, past=past, use_cache=True)
 

@@ -1,10 +1,9 @@
-"""Keys and values of memories that are asked again and again, so that each goes through the model once."""
+"""A cache of the keys and values of memories that are asked again and again, so that each goes through the model once."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields
 from threading import Lock
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from memwrite.protocols import KeyValues
 from memwrite.state import MemoryState
+from memwrite.utils.hashing import exact_digest_of, versions_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class PrefillOutput:
     first_logits: Tensor | None
 
     def row(self, index: int) -> PrefillOutput:
-        """A copy of one row."""
+        """Return a copy of one row."""
         at = torch.tensor([index])
         first, past = self.first_logits, self.key_values
         return PrefillOutput(
@@ -37,7 +37,7 @@ class PrefillOutput:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """Return the number of bytes held."""
         tensors = [self.first_logits] if self.first_logits is not None else []
         if self.key_values is not None:
             held = [getattr(self.key_values, f.name) for f in fields(self.key_values)]
@@ -65,7 +65,7 @@ class PrefillCache:
         self.max_bytes = max_bytes
         self.nbytes = 0
         self._lock = Lock()
-        self._held: OrderedDict[bytes, PrefillOutput] = OrderedDict()
+        self._held: OrderedDict[str, PrefillOutput] = OrderedDict()
         self._versions: object = None
 
     def __len__(self) -> int:
@@ -81,33 +81,35 @@ class PrefillCache:
         self,
         state: MemoryState,
         weights: Iterable[Tensor],
+        settings: Hashable,
         prefill: Callable[[MemoryState], PrefillOutput],
     ) -> PrefillOutput:
-        """`prefill(state)`, but only of rows that are not at hand.
+        """Return `prefill(state)`, but run it only for rows that are not at hand.
 
         Args:
             state: B memories of a bounded kind.
-            weights: that `prefill` depends on; when they have changed, all is forgotten.
+            weights: parameters and buffers that `prefill` depends on; when they have changed, all is forgotten.
+            settings: whatever else changes its numbers; likewise.
             prefill: of any rows.
         """
-        versions = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        versions = settings, versions_of(weights)
         keys = [_key(state, row) for row in range(state.batch_size or 0)]
         with self._lock:
             if versions != self._versions:
                 self._held.clear()
                 self.nbytes, self._versions = 0, versions
-            found = {key: self._held[key] for key in keys if key in self._held}
-        new = {key: row for row, key in enumerate(keys) if key not in found}
+            rows_at_hand = {key: self._held[key] for key in keys if key in self._held}
+        new = {key: row for row, key in enumerate(keys) if key not in rows_at_hand}
         if new:
             made = prefill(state.rows(torch.tensor([*new.values()])))
-            found |= {key: made.row(index) for index, key in enumerate(new)}
+            rows_at_hand |= {key: made.row(index) for index, key in enumerate(new)}
         with self._lock:
             if versions == self._versions:
                 for key in keys:
-                    self._keep(key, found[key])
-        return _stacked([found[key] for key in keys])
+                    self._keep(key, rows_at_hand[key])
+        return _stacked([rows_at_hand[key] for key in keys])
 
-    def _keep(self, key: bytes, one: PrefillOutput) -> None:
+    def _keep(self, key: str, one: PrefillOutput) -> None:
         if key not in self._held:
             self._held[key] = one
             self.nbytes += one.nbytes
@@ -117,12 +119,9 @@ class PrefillCache:
             self.nbytes -= old.nbytes
 
 
-def _key(state: MemoryState, row: int) -> bytes:
-    digest = hashlib.sha256(repr(state.spec).encode())
-    for name in sorted(state.tensors):
-        numbers = state[name][row].detach().cpu().contiguous().reshape(-1)
-        digest.update(numbers.view(torch.uint8).numpy().data)
-    return digest.digest()
+def _key(state: MemoryState, row: int) -> str:
+    tensors = {name: tensor[row] for name, tensor in state.tensors.items()}
+    return exact_digest_of(repr(state.spec), tensors)
 
 
 def _stacked(parts: list[PrefillOutput]) -> PrefillOutput:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memwrite.backbones.generation import check_options
 from memwrite.backbones.sliding_window import without_holes
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import InputError, PositionsExceeded
@@ -39,7 +40,9 @@ def read(
             none = backbone.logits(embeddings)
             return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), first)
         past = None if past is None else past.rows(copies)
-        hidden = backbone.forward(embeddings, past=past, corrections=corrections).hidden
+        hidden = backbone.forward(
+            embeddings, past=past, corrections=corrections, lengths=packed.lengths
+        ).hidden
     else:
         hidden, first = _unrolled(backbone, conditioning, embeddings, copies)
     logits = backbone.logits(hidden) * packed.mask[..., None]
@@ -95,15 +98,15 @@ def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Without dropout and gradient checkpointing, which drops the cache that generation lives on."""
-    training = model.training
-    if training:
-        model.eval()
+    """Run without dropout and without gradient checkpointing, which drops the cache that generation lives on."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
     try:
         yield
     finally:
-        if training:
-            model.train()
+        for module in training:
+            module.training = True
 
 
 def _generate(
@@ -113,43 +116,71 @@ def _generate(
     options: Mapping[str, Any],
     past: KeyValues | None,
 ) -> Tensor:
+    check_options(options)
     packed, copies = query.flat().packed(), _copies(query)
     corrections = conditioning.corrections or {}
     end = backbone.info.eos_id
-    found: dict[int, Tensor] = {}
-    for length, group in _groups(backbone, past, packed, copies):
+    by_row: dict[int, Tensor] = {}
+    for length, count, group in _groups(backbone, conditioning, past, packed, copies, options):
         rows = copies[group]
-        new = continue_rows(
+        new = _continue_group(
             backbone,
             packed.ids[group, :length],
             _past(backbone, past, rows),
             None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
             {layer: c.rows(rows) for layer, c in corrections.items()},
-            options,
+            {**options, "max_new_tokens": count},
         )
-        found |= zip(group, new.chunk(len(group)), strict=True)
-    width = max(new.shape[1] for new in found.values())
+        by_row |= zip(group, new.chunk(len(group)), strict=True)
+    width = max(new.shape[1] for new in by_row.values())
     return torch.cat(
-        [F.pad(found[row], (0, width - found[row].shape[1]), value=end) for row in sorted(found)]
+        [F.pad(by_row[row], (0, width - by_row[row].shape[1]), value=end) for row in sorted(by_row)]
     )
 
 
 def _groups(
-    backbone: TransformersBackbone, past: KeyValues | None, packed: Tokens, copies: Tensor
-) -> list[tuple[int, list[int]]]:
-    """The length of each group of rows, and its rows.
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    past: KeyValues | None,
+    packed: Tokens,
+    copies: Tensor,
+    options: Mapping[str, Any],
+) -> list[tuple[int, int, list[int]]]:
+    """Return query length, number of new tokens and rows of each group that is generated together.
 
-    Rows of one length at a time, so that no padding comes between a memory and its continuation; under a sliding
-    window, rows of one past besides, so that no padding is in it.
+    Rows of one length at a time, so that no padding comes between a memory and its continuation, and of one number of
+    new tokens, so that no row is cut off at the room of another. Under a sliding window the rows of a group have
+    memories of one length besides, so that no padding is in them.
     """
-    lengths = packed.lengths.tolist()
-    pasts = [0] * len(lengths)
-    if past is not None and backbone.windows.size is not None:
-        pasts = past.mask.sum(1)[copies].tolist()
-    groups: dict[tuple[int, int], list[int]] = {}
-    for row, key in enumerate(zip(lengths, pasts, strict=True)):
+    lengths = packed.lengths
+    # An empty query needs a token of its own to begin with, unless a prefix has one.
+    used = lengths.clamp(min=0 if conditioning.prefix is not None else 1)
+    memory = torch.zeros_like(lengths)
+    if past is not None:
+        used = used + past.next_position[copies]
+        if backbone.windows.size is not None:
+            memory = past.mask.sum(1)[copies]
+    counts = [_count(backbone.info, each, options) for each in used.tolist()]
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    keys = zip(lengths.tolist(), memory.tolist(), counts, strict=True)
+    for row, key in enumerate(keys):
         groups.setdefault(key, []).append(row)
-    return [(length, rows) for (length, _), rows in sorted(groups.items())]
+    return [(length, count, rows) for (length, _, count), rows in sorted(groups.items())]
+
+
+def _count(info: BackboneInfo, used: int, options: Mapping[str, Any]) -> int:
+    """Return how many new tokens may stand behind `used` positions.
+
+    Raises:
+        PositionsExceeded: there is no position left.
+    """
+    room = info.positions - used
+    if room < 1:
+        raise PositionsExceeded(
+            f"memory and query fill all {info.positions} positions of the model"
+        )
+    asked = options.get("max_new_tokens")
+    return room if asked is None else min(asked, room)
 
 
 def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) -> KeyValues | None:
@@ -159,7 +190,27 @@ def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) 
     return past if backbone.windows.size is None else without_holes(past)
 
 
-def continue_rows(
+def continue_row(
+    backbone: TransformersBackbone,
+    ids: Tensor,
+    past: KeyValues | None,
+    corrections: Mapping[int, LayerAdapter],
+    options: Mapping[str, Any],
+) -> Tensor:
+    """Generate behind ids (1, T), T at least 1.
+
+    Raises:
+        InputError: the model has no position left, or an option cannot be honoured.
+    """
+    check_options(options)
+    used = ids.shape[1] + (0 if past is None else int(past.next_position[0]))
+    count = _count(backbone.info, used, options)
+    return _continue_group(
+        backbone, ids, past, None, corrections, {**options, "max_new_tokens": count}
+    )
+
+
+def _continue_group(
     backbone: TransformersBackbone,
     ids: Tensor,
     past: KeyValues | None,
@@ -167,11 +218,7 @@ def continue_rows(
     corrections: Mapping[int, LayerAdapter],
     options: Mapping[str, Any],
 ) -> Tensor:
-    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix.
-
-    Raises:
-        InputError: the model has no position left, or fewer than one token is wanted.
-    """
+    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix."""
     info = backbone.info
     if ids.shape[1]:
         last = None
@@ -180,22 +227,11 @@ def continue_rows(
     else:
         # Nothing to predict from: open a text.
         ids = ids.new_full((ids.shape[0], 1), info.bos_id)
-    used = (ids.shape[1] or 1) + (0 if past is None else int(past.next_position.max()))
-    room = info.positions - used
-    if room < 1:
-        raise PositionsExceeded(f"memory and query fill all {info.positions} positions of the model")
-    wanted = options.get("max_new_tokens")
-    wanted = room if wanted is None else int(wanted)
-    if wanted < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {wanted}")
     new = backbone.generate(
-        ids,
-        past=past,
-        last=last,
-        corrections=corrections or None,
-        options={"do_sample": False, **options, "max_new_tokens": min(wanted, room)},
+        ids, past=past, last=last, corrections=corrections or None, options=options
     )
     if past is not None:
+        used = (ids.shape[1] or 1) + int(past.next_position.max())
         backbone.windows.warn_beyond(used + new.shape[1] - 1)
     return new
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,7 +14,7 @@ from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.config import Config
 from memwrite.protocols import Backbone, Reader, Writer
 from memwrite.state import StateKind, StateSpec
-from memwrite.tasks.base import Task
+from memwrite.tasks.base import EvaluatedMemory, Evaluation, Examples, Task
 
 #: The entry-point group, and the name of the hooks.
 GROUP = "memwrite"
@@ -75,6 +75,8 @@ class WriterPlugin(Plugin):
         capabilities: promises beyond those that bind everyone.
         gaps: laws of memwrite-specs that it is known to break, each with the reason.
         steps: the parameter that counts the steps of a write (K); None where it has none.
+        max_steps: the parameter that is the largest K of training, which draws K from `steps` to this; None where
+            it has none.
         slots: the parameter that counts the slots of a state; None where it has none.
     """
 
@@ -86,6 +88,7 @@ class WriterPlugin(Plugin):
     capabilities: Capabilities = Capabilities()
     gaps: Mapping[str, str] = field(default_factory=dict)
     steps: str | None = None
+    max_steps: str | None = None
     slots: str | None = None
 
 
@@ -161,12 +164,20 @@ class TaskPlugin(Plugin):
     Attributes:
         config: a module-level frozen dataclass; its `__post_init__` validates.
         build: makes the task from a config and the backbone's tokenizer.
+        evaluate: scores a memory, in evaluation mode and without gradients, on examples of the task; None for the
+            scores that fit any task: the labelled tokens, beside controls.
+        evaluation_params: returns the parameters of an evaluation, given those of the training with all overrides,
+            and the names of those that were overridden; None where they are the same.
+        examples: the parameter that counts the held-out examples; None where their number follows from the data.
     """
 
     role: ClassVar[str] = "task"
 
     config: type[Any]
     build: Callable[[Any, Tokenizer], Task]
+    evaluate: Callable[[EvaluatedMemory, Examples], Evaluation] | None = None
+    evaluation_params: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
+    examples: str | None = None
 
 
 class Hooks:
@@ -250,7 +261,7 @@ class Hooks:
                 return [
                     TaskPlugin(
                         api=2, name="my-task", summary="questions on my texts", config=MyTaskConfig,
-                        build=MyTask,
+                        build=MyTask, evaluate=my_scores, examples="examples",
                     )
                 ]
         """

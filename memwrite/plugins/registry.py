@@ -346,6 +346,11 @@ def _check(plugin: object, role: type) -> None:
         raise PluginBroken(
             f"'{plugin.name}' accepts {plugin.accepts!r}, which is not a set of kinds"
         )
+    known = {f.name for f in dataclasses.fields(plugin.config)}
+    for attribute in ("steps", "max_steps", "slots", "examples"):
+        what = getattr(plugin, attribute, None)
+        if what is not None and what not in known:
+            raise PluginBroken(f"'{plugin.name}' names the parameter '{what}', which it has not")
     if isinstance(plugin, WriterPlugin):
         _check_writer(plugin)
 
@@ -357,7 +362,3 @@ def _check_writer(plugin: WriterPlugin) -> None:
         raise PluginBroken(
             f"the capabilities of '{plugin.name}' are {plugin.capabilities!r}: declare Capabilities(streaming=True, ...)"
         )
-    known = {f.name for f in dataclasses.fields(plugin.config)}
-    for what in (plugin.steps, plugin.slots):
-        if what is not None and what not in known:
-            raise PluginBroken(f"'{plugin.name}' names the parameter '{what}', which it has not")

@@ -9,12 +9,14 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
 from memwrite.errors import InputError, StorageError
 from memwrite.stores.record import Entry, unpack
 from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite.utils.extras import extra
+
+with extra("stores"):
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
 
 _ENDING = ".memory"
 _LONGEST_NAME = 240

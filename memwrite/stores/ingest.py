@@ -13,8 +13,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from memwrite.errors import ConfigError, DivergenceError, InputError
@@ -23,6 +21,11 @@ from memwrite.state import MemoryState
 from memwrite.stores.documents import Document, Skipped, count_lines, read_documents
 from memwrite.stores.store import Store, provenance_of
 from memwrite.utils.cpu import tuned_cpu
+from memwrite.utils.extras import extra
+
+with extra("stores"):
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
 
 #: Documents that are sorted by length together.
 WINDOW = 1024

@@ -17,7 +17,6 @@ from memwrite.errors import InputError, StorageError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.backend import StoreBackend
-from memwrite.stores.fsspec_backend import FsspecBackend
 from memwrite.stores.record import Entry, Provenance, check_key, pack, restore, unpack
 from memwrite.stores.sqlite_backend import SqliteBackend
 
@@ -228,6 +227,8 @@ def described(entry: Entry) -> dict[str, Any]:
 
 def _open(place: str | Path, make: bool) -> StoreBackend:
     if "://" in str(place):
+        from memwrite.stores.fsspec_backend import FsspecBackend
+
         return FsspecBackend(str(place), make)
     path = Path(place)
     if not make and not path.exists():

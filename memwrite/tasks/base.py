@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from memwrite.state import Tokens
+from memwrite.backbones.tokenizers import Tokenizer
+from memwrite.config import Config
+from memwrite.protocols import Backbone, ReadOutput, WriteOutput
+from memwrite.state import MemoryState, Tokens
 
 IGNORED = -100
 
@@ -88,6 +91,74 @@ class Texts(Protocol):
 
     def texts(self) -> Iterable[str]:
         """All that is said in training, and nothing of what is held out."""
+        ...
+
+
+class EvaluatedBackbone(Backbone, Protocol):
+    """A language model with its tokenizer."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer that the model was trained with."""
+        ...
+
+
+class EvaluatedMemory(Protocol):
+    """What the evaluation of a task may use of a `Memory`; see there."""
+
+    training: bool
+
+    def eval(self) -> object:
+        """Go to evaluation mode."""
+        ...
+
+    def train(self, mode: bool = True) -> object:
+        """Go to training mode, or back to evaluation mode."""
+        ...
+
+    @property
+    def config(self) -> Config:
+        """The configuration that the memory was built from."""
+        ...
+
+    @property
+    def backbone(self) -> EvaluatedBackbone:
+        """The language model with its tokenizer."""
+        ...
+
+    @classmethod
+    def from_config(cls, source: Config, *, backbone: Any) -> Self:
+        """Build another memory around the same backbone, for a control."""
+        ...
+
+    def encode(self, texts: str | Sequence[str]) -> Tokens:
+        """Tokenize texts to be written."""
+        ...
+
+    def write(self, context: Tokens) -> WriteOutput:
+        """Write contexts into states, one per row."""
+        ...
+
+    def read(self, state: MemoryState, query: Tokens) -> ReadOutput:
+        """Return the logits of queries behind their states."""
+        ...
+
+    def generate(
+        self, state: MemoryState, query: Tokens | None = None, **options: Any
+    ) -> torch.Tensor:
+        """Continue queries behind their states."""
+        ...
+
+
+class Evaluation(Protocol):
+    """What an evaluation measured."""
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """Return everything as plain data, fit for JSON."""
+        ...
+
+    def lines(self) -> Sequence[str]:
+        """Return the lines of text that people read."""
         ...
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,6 +54,13 @@ class FilesConfig:
             train.append(list(items[:cut]))
             held.append(list(items[cut:]))
         return train, held
+
+
+def evaluation_params(params: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
+    """Hold out all of files that are named for the evaluation, unless a share is named too."""
+    if "files" in overridden and "held_out" not in overridden:
+        return {**params, "held_out": 1.0}
+    return dict(params)
 
 
 def read_text(path: Path) -> str:

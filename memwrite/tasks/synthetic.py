@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from abc import ABC, abstractmethod
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -57,6 +57,11 @@ class SyntheticConfig:
     def _check_room(self, most: int, what: str) -> None:
         if self.pairs > most:
             raise ValueError(f"pairs = {self.pairs}, but there are only {most} {what}")
+
+
+def evaluation_params(params: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
+    """Drop the curriculum: an evaluation is at the full number of pairs, which stages may exceed after an override."""
+    return {name: value for name, value in params.items() if name != "curriculum"}
 
 
 @dataclass(frozen=True)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from memwrite.backbones.projection_hooks import linear_layers
 from memwrite.config import BackboneConfig
+from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.utils.rng import seeded
 
 
-class LowRank(nn.Module):
-    """W + α/r·BA in place of W; exactly W at first, as B is zero (section 4.1).
+class CorrectedWeight(nn.Module):
+    """Computes W + α/r·BA in place of W; at first exactly W, because B is zero (section 4.1).
 
     Args:
         weight: W, (out, in).
@@ -26,17 +25,14 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float, transposed: bool) -> None:
         super().__init__()
         out, into = reversed(weight.shape) if transposed else weight.shape
-        new = torch.empty(
-            0, dtype=torch.promote_types(weight.dtype, torch.float32), device=weight.device
-        )
-        self.A = nn.Parameter(new.new_empty(rank, into))
-        self.B = nn.Parameter(new.new_zeros(out, rank))
-        nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.A = nn.Parameter(kaiming(rank, into, dtype, weight.device))
+        self.B = nn.Parameter(torch.zeros(out, rank, dtype=dtype, device=weight.device))
         self._scale, self._transposed = alpha / rank, transposed
 
     def forward(self, weight: Tensor) -> Tensor:
-        """W with its correction, in the dtype of W."""
-        change = self._scale * (self.B @ self.A)
+        """Return W with its correction, in the dtype of W."""
+        change = LowRank(self.A, self.B, self._scale).weight()
         return (weight + (change.T if self._transposed else change)).to(weight.dtype)
 
 
@@ -49,7 +45,7 @@ def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
         for layer in linear_layers(model):
             weight: Tensor = layer.weight  # type: ignore[assignment]
             transposed = not isinstance(layer, nn.Linear)
-            change = LowRank(weight, config.lora_rank, config.lora_alpha, transposed)
+            change = CorrectedWeight(weight, config.lora_rank, config.lora_alpha, transposed)
             parametrize.register_parametrization(layer, "weight", change)
 
 

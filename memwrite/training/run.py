@@ -8,8 +8,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.backbones.tokenizers import LEARNT, Tokenizer, learnt_tokenizer, load_tokenizer
 from memwrite.config import Config, load_config, part_config
@@ -22,6 +20,10 @@ from memwrite.training.stages import Stage, naming, planned
 from memwrite.training.start import begin
 from memwrite.training.trainer import fit
 from memwrite.utils.cpu import tuned_cpu
+from memwrite.utils.extras import extra
+
+with extra("train"):
+    from accelerate import PartialState
 
 
 @tuned_cpu()
@@ -60,26 +62,25 @@ def _check(config: Config, processes: int) -> None:
     """
     if config.task is None:
         raise ConfigError("the config has no task to train on: add task: {name: text, ...}")
-    found = registry()
+    plugins = registry()
     for part, plugin in (
-        (config.writer, found.writer(config.writer.name)),
-        (config.reader, found.reader(config.reader.name)),
-        (config.task, found.task(config.task.name)),
+        (config.writer, plugins.writer(config.writer.name)),
+        (config.reader, plugins.reader(config.reader.name)),
+        (config.task, plugins.task(config.task.name)),
     ):
-        where = type(plugin).__name__.removesuffix("Plugin").lower()
-        part_config(plugin.config, part.params, f"{where}.params")
-    wanted = config.training
-    parts = processes * wanted.accumulate
-    if wanted.batch_size % parts:
+        part_config(plugin.config, part.params, f"{plugin.role}.params")
+    training = config.training
+    parts = processes * training.accumulate
+    if training.batch_size % parts:
         raise ConfigError(
-            f"training.batch_size = {wanted.batch_size} cannot be split evenly over {processes} process(es) "
-            f"times training.accumulate = {wanted.accumulate}: make it a multiple of {parts}"
+            f"training.batch_size = {training.batch_size} cannot be split evenly over {processes} process(es) "
+            f"times training.accumulate = {training.accumulate}: make it a multiple of {parts}"
         )
-    if wanted.bf16 and config.backbone.device == "cpu":
-        raise ConfigError("training.bf16 wants a GPU: set backbone.device=cuda, or leave it out")
-    if wanted.tensorboard and find_spec("tensorboard") is None:
+    if training.bf16 and config.backbone.device == "cpu":
+        raise ConfigError("training.bf16 needs a GPU: set backbone.device=cuda, or leave it out")
+    if training.tensorboard and find_spec("tensorboard") is None:
         raise ConfigError(
-            "training.tensorboard wants a package that is not installed: pip install 'memwrite[tensorboard]'"
+            "training.tensorboard needs a package that is not installed: pip install 'memwrite[tensorboard]'"
         )
 
 

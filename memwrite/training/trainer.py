@@ -9,7 +9,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import SequentialSampler
@@ -25,6 +24,10 @@ from memwrite.training.loss import MemoryOutput, training_loss
 from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
 from memwrite.training.stages import Stage
 from memwrite.utils.atomic import saving
+from memwrite.utils.extras import extra
+
+with extra("train"):
+    from accelerate import PartialState
 
 WEIGHTS = "model.safetensors"
 #: Of the peak, after the last step.

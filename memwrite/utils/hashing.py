@@ -1,18 +1,24 @@
-"""Digests of weights, taken anew only where these have changed: hashing a large model takes seconds."""
+"""Digests of tensors, and a cheap way to see whether weights have changed: hashing a large model takes seconds."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 
+def versions_of(weights: Iterable[Tensor]) -> tuple[object, ...]:
+    """Return where each weight lies, its dtype, and how often it was changed in place."""
+    return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
+
+
 class CachedDigest:
-    """A digest with the versions of the weights that it was taken of.
+    """A digest that is taken again only when the weights that it depends on have changed.
 
     Args:
-        take: the digest as it is now.
+        take: gives the digest as it is now.
     """
 
     def __init__(self, take: Callable[[], str]) -> None:
@@ -20,18 +26,29 @@ class CachedDigest:
         self._last: tuple[object, str] | None = None
 
     def of(self, weights: Iterable[Tensor]) -> str:
-        """The digest, which depends on `weights`."""
-        now = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+        """Return the digest, which depends on `weights`."""
+        now = versions_of(weights)
         last = self._last
         if last is None or last[0] != now:
             self._last = last = now, self._take()
         return last[1]
 
 
-def digest_of(weights: Mapping[str, Tensor]) -> str:
-    """32 hex digits of sha256 over names and weights, in float32; "" where there are none."""
-    digest = hashlib.sha256()
+def digest_of(weights: Mapping[str, Tensor], description: str = "") -> str:
+    """Return 32 hex digits of sha256 over `description`, names and weights in float32; "" where all are empty."""
+    digest = hashlib.sha256(description.encode())
     for name, weight in sorted(weights.items()):
         digest.update(name.encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().data)
-    return digest.hexdigest()[:32] if weights else ""
+    return digest.hexdigest()[:32] if weights or description else ""
+
+
+def exact_digest_of(description: str, *groups: Mapping[str, Tensor]) -> str:
+    """Return 64 hex digits of sha256 over `description`, names, and the bytes of tensors in their own dtype."""
+    digest = hashlib.sha256(description.encode())
+    for group in groups:
+        for name, tensor in sorted(group.items()):
+            digest.update(name.encode())
+            numbers = tensor.detach().cpu().contiguous().reshape(-1)
+            digest.update(numbers.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -10,6 +10,7 @@ from typing import Any
 
 from memwrite.errors import ConfigError, IncompatiblePair, PluginNotFound, did_you_mean
 from memwrite.plugins import ReaderPlugin, WriterPlugin, registry
+from memwrite.plugins.registry import reads_kind
 from memwrite_specs.law import Law
 from memwrite_specs.laws import CONTRACT, all_laws
 from memwrite_specs.pair import Pair
@@ -203,7 +204,7 @@ def _reason(name: str, reason: str, laws: Mapping[str, Law]) -> str:
 
 def _writer_for(reader: ReaderPlugin) -> WriterPlugin:
     for kind, writer in WRITERS.items():
-        if kind in reader.accepts:
+        if reads_kind(reader.accepts, kind):
             return writer
     raise IncompatiblePair(
         f"reader '{reader.name}' reads {' or '.join(sorted(reader.accepts))} states, of which the kit has no writer: "

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memwrite_specs.capacity import (
-    Rule,
-)
 from memwrite_specs.oracles import delta, hebbian, ridge
 from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+Rule = Callable[[Tensor, Tensor], Tensor]
 RULES: list[Rule] = [hebbian, delta, ridge]
 each_rule = pytest.mark.parametrize("rule", RULES)
 seeds = st.integers(0, 2**32)

@@ -244,3 +244,49 @@ def test_threads_build_and_load_the_models_they_ask_for(tmp_path: Path) -> None:
         assert memory.backbone.fingerprint == alone[number % 2].backbone.fingerprint
         assert memory.writer_fingerprint == alone[number % 2].writer_fingerprint
     assert all(m.backbone.fingerprint == alone[0].backbone.fingerprint for m, _ in loaded)
+
+
+CODE = "strange.py"
+MAPPED = {
+    "AutoConfig": "strange.StrangeConfig",
+    "AutoModelForCausalLM": "strange.StrangeForCausalLM",
+}
+STRANGERS: dict[str, Callable[[Path], object]] = {
+    "unknown type": reconfigured(model_type="strange", auto_map=MAPPED),
+    "known type": reconfigured(model_type="llama", auto_map=MAPPED),
+    "tokenizer": lambda folder: (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {"tokenizer_class": "Strange", "auto_map": {"AutoTokenizer": ["strange.Strange", None]}}
+        )
+    ),
+    "attention": reconfigured(attn_implementation="someone/kernel"),
+}
+
+
+@pytest.mark.parametrize("what", STRANGERS)
+def test_code_that_comes_with_a_model_is_never_run(
+    sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Nor does anything ask on standard input; a model of a known family loads without it."""
+    folder, mark = tmp_path / "model", tmp_path / "mark"
+    shutil.copytree(sound, folder)
+    STRANGERS[what](folder)
+    (folder / CODE).write_text(
+        f"open({str(mark)!r}, 'w')\n"
+        "from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizer as Strange\n"
+        "class StrangeConfig(LlamaConfig):\n    model_type = 'strange'\n"
+        "class StrangeForCausalLM(LlamaForCausalLM):\n    config_class = StrangeConfig\n"
+    )
+
+    def asked(*_: object) -> str:
+        raise AssertionError("asked on standard input")
+
+    monkeypatch.setattr("builtins.input", asked)
+    if what == "known type":
+        load(path=str(folder))
+    else:
+        with pytest.raises(ConfigError, match="memwrite never runs code") as caught:
+            load(path=str(folder))
+        assert "\n" not in str(caught.value)
+        assert "trust_remote_code" not in str(caught.value)
+    assert not mark.exists()

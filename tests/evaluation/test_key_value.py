@@ -292,7 +292,7 @@ def test_eval_of_a_run_on_no_task(tmp_path: Path) -> None:
 
 
 def test_eval_of_what_is_no_run(tmp_path: Path) -> None:
-    refused(call("eval", tmp_path / "no"), "no run folder", "memwrite train")
+    refused(call("eval", tmp_path / "no"), "neither a run folder nor a config", "memwrite train")
     refused(call("eval", tmp_path), "config.yaml")
 
 

@@ -87,7 +87,7 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     text = "A tiny text <&>."
     (tmp_path / "text").write_text(text)
     words = ["demo", "--config", tmp_path / "cram.yaml", "--context", tmp_path / "text"]
-    words += ["--run", "models/gradmem-kv-k2-0:1", "--run", "models/gradmem-kv-k2-0:3"]
+    words += ["--run", "models/gradmem-kv-32-k1to5-0:1", "--run", "models/gradmem-kv-32-k1to5-0:3"]
     result = CliRunner().invoke(main, [str(w) for w in (*words, "--out", tmp_path / "demo")])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())

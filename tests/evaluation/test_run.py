@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,10 +22,11 @@ from memwrite.errors import InputError
 from memwrite.evaluation import answers
 from memwrite.evaluation.answers import evaluate
 from memwrite.evaluation.words import normalized, word_f1, word_match
+from memwrite.plugins import TaskPlugin, hookimpl, register, registry
 from memwrite.protocols import ReadOutput, WriteOutput
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite.tasks.babi import BabiConfig
-from memwrite.tasks.base import IGNORED, Example, collate
+from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
 from memwrite.tasks.questions import QuestionsTask
 from memwrite.tasks.text import TextConfig, TextTask
 from memwrite.training.loss import training_loss
@@ -341,7 +344,6 @@ def test_eval_of_a_language_model(tmp_path: Path) -> None:
         (["task.params.files=[damaged]"], "damaged', line 2"),
         (["task.params.fils=[x]"], "did you mean 'files'"),
         (["task.name=squat"], "did you mean 'squad'"),
-        (["--pairs", 3], "pairs"),
         (["--examples", 1], "at least 2"),
         (["task.params.held_out=0"], "nothing to evaluate"),
     ],
@@ -352,3 +354,123 @@ def test_eval_refuses_in_one_sentence(run: Path, words: list[Any], part: str) ->
     assert result.exit_code == 2, result.output
     assert len(result.stderr.strip().splitlines()) == 1
     assert part in result.stderr
+
+
+# ---- tasks of others, and memories that need no training ---------------------------------------
+
+
+@dataclass(frozen=True)
+class EchoConfig:
+    """How many contexts are held out."""
+
+    contexts: int = 4
+    training_only: int | None = None
+
+
+class Echo:
+    """A context, and a query that repeats it."""
+
+    def __init__(self, config: EchoConfig, tokenizer: Any) -> None:
+        assert config.training_only is None, "an evaluation is without it"
+        self._count = config.contexts
+
+    def training(self, count: int, seed: int) -> list[Example]:
+        return [Example([5 + i % 3], [[5 + i % 3]], [[5 + i % 3]]) for i in range(count)]
+
+    def evaluation(self) -> list[Example]:
+        return self.training(self._count, 0)
+
+    def fresh(self, count: int, seed: int) -> list[Example]:
+        return self.training(count, seed)
+
+
+@dataclass(frozen=True)
+class NormEvaluation:
+    """The size of the states."""
+
+    contexts: int
+    state_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"contexts": self.contexts, "state_bytes": self.state_bytes}
+
+    def lines(self) -> list[str]:
+        return [f"{self.contexts} states of {self.state_bytes} bytes in all"]
+
+
+def norms(memory: EvaluatedMemory, examples: Examples) -> NormEvaluation:
+    assert not memory.training
+    assert not torch.is_grad_enabled()
+    state = memory.write(
+        collate([*map(examples.__getitem__, range(len(examples)))])["batch"].context
+    )
+    return NormEvaluation(len(examples), state.state.nbytes)
+
+
+@hookimpl
+def memwrite_tasks() -> list[TaskPlugin]:
+    """The hook of a distribution of its own."""
+    return [
+        TaskPlugin(
+            api=2,
+            name="echo",
+            summary="a token, repeated",
+            config=EchoConfig,
+            build=Echo,
+            evaluate=norms,
+            evaluation_params=lambda params, overridden: {
+                name: value for name, value in params.items() if name != "training_only"
+            },
+            examples="contexts",
+        )
+    ]
+
+
+@pytest.fixture
+def with_echo() -> Iterator[None]:
+    registry.cache_clear()
+    others = ModuleType("memwrite_echo")
+    others.__dict__["memwrite_tasks"] = memwrite_tasks
+    register(others)
+    yield
+    registry.cache_clear()
+
+
+@pytest.mark.usefixtures("with_echo")
+def test_a_task_of_others_is_scored_its_own_way(tmp_path: Path) -> None:
+    """By its own function, on as many examples as are asked for, without what is for training alone."""
+    path = tmp_path / "echo.yaml"
+    backbone = {**BACKBONE, "tokenizer": "bytes"}
+    task = {"name": "echo", "params": {"training_only": 3}}
+    path.write_text(yaml.safe_dump({"backbone": backbone, **FULL, "task": task}))
+    (line,) = call("eval", path).stdout.splitlines()
+    assert line.startswith("4 states of ")
+    measured = report(path, "--examples", 2)
+    assert measured["contexts"] == 2
+    assert measured["params"] == {"contexts": 2}
+
+
+def config_file(folder: Path, pair: Any) -> Path:
+    """The config of an untrained model with that writer and reader, on four stories."""
+    (folder / "data").write_text(BABI * 4)
+    task = {"name": "babi", "params": {"files": ["data"], "folder": str(folder), "held_out": 0.5}}
+    backbone = {**BACKBONE, "tokenizer": "bytes"}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"backbone": backbone, **pair, "task": task}))
+    return path
+
+
+def test_a_baseline_is_evaluated_from_its_config(tmp_path: Path) -> None:
+    path = config_file(tmp_path, FULL)
+    result = call("eval", path, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    measured = json.loads(result.stdout)
+    assert measured["memory"] == measured["full_context"]
+
+
+def test_weights_that_were_never_trained_are_pointed_out(tmp_path: Path) -> None:
+    with pytest.warns(
+        UserWarning, match="the writer 'forward' has weights that were never trained"
+    ):
+        result = call("eval", config_file(tmp_path, FORWARD))
+    assert result.exit_code == 0

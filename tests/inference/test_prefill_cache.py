@@ -112,6 +112,47 @@ def test_other_weights_are_another_memory() -> None:
     assert (before - after).abs().max() > 1e-3
 
 
+def test_whatever_changes_the_numbers_is_in_the_key() -> None:
+    """A memory that was prefilled under dropout or autocast is not served to reads without it."""
+    model = MODELS["gpt2"]
+    memory = Memory.from_config(
+        {
+            "backbone": {**model, "params": {**model["params"], "embd_pdrop": 0.5, "resid_pdrop": 0.5}},
+            "writer": {"name": "forward", "params": {"slots": 3}},
+            "reader": {"name": "prefix"},
+        }
+    )  # fmt: skip
+    state, query = memory.write("a boat").state, Tokens.from_rows([[5, 6]])
+    with torch.no_grad():
+        expected = memory.read(state, query).logits
+        answer = memory.generate(state, query, max_new_tokens=4)
+        for step in ("train", "generate", "autocast", "block"):
+            memory.prefills = PrefillCache()
+            if step == "train":
+                memory.train().read(state, query)
+            elif step == "generate":
+                assert torch.equal(memory.train().generate(state, query, max_new_tokens=4), answer)
+                assert memory.model.training
+            elif step == "autocast":
+                with torch.autocast("cpu", torch.bfloat16):
+                    memory.read(state, query)
+            else:  # one module alone, as in partial fine-tuning
+                memory.model.transformer.drop.train()
+                memory.read(state, query)
+            memory.eval()
+            assert torch.equal(memory.read(state, query).logits, expected), step
+            assert torch.equal(memory.generate(state, query, max_new_tokens=4), answer)
+
+
+def test_generation_leaves_every_mode_as_it_was() -> None:
+    """A model that trains may have parts that do not."""
+    memory = build(trainable=True).train()
+    memory.model.lm_head.eval()
+    memory.generate(STATES.rows(slice(0, 1)), max_new_tokens=2)
+    assert memory.model.training
+    assert not memory.model.lm_head.training
+
+
 def test_gradients_do_not_stop_at_the_cache() -> None:
     memory = build()
     memory.prefills = PrefillCache()

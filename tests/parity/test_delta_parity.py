@@ -181,8 +181,45 @@ def check_steps(case: Case, double: Case) -> None:
 @each_file
 @torch.no_grad()
 def test_layers(path: Path, base: Any) -> None:
+    check_layers(Case(path, base(path.parent)))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["tsw_rightpad", "tsw_chunked", "ssw_messages"])
+def test_padding_may_stand_on_the_left(name: str, base: Any) -> None:
+    """The same reference with every row's padding, and some more, moved before its tokens."""
+    (path,) = (path for path in FILES if path.stem == name)
+    case, double = (Case(path, base(path.parent), dtype) for dtype in ("float32", "float64"))
+    for moved in (case, double):
+        pad_left(moved)
+    assert not case.steps[0].tokens.mask[:, 0].all()
+    check_steps(case, double)
+    check_layers(case)
+
+
+def pad_left(case: Case) -> None:
+    """Put the padding of each step, and two more columns of it, to the left."""
+    for number, step in enumerate(case.steps):
+        real = step.tokens.mask
+        mask = F.pad(real, (2, 0))
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        for name, tensor in case.tensors.items():
+            if tensor.shape[:2] == real.shape and (
+                name.startswith((f"steps/{number}/", f"logits/{number}")) or f"/{number}/" in name
+            ):
+                padded = F.pad(tensor, (*[0] * 2 * (tensor.ndim - 2), 2, 0))
+                index = order.view(*order.shape, *[1] * (tensor.ndim - 2)).expand_as(padded)
+                case.tensors[name] = padded.gather(1, index)
+        segments = step.tokens.segments
+        step.tokens = Tokens(
+            F.pad(step.tokens.ids, (2, 0)).gather(1, order),
+            mask.gather(1, order),
+            None if segments is None else F.pad(segments, (2, 0), value=-1).gather(1, order),
+        )
+
+
+def check_layers(case: Case) -> None:
     """Each layer on the hidden states that the official one saw: reads, corrections, state."""
-    case = Case(path, base(path.parent))
     writer, reader = case.memory.writer, case.memory.reader
     bar, start = case.bar(STATES), case.start()["S"]
     for index, layer in enumerate(case.layers):

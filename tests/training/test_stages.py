@@ -96,7 +96,7 @@ def test_a_frozen_backbone_of_a_folder_becomes_that_of_the_start(run: Path, tmp_
         (["training.start=nowhere"], "not the folder of a finished run"),
         (["training.until=1.5"], "training.until"),
         (["training.accumulate=0"], "training.accumulate"),
-        (["training.bf16=true"], "bf16 wants a GPU"),
+        (["training.bf16=true"], "bf16 needs a GPU"),
         (["backbone.lora_rank=2"], "set one of them"),
         (
             ["training.stages=[{overrides: [training.out=x]}]"],

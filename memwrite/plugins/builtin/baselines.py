@@ -84,7 +84,10 @@ class FullContextWriter(nn.Module):
         past = KeyValues(*(state[name] for name in names))
         embeddings = self._backbone.embed(context.ids)
         kept = self._backbone.forward(
-            embeddings, past=past if past.mask.shape[1] else None, use_cache=True
+            embeddings,
+            past=past if past.mask.shape[1] else None,
+            lengths=context.lengths,
+            use_cache=True,
         ).key_values
         assert kept is not None
         mask = torch.cat([past.mask, context.mask], 1)

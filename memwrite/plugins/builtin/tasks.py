@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from memwrite.backbones.tokenizers import Tokenizer
+from memwrite.evaluation import key_value
 from memwrite.plugins import TaskPlugin, hookimpl
+from memwrite.tasks import files, synthetic
 from memwrite.tasks.babi import BabiConfig
 from memwrite.tasks.base import Task
 from memwrite.tasks.chunks import (
@@ -28,37 +31,67 @@ from memwrite.tasks.squad import SquadConfig
 from memwrite.tasks.synthetic import SyntheticConfig
 from memwrite.tasks.text import TextConfig, TextTask
 
+Build = Callable[[Any, Tokenizer], Task]
 
-def _task(
-    name: str, summary: str, config: type[Any], build: Callable[[Any, Tokenizer], Task]
+
+def _synthetic(name: str, summary: str, config: type[SyntheticConfig], build: Build) -> TaskPlugin:
+    return TaskPlugin(
+        api=2,
+        name=name,
+        summary=summary,
+        config=config,
+        build=build,
+        evaluation_params=synthetic.evaluation_params,
+        examples="examples",
+    )
+
+
+def _pairs(name: str, summary: str, config: type[SyntheticConfig], build: Build) -> TaskPlugin:
+    """Declare a synthetic task whose values are scored beside their keys."""
+    return replace(_synthetic(name, summary, config, build), evaluate=key_value.evaluate)
+
+
+def _from_files(
+    name: str, summary: str, config: type[files.FilesConfig], build: Build
 ) -> TaskPlugin:
-    return TaskPlugin(api=2, name=name, summary=summary, config=config, build=build)
+    return TaskPlugin(
+        api=2,
+        name=name,
+        summary=summary,
+        config=config,
+        build=build,
+        evaluation_params=files.evaluation_params,
+    )
 
 
 @hookimpl
 def memwrite_tasks() -> Sequence[TaskPlugin]:
-    """What is drawn at random, and what comes from files."""
+    """Return the tasks that are drawn at random, then those that are read from files."""
     return [
-        _task("kv-retrieval", "keys and values, all asked for", KvConfig, KvTask),
-        _task("mqar", "single tokens for keys and values", MqarConfig, MqarTask),
-        _task("copying", "a random string, said again", SyntheticConfig, CopyingTask),
-        _task("phonebook", "numbers by names, in words", PhonebookConfig, PhonebookTask),
-        _task(
+        _pairs("kv-retrieval", "keys and values, each key queried", KvConfig, KvTask),
+        _synthetic("mqar", "single tokens for keys and values", MqarConfig, MqarTask),
+        _synthetic("copying", "a random string, to be repeated", SyntheticConfig, CopyingTask),
+        _synthetic("phonebook", "numbers by names, in words", PhonebookConfig, PhonebookTask),
+        _pairs(
             "overwrite", "keys that come again, the last value wins", OverwriteConfig, OverwriteTask
         ),
-        _task("correlated-keys", "keys that are nearly the same", CorrelatedConfig, CorrelatedTask),
-        _task("order", "what came after an item, or before it", OrderConfig, OrderTask),
-        _task("babi", "questions on stories, from bAbI files", BabiConfig, QuestionsTask),
-        _task("squad", "questions on paragraphs, SQuAD JSON", SquadConfig, QuestionsTask),
-        _task("locomo", "questions on conversations, LoCoMo JSON", LocomoConfig, QuestionsTask),
-        _task("text", "language modelling on plain text", TextConfig, TextTask),
-        _task(
+        _pairs(
+            "correlated-keys", "keys that are nearly the same", CorrelatedConfig, CorrelatedTask
+        ),
+        _synthetic("order", "what came after an item, or before it", OrderConfig, OrderTask),
+        _from_files("babi", "questions on stories, from bAbI files", BabiConfig, QuestionsTask),
+        _from_files("squad", "questions on paragraphs, SQuAD JSON", SquadConfig, QuestionsTask),
+        _from_files(
+            "locomo", "questions on conversations, LoCoMo JSON", LocomoConfig, QuestionsTask
+        ),
+        _from_files("text", "language modelling on plain text", TextConfig, TextTask),
+        _from_files(
             "continuation",
             "the text that follows a text that was written",
             ContinuationConfig,
             ContinuationTask,
         ),
-        _task(
+        _from_files(
             "reconstruction",
             "a text that was written, read back",
             ReconstructionConfig,

@@ -25,6 +25,8 @@ FORWARD = WriterPlugin(
     build=_build,
     emits="prefix",
     capabilities=Capabilities(differentiable=True),
+    steps="steps",
+    slots="slots",
 )
 
 

@@ -25,6 +25,9 @@ GRADIENT = WriterPlugin(
     build=_build,
     emits="prefix",
     capabilities=Capabilities(differentiable=True),
+    steps="steps",
+    max_steps="most_steps",
+    slots="slots",
 )
 
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from memwrite.protocols import BackboneInfo, ProjectionDeltas, StaticAdapter
+from memwrite.modules.low_rank import LowRank, stacked_factors
+from memwrite.protocols import BackboneInfo, StaticAdapter
 
 
 class WriteLora(nn.Module):
@@ -34,33 +32,17 @@ class WriteLora(nn.Module):
             "v": (wide, key),
             "o": (query, wide),
         }.items():
-            down = torch.empty(info.layers, rank, inputs, dtype=dtype)
-            bound = 1 / math.sqrt(inputs)
-            self.down[name] = nn.Parameter(down.uniform_(-bound, bound))
-            self.up[name] = nn.Parameter(torch.zeros(info.layers, outputs, rank, dtype=dtype))
+            self.down[name], self.up[name] = stacked_factors(
+                info.layers, outputs, inputs, rank, dtype
+            )
 
     def corrections(self) -> dict[int, StaticAdapter]:
-        """One for every layer; the same for every row."""
-        return {layer: StaticAdapter({}, self._of(layer)) for layer in range(self._layers)}
+        """Make an adapter for every layer; it is the same for every row."""
+        return {layer: self._adapter(layer) for layer in range(self._layers)}
 
-    def _of(self, layer: int) -> _Add:
-        return _Add(
-            {name: down[layer] for name, down in self.down.items()},
-            {name: up[layer] * self._scale for name, up in self.up.items()},
-        )
-
-
-class _Add:
-    """A pure function of the hidden states."""
-
-    def __init__(self, down: Mapping[str, Tensor], up: Mapping[str, Tensor]) -> None:
-        self._down, self._up = down, up
-
-    def __call__(self, _: Mapping[str, Tensor], hidden: Tensor) -> ProjectionDeltas:
-        return {
-            **{name: self._product(name, hidden) for name in ("q", "k", "v")},
-            "o": lambda inputs: self._product("o", inputs),
+    def _adapter(self, layer: int) -> StaticAdapter:
+        deltas = {
+            name: LowRank(down[layer], self.up[name][layer], self._scale)
+            for name, down in self.down.items()
         }
-
-    def _product(self, name: str, inputs: Tensor) -> Tensor:
-        return inputs.to(self._down[name].dtype) @ self._down[name].mT @ self._up[name].mT
+        return StaticAdapter({}, lambda _tensors, _hidden: deltas)

@@ -1,12 +1,10 @@
-"""memwrite-lora: readers that correct attention projections by low-rank matrices (δ-mem, arXiv 2605.12357)."""
+"""memwrite-lora: readers that correct projections by low-rank matrices (LoRA; δ-mem, arXiv 2605.12357)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from memwrite.plugins import ReaderPlugin, hookimpl
-from memwrite.protocols import Backbone
-from memwrite.state import StateSpec
 from memwrite_lora.config import LoraConfig, PerExampleLoraConfig, StaticLoraConfig
 from memwrite_lora.lowrank import PerExampleLoraReader, StaticLoraReader
 from memwrite_lora.reader import LoraReader
@@ -25,16 +23,10 @@ __all__ = [
 ]
 
 
-def _build_static(
-    config: StaticLoraConfig, backbone: Backbone, spec: StateSpec
-) -> StaticLoraReader:
-    return StaticLoraReader(config, backbone)
-
-
 LORA = ReaderPlugin(
     api=2,
     name="lora",
-    summary="a matrix state's answers to each layer's queries, as low-rank corrections of q, k, v, o",
+    summary="a state's answers to each layer's queries, as low-rank corrections of q, k, v, o",
     config=LoraConfig,
     build=LoraReader,
     accepts=LoraReader.accepts,
@@ -45,7 +37,7 @@ STATIC_LORA = ReaderPlugin(
     name="static-lora",
     summary="baseline: ordinary LoRA, the same whatever was written",
     config=StaticLoraConfig,
-    build=_build_static,
+    build=StaticLoraReader,
     accepts=StaticLoraReader.accepts,
 )
 
@@ -61,5 +53,5 @@ PER_EXAMPLE_LORA = ReaderPlugin(
 
 @hookimpl
 def memwrite_readers() -> Sequence[ReaderPlugin]:
-    """The readers by low-rank corrections."""
+    """Declare the readers by low-rank corrections."""
     return [LORA, STATIC_LORA, PER_EXAMPLE_LORA]

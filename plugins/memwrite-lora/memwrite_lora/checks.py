@@ -1,4 +1,4 @@
-"""Whether states with one tensor part per layer fit a backbone, and a reader."""
+"""Checks that a per-layer state fits a backbone and a reader."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from memwrite.state import MemoryState, StateSpec
 
 
 def check_layers(spec: StateSpec, info: BackboneInfo) -> None:
-    """Every tensor's first axis must stand for layers of the backbone.
+    """Check that the first axis of every per-layer tensor stands for layers of the backbone.
 
     Raises:
         ContractViolation: it does not.
@@ -19,15 +19,15 @@ def check_layers(spec: StateSpec, info: BackboneInfo) -> None:
             f"a '{spec.kind}' state is for layers {layers}, but the backbone has the layers 0 to "
             f"{info.layers - 1}, each once"
         )
-    for name, shape in spec.shapes.items():
-        if shape[0] != len(layers):
+    for name, tensor in spec.tensors.items():
+        if tensor.per_layer and tensor.shape[:1] != (len(layers),):
             raise ContractViolation(
-                f"state tensor '{name}' is for {shape[0]} layers, but the state is for layers {layers}"
+                f"state tensor '{name}' of shape {tensor.shape} should begin with one axis for layers, but the state is for layers {layers}"
             )
 
 
 def check_state(state: MemoryState, spec: StateSpec) -> None:
-    """A reader built for `spec` must be able to read `state`.
+    """Check that a reader built for `spec` can read `state`.
 
     Raises:
         InputError: it has other shapes or layers.

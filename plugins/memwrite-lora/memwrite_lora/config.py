@@ -1,4 +1,4 @@
-"""What can be set on the readers by low-rank corrections."""
+"""The settings of the readers by low-rank corrections."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from memwrite.errors import did_you_mean
 
-PROJECTIONS = ("q", "k", "v", "o")
+ATTENTION = ("q", "k", "v", "o")
+PROJECTIONS = (*ATTENTION, "gate", "up", "down")
 INITS = ("zero", "random", "base-slice")
 SCALES = ("none", "layer", "projection")
 
@@ -48,7 +49,7 @@ class LoraConfig:
     scale_max: float = 2.0
 
     def __post_init__(self) -> None:
-        _check_projections(self.projections)
+        _check_projections(self.projections, ATTENTION)
         for name in ("alpha", "gain", "o_norm_eps", "scale_init", "scale_max"):
             _check_positive(name, getattr(self, name))
         _check_one_of("init", self.init, INITS)
@@ -70,7 +71,8 @@ class StaticLoraConfig:
     Attributes:
         rank: r.
         alpha: corrections are scaled by alpha / rank.
-        projections: which of a layer's "q", "k", "v" and "o" are corrected.
+        projections: which are corrected of a layer's "q", "k", "v", "o" and of its MLP's "gate" (not every model has
+            one), "up", "down".
         layers: of the backbone, from 0; all if empty.
 
     Raises:
@@ -83,7 +85,7 @@ class StaticLoraConfig:
     layers: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_projections(self.projections)
+        _check_projections(self.projections, PROJECTIONS)
         _check_positive("alpha", self.alpha)
         if self.rank < 1:
             raise ValueError(f"rank must be at least 1, got {self.rank}")
@@ -107,11 +109,11 @@ class PerExampleLoraConfig:
         _check_positive("alpha", self.alpha)
 
 
-def _check_projections(names: list[str]) -> None:
+def _check_projections(names: list[str], known: tuple[str, ...]) -> None:
     if not names:
-        raise ValueError(f"projections must name at least one of {', '.join(PROJECTIONS)}")
+        raise ValueError(f"projections must name at least one of {', '.join(known)}")
     for name in names:
-        _check_one_of("projections", name, PROJECTIONS)
+        _check_one_of("projections", name, known)
     _check_once("projections", names)
 
 

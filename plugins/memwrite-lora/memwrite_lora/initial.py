@@ -1,27 +1,19 @@
-"""Where the weights begin."""
+"""How the weights are initialised."""
 
 from __future__ import annotations
 
-import math
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+from memwrite.modules.low_rank import kaiming
 from memwrite_lora.config import LoraConfig
-
-
-def kaiming(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
-    """(outputs, inputs), uniform, as `nn.Linear` begins (He et al. 2015 with a = √5)."""
-    weight = torch.empty(outputs, inputs, dtype=dtype)
-    nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
-    return weight
 
 
 def output_map(
     config: LoraConfig, weight: Tensor, heads: int, values: int, dtype: torch.dtype
 ) -> Tensor:
-    """D (width, H·Dv) for the projection with this weight (width, inputs)."""
+    """Make the output map D (width, H·Dv) of the projection with this weight (width, inputs)."""
     if config.init == "random":
         return config.gain * kaiming(weight.shape[0], heads * values, dtype)
     start = torch.zeros(weight.shape[0], heads * values, dtype=dtype)

@@ -1,38 +1,38 @@
-"""Corrections B A x: the same for every memory and learned, or the memory itself."""
+"""Readers by corrections B A x: learned ones, the same for every memory, or the memory itself."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from memwrite.errors import ConfigError, ContractViolation
+from memwrite.modules.low_rank import LowRank, stacked_factors
 from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
 from memwrite.state import MemoryState, StateSpec
 from memwrite_lora.checks import check_layers, check_state
 from memwrite_lora.config import PROJECTIONS, PerExampleLoraConfig, StaticLoraConfig
-from memwrite_lora.initial import kaiming
 
 
 class StaticLoraReader(nn.Module):
     """Adds (α/r)·B A x to projections, x being the projection's own input (LoRA, arXiv 2106.09685, equation 3).
 
-    The control without memory. Its parameters have the names and shapes of a "lowrank" state: `A.{q,k,v,o}` (L, r, Din),
-    `B.{q,k,v,o}` (L, Dout, r), in float32 (float64 for a float64 model).
+    The control without memory. Its parameters have the names and shapes of a "lowrank" state: `A.q` (L, r, Din),
+    `B.q` (L, Dout, r) and so on, in float32 (float64 for a float64 model).
 
     Args:
         config: see `StaticLoraConfig`.
         backbone: the model that is corrected; never changed.
+        spec: of the states, which are empty.
 
     Raises:
-        ConfigError: the backbone has no such layer.
+        ConfigError: the backbone has no such layer or projection.
     """
 
     accepts = frozenset({"empty"})
 
-    def __init__(self, config: StaticLoraConfig, backbone: Backbone) -> None:
+    def __init__(self, config: StaticLoraConfig, backbone: Backbone, spec: StateSpec) -> None:
         super().__init__()
         info = backbone.info
         self._layers = config.layers or list(range(info.layers))
@@ -45,18 +45,15 @@ class StaticLoraReader(nn.Module):
         self._scales = {
             n: config.alpha / config.rank for n in PROJECTIONS if n in config.projections
         }
-        dtype = torch.promote_types(info.dtype, torch.float32)
         self.A, self.B = nn.ParameterDict(), nn.ParameterDict()
         for name in self._scales:
             outputs, inputs = backbone.projection(self._layers[0], name).shape
-            down = [kaiming(config.rank, inputs, dtype) for _ in self._layers]
-            self.A[name] = nn.Parameter(torch.stack(down))
-            self.B[name] = nn.Parameter(
-                torch.zeros(len(self._layers), outputs, config.rank, dtype=dtype)
+            self.A[name], self.B[name] = stacked_factors(
+                len(self._layers), outputs, inputs, config.rank, info.state_dtype
             )
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """The same corrections in every row, whatever the state."""
+        """Make the same corrections for every row, whatever the state."""
         return Conditioning(
             corrections={
                 layer: StaticAdapter({}, partial(self._additions, index))
@@ -70,7 +67,7 @@ class StaticLoraReader(nn.Module):
             for side, pair in (("A", self.A), ("B", self.B))
             for name, stacked in pair.items()
         }
-        return _products(self._scales, tensors, hidden)
+        return _deltas(self._scales, tensors, hidden)
 
 
 class PerExampleLoraReader(nn.Module):
@@ -83,6 +80,7 @@ class PerExampleLoraReader(nn.Module):
 
     Raises:
         ContractViolation: the shapes are not those of low-rank corrections of the backbone.
+        ConfigError: the backbone has no such projection.
     """
 
     accepts = frozenset({"lowrank"})
@@ -97,7 +95,7 @@ class PerExampleLoraReader(nn.Module):
         self._scales = {name: config.alpha / spec.shapes[f"A.{name}"][1] for name in names}
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """Each row's own corrections.
+        """Make each row's own corrections.
 
         Raises:
             InputError: the state has other shapes or layers than the reader was built for.
@@ -105,11 +103,8 @@ class PerExampleLoraReader(nn.Module):
         check_state(state, self._spec)
         return Conditioning(
             corrections={
-                layer: StaticAdapter(
-                    {name: tensor[:, index] for name, tensor in state.tensors.items()},
-                    partial(_products, self._scales),
-                )
-                for index, layer in enumerate(self._spec.layers)
+                layer: StaticAdapter(state.layer(layer), partial(_deltas, self._scales))
+                for layer in self._spec.layers
             }
         )
 
@@ -135,17 +130,11 @@ def _check_pair(spec: StateSpec, name: str, backbone: Backbone) -> None:
             )
 
 
-def _products(
+def _deltas(
     scales: Mapping[str, float], tensors: Mapping[str, Tensor], _: Tensor
-) -> dict[str, partial[Tensor]]:
-    """s·B A x of every projection, as functions of its own input x."""
+) -> dict[str, LowRank]:
+    """Return s·B A of every projection, as functions of its own input."""
     return {
-        name: partial(_product, scale, tensors[f"A.{name}"], tensors[f"B.{name}"])
+        name: LowRank(tensors[f"A.{name}"], tensors[f"B.{name}"], scale)
         for name, scale in scales.items()
     }
-
-
-def _product(scale: float, down: Tensor, up: Tensor, inputs: Tensor) -> Tensor:
-    """s·B A x for x (B, T, Din), A (r, Din) and B (Dout, r), or one A and B per row: (B, r, Din), (B, Dout, r)."""
-    dtype = torch.promote_types(inputs.dtype, down.dtype)
-    return inputs.to(dtype) @ down.to(dtype).mT @ up.to(dtype).mT * scale

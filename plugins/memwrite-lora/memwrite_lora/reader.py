@@ -1,4 +1,4 @@
-"""δ-mem's reader: a matrix state's answers to a layer's queries, as low-rank corrections of its projections."""
+"""δ-mem's reader: a state answers a layer's queries, and the answers correct the layer's projections."""
 
 from __future__ import annotations
 
@@ -12,36 +12,40 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memwrite.errors import ContractViolation
+from memwrite.modules.low_rank import kaiming
+from memwrite.plugins.registry import RECALL
 from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
-from memwrite.state import MemoryState, StateSpec
+from memwrite.state import KINDS, MemoryState, Recall, StateSpec
 from memwrite_lora.checks import check_layers, check_state
-from memwrite_lora.config import PROJECTIONS, LoraConfig
-from memwrite_lora.initial import kaiming, output_map
+from memwrite_lora.config import ATTENTION, LoraConfig
+from memwrite_lora.initial import output_map
 
 
 class LoraReader(nn.Module):
-    """Reads r_t = S q_t at every position t and adds (α/Dk)·D_h r_t to projection h (δ-mem, arXiv 2605.12357).
+    """Reads r_t = recall(state, q_t) at every position t and adds (α/Dk)·D_h r_t to projection h (δ-mem, arXiv 2605.12357).
 
     The query q_t = L2(tanh(W_q x_t)) comes from the layer's hidden states x, for the correction of "o" too. Each of the
-    state's layers has its own S (H, Dv, Dk), W_q (H·Dk, D) and D_h (width of h, H·Dv). With Dv = Dk = r the factor is
-    the paper's α/r.
+    state's layers has its own W_q (H·Dk, D) and D_h (width of h, H·Dv). The kind of the state says how it answers: a
+    "matrix" state by r_t = S q_t, as in the paper, whose factor α/r this is where Dv = Dk = r.
 
     Args:
         config: see `LoraConfig`.
         backbone: the model that reads; never changed.
-        spec: of the states, with shapes {"S": (L, H, Dv, Dk)}.
+        spec: of the states, of any kind that has a recall; the axes H, Dk and Dv of the kind give the sizes.
 
     Raises:
-        ContractViolation: the state's layers are not the backbone's.
+        ContractViolation: the state's layers are not the backbone's, or its kind has no recall.
     """
 
-    accepts = frozenset({"matrix"})
+    accepts = frozenset({RECALL})
 
     def __init__(self, config: LoraConfig, backbone: Backbone, spec: StateSpec) -> None:
         super().__init__()
         check_layers(spec, backbone.info)
         self._spec = spec
-        _, heads, values, keys = spec.shapes["S"]
+        self._recall = _recall(spec)
+        heads, values, keys = (spec.sizes[axis] for axis in ("H", "Dv", "Dk"))
         self.layers = nn.ModuleDict(
             {
                 str(layer): LayerLora(config, backbone, layer, heads, values, keys)
@@ -50,15 +54,15 @@ class LoraReader(nn.Module):
         )
 
     def queries(self, layer: int, hidden: Tensor) -> Tensor:
-        """hidden (B, T, D) -> queries (B, T, H, Dk)."""
+        """Map hidden (B, T, D) to queries (B, T, H, Dk)."""
         return self._layer(layer).queries(hidden)
 
     def correct(self, layer: int, reads: Tensor) -> ProjectionDeltas:
-        """reads (B, T, H, Dv) -> additions (B, T, width of h) to each projection h."""
+        """Map reads (B, T, H, Dv) to additions (B, T, width of h) to each projection h."""
         return self._layer(layer).correct(reads)
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """The corrections of a state at rest: every position reads the same S.
+        """Make the corrections of a state at rest: every position reads the same tensors.
 
         Raises:
             InputError: the state has other shapes or layers than the reader was built for.
@@ -66,8 +70,8 @@ class LoraReader(nn.Module):
         check_state(state, self._spec)
         return Conditioning(
             corrections={
-                layer: StaticAdapter({"S": state["S"][:, index]}, partial(self._additions, layer))
-                for index, layer in enumerate(self._spec.layers)
+                layer: StaticAdapter(state.layer(layer), partial(self._additions, layer))
+                for layer in self._spec.layers
             }
         )
 
@@ -75,15 +79,23 @@ class LoraReader(nn.Module):
         self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor
     ) -> ProjectionDeltas:
         queries = self.queries(layer, hidden)
-        reads = torch.einsum("bhvk,bthk->bthv", tensors["S"].to(queries.dtype), queries)
-        return self.correct(layer, reads)
+        return self.correct(layer, self._recall(tensors, queries))
 
     def _layer(self, layer: int) -> LayerLora:
         return cast(LayerLora, self.layers[str(layer)])
 
 
+def _recall(spec: StateSpec) -> Recall:
+    kind = KINDS.get(spec.kind)
+    if kind is None or kind.recall is None:
+        raise ContractViolation(
+            f"a '{spec.kind}' state does not answer queries: declare its StateKind with a recall (hook memwrite_kinds)"
+        )
+    return kind.recall
+
+
 class LayerLora(nn.Module):
-    """What the reader learns for one layer, in float32 (float64 for a float64 model).
+    """The parameters of one layer, in float32 (float64 for a float64 model).
 
     Parameters: `query` (H·Dk, D) and, for each corrected projection, `delta.{q,k,v,o}` (width, H·Dv). Where they are
     asked for, `o_norm` (D,), and `scale` (1,) or one per corrected projection, in the order q, k, v, o.
@@ -94,12 +106,12 @@ class LayerLora(nn.Module):
     ) -> None:
         super().__init__()
         width = backbone.info.hidden_size
-        dtype = torch.promote_types(backbone.info.dtype, torch.float32)
+        dtype = backbone.info.state_dtype
         self._config, self._heads, self._keys = config, heads, keys
         self._factor = config.alpha / keys
         self.query = nn.Parameter(kaiming(heads * keys, width, dtype))
         self.delta = nn.ParameterDict()
-        for name in PROJECTIONS:
+        for name in ATTENTION:
             if name in config.projections:
                 weight = backbone.projection(layer, name).detach()
                 self.delta[name] = nn.Parameter(output_map(config, weight, heads, values, dtype))
@@ -111,25 +123,25 @@ class LayerLora(nn.Module):
             self.scale = nn.Parameter(torch.full((count,), raw, dtype=dtype))
 
     def queries(self, hidden: Tensor) -> Tensor:
-        """hidden (B, T, D) -> queries (B, T, H, Dk)."""
+        """Map hidden (B, T, D) to queries (B, T, H, Dk)."""
         projected = F.linear(hidden.to(self.query.dtype), self.query)
         heads = projected.reshape(*projected.shape[:-1], self._heads, self._keys)
         return F.normalize(heads.tanh(), dim=-1, eps=1e-6) if self._config.normalize else heads
 
     def correct(self, reads: Tensor) -> ProjectionDeltas:
-        """reads (B, T, H, Dv) -> additions (B, T, width) by projection."""
+        """Map reads (B, T, H, Dv) to additions (B, T, width) by projection."""
         flat = reads.to(self.query.dtype).flatten(2)
-        found = {
+        deltas = {
             name: F.linear(flat, weight) * factor
             for (name, weight), factor in zip(self.delta.items(), self._factors(), strict=True)
         }
         if self.o_norm is not None:
             eps = self._config.o_norm_eps
-            found["o"] = F.rms_norm(found["o"], self.o_norm.shape, self.o_norm, eps)
-        return found
+            deltas["o"] = F.rms_norm(deltas["o"], self.o_norm.shape, self.o_norm, eps)
+        return deltas
 
     def _factors(self) -> Iterable[Tensor | float]:
-        """One for every corrected projection."""
+        """Return the factor of every corrected projection."""
         if self.scale is None:
             return repeat(self._factor, len(self.delta))
         learned = self.scale.sigmoid() * self._config.scale_max

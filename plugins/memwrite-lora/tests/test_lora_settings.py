@@ -117,7 +117,8 @@ POSITIVE = ("alpha", "gain", "o_norm_eps", "scale_init", "scale_max")
         (LoraConfig, {"alpha": math.inf}, "alpha must be positive and finite"),
         (StaticLoraConfig, {"rank": 0}, "rank must be at least 1, got 0"),
         (StaticLoraConfig, {"alpha": -1.0}, "alpha must be positive and finite, got -1"),
-        (StaticLoraConfig, {"projections": ["query"]}, "projections = 'query': known: k, o, q, v$"),
+        (StaticLoraConfig, {"projections": ["query"]}, "projections = 'query': known: down, gate"),
+        (LoraConfig, {"projections": ["gate"]}, "projections = 'gate': known: k, o, q, v$"),
         (StaticLoraConfig, {"layers": [1, 1]}, "layers must name each one once"),
         (PerExampleLoraConfig, {"alpha": math.nan}, "alpha must be positive and finite, got nan"),
     ],
@@ -132,7 +133,7 @@ def test_impossible_settings_are_refused(
 @pytest.mark.parametrize("layer", [-1, 3])
 def test_layers_must_be_the_backbones(layer: int) -> None:
     with pytest.raises(ConfigError, match=f"names layer {layer}, but .* the layers 0 to 2"):
-        StaticLoraReader(StaticLoraConfig(layers=[layer]), backbone())
+        StaticLoraReader(StaticLoraConfig(layers=[layer]), backbone(), EMPTY)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""The one configuration of generation: made of the caller's options alone, whatever a model's folder recommends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import GenerationConfig
+
+from memwrite.errors import InputError, did_you_mean
+
+#: Options that mean the same with a memory as without one.
+OPTIONS = frozenset(
+    {
+        "max_new_tokens", "min_new_tokens", "max_time", "do_sample", "num_beams", "early_stopping", "length_penalty",
+        "num_return_sequences", "temperature", "top_k", "top_p", "top_h", "min_p", "typical_p", "epsilon_cutoff",
+        "eta_cutoff", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "sequence_bias",
+        "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id", "exponential_decay_length_penalty",
+        "renormalize_logits", "remove_invalid_values",
+    }
+)  # fmt: skip
+#: Arguments of transformers' `generate` that are objects and no part of a configuration.
+ARGUMENTS = frozenset({"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"})
+
+_INSTEAD = {
+    "max_length": "use max_new_tokens",
+    "min_length": "use min_new_tokens",
+    "eos_token_id": "every end token of the model ends an answer",
+    "pad_token_id": "rows are filled up with the end token",
+}
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of `generate` that a memory cannot honour.
+
+    Raises:
+        InputError: there is one.
+    """
+    for name in ("max_new_tokens", "num_beams", "num_return_sequences"):
+        count = options.get(name)
+        if count is not None and (type(count) is not int or count < 1):
+            raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
+    known = OPTIONS | ARGUMENTS | {"cache_implementation", "use_cache"}
+    for name, value in options.items():
+        if name == "use_cache" and value is not True:
+            raise InputError(
+                f"use_cache={value!r} is not possible: a memory lives in the cache, so leave the option out"
+            )
+        if name in known:
+            continue
+        instead = _INSTEAD.get(name) or did_you_mean(name, sorted(known))
+        raise InputError(f"'{name}' is no option of generation with a memory: {instead}")
+
+
+def generation_config(
+    options: Mapping[str, Any], end_ids: tuple[int, ...], pad_id: int
+) -> GenerationConfig:
+    """Return transformers' configuration of one call.
+
+    Args:
+        options: checked options.
+        end_ids: each of these tokens ends a row.
+        pad_id: what stands behind the end.
+
+    Raises:
+        InputError: a value is impossible.
+    """
+    chosen = {name: value for name, value in options.items() if name in OPTIONS}
+    try:
+        config = GenerationConfig(
+            **{"do_sample": False, **chosen},
+            use_cache=True,
+            eos_token_id=list(end_ids),
+            pad_token_id=pad_id,
+        )
+        config.validate()
+    except (TypeError, ValueError) as error:
+        raise refused(error) from None
+    return config
+
+
+def refused(error: Exception) -> InputError:
+    """Return the one-sentence form of transformers' complaint about options."""
+    return InputError(f"the options of generation are refused: {' '.join(str(error).split())}")
+
+
+def strip_recommendations(model: Any) -> None:
+    """Leave of a model's own generation configuration the tokens that end its turns, and nothing else.
+
+    transformers fills every option that a caller leaves open with the model's recommendation.
+    """
+    model.generation_config = GenerationConfig(
+        eos_token_id=getattr(model.generation_config, "eos_token_id", None)
+    )
+
+
+def end_ids(model: Any, eos_id: int) -> tuple[int, ...]:
+    """Return every token that ends an answer: the tokenizer's end token first, then those that the model names."""
+    named = model.generation_config.eos_token_id
+    named = [] if named is None else [named] if isinstance(named, int) else list(named)
+    known = (int(i) for i in named if 0 <= int(i) < model.config.vocab_size)
+    return tuple(dict.fromkeys([eos_id, *known]))
+
+
+def until_end(row: list[int], ends: tuple[int, ...]) -> list[int]:
+    """Return `row` up to and with its first end token."""
+    for index, token in enumerate(row):
+        if token in ends:
+            return row[: index + 1]
+    return row
+
+
+def text_of(row: list[int], ends: tuple[int, ...]) -> list[int]:
+    """Return what `row` says before its first end token."""
+    kept = until_end(row, ends)
+    return kept[:-1] if kept and kept[-1] in ends else kept

@@ -1,0 +1,1 @@
+"""Measure how much memories hold and what they cost, and make reports of it."""

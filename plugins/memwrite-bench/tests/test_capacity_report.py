@@ -1,0 +1,277 @@
+"""The capacity report: the page, its tables and the command."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from html.parser import HTMLParser
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from capacity_runs import (
+    CONFIG,
+    any_result,
+    call,
+    fake_run,
+    toy_runs,
+)
+from click.testing import Result
+from memwrite_bench.capacity import capacity, cells, cost, grid
+from memwrite_bench.capacity.cells import Result as Measured
+from memwrite_bench.capacity.grid import plan
+from memwrite_bench.capacity.report import Report, make_report
+
+from memwrite.config import to_dict
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return toy_runs(tmp_path_factory.mktemp("runs"))
+
+
+class Page(HTMLParser):
+    """Every table of a page as rows of cells, and every address in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tables: list[list[list[str]]] = []
+        self.addresses: list[str] = []
+        self.tags: set[str] = set()
+        self._cell: str | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self._cell = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._cell is not None:
+            self._cell += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.tables[-1][-1].append(self._cell)
+            self._cell = None
+
+
+@pytest.fixture(scope="module")
+def made(runs: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """A report by the command, with a context that is too long."""
+    out = tmp_path_factory.mktemp("capacity") / "out"
+    words = ["bench", "capacity", *runs, "--pairs", "2,9", "--seeds", "0,1"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cost, "REPEATS", 1)
+        return out, call(*words, "--contexts", 3, "--out", out)
+
+
+def test_the_page_needs_nothing_else(made: tuple[Path, Result]) -> None:
+    out, result = made
+    assert result.exit_code == 0, result.output
+    assert str(out / "index.html") in result.output
+    text = (out / "index.html").read_text()
+    page = Page(text)
+    assert len(page.addresses) == 8
+    assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
+    assert "script" not in page.tags
+    assert "http" not in text
+    assert "url(" not in text
+    assert sorted(path.name for path in out.glob("*.png")) == sorted(
+        f"{name}.png"
+        for name in (
+            "exact-match", "exact-match-steps", "bits-per-float", "bits-gained", "binding", "time",
+            "bytes", "controls",
+        )
+    )  # fmt: skip
+    for path in out.glob("*.png"):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_tells_of_the_runs(made: tuple[Path, Result]) -> None:
+    text = (made[0] / "index.html").read_text()
+    assert "tuned &lt;twice&gt; &amp; failed" in text
+    assert "steps 90; seconds 5; loss 1.5." in text
+    assert "Curriculum: 1 from step 50, 2 from step 90" in text
+    assert "toy-s1: too long: 66 positions are needed, and the model has 64" in text
+    assert "hidden_size" in text
+    assert "memwrite bench capacity" in text
+    assert "toy (2 seeds)" in text
+    assert f"torch {torch.__version__}" in text
+
+
+def numbers(text: str) -> list[tuple[float, float]]:
+    """The numbers in a cell, each with how far it may be off by rounding."""
+    found = []
+    for word in text.replace(",", "").replace("(", " ").replace(")", " ").split():
+        digits = word.rstrip("%×")
+        try:
+            value = float(digits)
+        except ValueError:
+            continue
+        behind = len(digits.partition(".")[2]) if "e" not in digits else 0
+        off = max(0.5 * 10**-behind if "." in digits else 0.5, 0.006 * abs(value))
+        percent = 100 if word.endswith("%") else 1
+        found.append((value / percent, off / percent * 1.001))
+    return found
+
+
+def test_every_number_in_the_tables_is_one_of_the_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Means, ranges and intervals, to the digits shown; and where there is none, why."""
+    monkeypatch.setattr(Report, "_figures", lambda report: {})
+    planned = plan(
+        [fake_run(f"a-{n}", n) for n in range(3)] + [fake_run("b", learning_rate=1.0)],
+        [2, 4, 8], [1, 2], [0, 1], 4,
+    )  # fmt: skip
+    make_report([], planned, [*map(any_result, planned)], "").save(tmp_path)
+    page = Page((tmp_path / "index.html").read_text())
+    groups = json.loads((tmp_path / "report.json").read_text())["groups"]
+    shown = {
+        1: "exact_match interval token_accuracy set_recall binding bits_recalled bits_gained bits_per_float "
+        "bits_gained_per_float",
+        2: "write prefill write_ratio read visible_read read_ratio batch batch_write batch_prefill "
+        "batch_write_ratio batch_read batch_visible_read batch_read_ratio",
+        3: "state_floats state_bytes kv_bytes",
+        4: "exact_match zero_state shuffled_state context_visible",
+    }
+    rows = [(group, row) for group in groups for row in group["rows"]]
+    assert {len(row["failures"]) for _, row in rows} >= {0, 1}
+    for table, names in shown.items():
+        assert len(page.tables[table]) == 1 + len(rows)
+        for (group, row), told in zip(rows, page.tables[table][1:], strict=True):
+            assert told[0].startswith(group["label"])
+            assert told[1:3] == [str(row["pairs"]), str(row["steps"])]
+            for name, text in zip(names.split(), told[3:], strict=True):
+                check(row, name, text, 1000 if table == 2 else 1)
+
+
+def check(row: Any, name: str, text: str, per_second: int) -> None:
+    """A cell of a table says what the row of the JSON says of `name`, and no more."""
+    figure = row["figures"]["exact_match" if name == "interval" else name]
+    if figure is None:
+        assert text == ("diverged" if row["diverged"] else "too long")
+        return
+    wanted = [figure["interval"][end] for end in ("low", "high")] if name == "interval" else [
+        figure["mean"], *([len(row["failures"])] * bool(row["failures"])),
+        *([figure["least"], figure["most"]] * (row["measured"] > 1)),
+    ]  # fmt: skip
+    if name.endswith(("write", "read", "prefill")):
+        wanted = [number * per_second for number in wanted]
+        if row["failures"]:
+            wanted[1] /= per_second
+    told = numbers(text)
+    assert len(told) == len(wanted), (name, text, figure)
+    for (value, off), number in zip(told, wanted, strict=True):
+        assert abs(value - number) <= off, (name, text, figure)
+
+
+def test_the_summary_is_of_the_own_number_of_pairs(made: tuple[Path, Result]) -> None:
+    page = Page((made[0] / "index.html").read_text())
+    report = json.loads((made[0] / "report.json").read_text())
+    toy = report["groups"][0]
+    [_, *lines] = page.tables[0]
+    assert [line[0] for line in lines] == ["toy (2 seeds)"] * 2 + ["none (1 seed)", "full (1 seed)"]
+    for line, steps in zip(lines, (1, 2), strict=False):
+        [row] = [r for r in toy["rows"] if (r["pairs"], r["steps"]) == (2, steps)]
+        exact = row["figures"]["exact_match"]
+        assert line[1:6] == ["gradient", "2", "N=2, K=1 to 2", str(steps), "32"]
+        wanted = [exact["mean"], exact["least"], exact["most"]]
+        wanted += [exact["interval"]["low"], exact["interval"]["high"]]
+        told = [value for cell in line[6:9] for value, _ in numbers(cell)]
+        assert told == pytest.approx(wanted, abs=0.00051)
+        assert line[9] == exact["interval"]["over"] == "training seeds"
+    assert lines[2][9] == "contexts"
+
+
+def test_the_json_holds_every_cell(made: tuple[Path, Result]) -> None:
+    """As in its file; groups say no more than the cells do."""
+    report = json.loads((made[0] / "report.json").read_text())
+    files = {path.name: json.loads(path.read_bytes()) for path in made[0].glob("cells/*.json")}
+    assert len(files) == len(report["cells"]) == 2 * 2 * (2 * 2 + 1 + 1)
+    assert all(cell in files.values() for cell in report["cells"])
+    results = [Measured.from_dict(cell) for cell in report["cells"]]
+    assert [json.loads(cells.as_json(result)) for result in results] == report["cells"]
+    toy = report["groups"][0]
+    for row in toy["rows"]:
+        here = [r for r in results if (r.pairs, r.steps) == (row["pairs"], row["steps"])]
+        gained = [r.recall.bits_gained for r in here if r.recall]
+        figure = row["figures"]["bits_gained"]
+        assert (figure is None) == (not gained)
+        if figure is not None:
+            assert figure["mean"] == pytest.approx(sum(gained) / len(gained))
+
+
+def test_the_same_command_again_measures_nothing(
+    made: tuple[Path, Result], runs: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grid, "measure", None)
+    report = capacity(runs[:2], made[0], pairs=[9, 2], seeds=[1, 0], contexts=3)
+    [toy] = report.groups
+    assert to_dict(toy) == json.loads((made[0] / "report.json").read_text())["groups"][0]
+
+
+def test_a_report_without_anything_measured(runs: list[Path], tmp_path: Path) -> None:
+    """Its plots are empty, its tables say why."""
+    words = ["bench", "capacity", runs[2], "--pairs", 4000, "--seeds", 0, "--contexts", 2]
+    result = call(*words, "--out", tmp_path, "--json")
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.output)
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    [row] = report["groups"][0]["rows"]
+    assert (row["measured"], row["figures"]["exact_match"]) == (0, None)
+    assert "3844 keys" in (tmp_path / "index.html").read_text()
+    assert "Every run was measured at one K." in (tmp_path / "index.html").read_text()
+
+
+def refused(result: Result, *parts: str) -> None:
+    assert result.exit_code == 2, result.output
+    for part in parts:
+        assert part in result.stderr
+
+
+def test_runs_that_cannot_be_measured(runs: list[Path], tmp_path: Path) -> None:
+    words = ["--out", tmp_path / "out"]
+    refused(call("bench", "capacity", tmp_path / "no", *words), "no run folder", "memwrite train")
+    for task, part in ((None, "no task"), ({"name": "text", "params": {"files": ["x"]}}, "'text'")):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({**CONFIG, "task": task}))
+        refused(call("bench", "capacity", tmp_path, *words), part)
+    refused(call("bench", "capacity", runs[0], runs[0], *words), "count twice")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (("--pairs", "2,x"), "whole numbers with commas"),
+        (("--pairs", "0"), "at least 1"),
+        (("--contexts", "1"), "--contexts"),
+        (("--device", "nowhere"), "nowhere"),
+    ],
+)
+def test_wrong_options(runs: list[Path], tmp_path: Path, words: tuple[str, str], part: str) -> None:
+    refused(call("bench", "capacity", runs[0], "--out", tmp_path / "out", *words), part)
+
+
+def test_help_is_enough() -> None:
+    text = call("bench", "capacity", "--help").output
+    for word in ("--pairs", "--steps", "--seeds", "--contexts", "--device", "--json", "cells"):
+        assert word in text
+
+
+def test_the_command_is_declared_as_an_entry_point() -> None:
+    """`memwrite bench` is found once this distribution is installed."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    (point,) = project["entry-points"]["memwrite.commands"].items()
+    command = EntryPoint(*point, "memwrite.commands").load()
+    assert command.name == "bench"
+    assert list(command.commands) == ["capacity"]

@@ -1,0 +1,108 @@
+"""README and docs keep their word: their Python runs and prints what they say, and every page is in the navigation."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memwrite_specs import LAWS
+
+from memwrite.plugins import registry
+from memwrite.state import KINDS
+
+ROOT = Path(__file__).parents[1]
+HOOKS = sorted(p for p in (ROOT / "docs" / "plugins").glob("*.md") if p.name != "index.md")
+
+
+@pytest.fixture(autouse=True)
+def _clean_registry() -> Iterator[None]:
+    """Forget what an example registers."""
+    tables: list[dict[str, Any]] = [table.entries for table in registry().tables]
+    tables += [KINDS, LAWS]
+    before = [dict(table) for table in tables]
+    yield
+    for table, old in zip(tables, before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """Return every fenced block as (language, content)."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+def printed(code: str) -> str:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "example", "exec"), {"__name__": "example"})
+    return out.getvalue()
+
+
+def test_the_python_of_the_readme_prints_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("configs", "models"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
+    monkeypatch.chdir(tmp_path)
+    (_, code), (language, output) = (
+        block for block in blocks((ROOT / "README.md").read_text()) if block[0] != "sh"
+    )
+    assert language == ""
+    assert printed(code) == output
+
+
+@pytest.mark.parametrize("page", HOOKS, ids=lambda page: page.stem)
+def test_the_example_of_a_hook_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first block is a module of the name that the text gives; the last one uses it."""
+    text = page.read_text()
+    python = [code for language, code in blocks(text) if language == "python"]
+    outputs = [content for language, content in blocks(text) if not language]
+    module = re.findall(r"`(\w+)\.py`", text)[0]
+    (tmp_path / f"{module}.py").write_text(python[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(ROOT)
+    try:
+        assert printed(python[1]) == outputs[0]
+    finally:
+        sys.modules.pop(module, None)
+
+
+def test_every_hook_has_a_page() -> None:
+    """The table of hooks names every hook and page."""
+    from memwrite.plugins.declarations import Hooks
+
+    hooks = {name for name in vars(Hooks) if name.startswith("memwrite_")}
+    text = (ROOT / "docs" / "plugins" / "index.md").read_text()
+    assert hooks == set(re.findall(r"^\| `(memwrite_\w+)`", text, re.MULTILINE))
+    assert {page.name for page in HOOKS} == set(
+        re.findall(r"\]\((\w+\.md)\) \|$", text, re.MULTILINE)
+    )
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    """mkdocs looks at the links of docs/ alone."""
+    for name in ("README.md", "models/README.md"):
+        page = ROOT / name
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), (name, link)
+
+
+def test_models_that_are_named_exist() -> None:
+    """Configs, benchmarks and code name models that are in the repository."""
+    texts = [ROOT / "README.md", *ROOT.glob("configs/**/*.yaml"), *ROOT.glob("benchmarks/*.py")]
+    texts += ROOT.glob("memwrite/**/*.py")
+    for path in texts:
+        for name in re.findall(r"models/([a-z][\w-]*)", path.read_text()):
+            assert (ROOT / "models" / name).exists(), (path, name)
+
+
+def test_models_are_small() -> None:
+    assert sum(p.stat().st_size for p in (ROOT / "models").rglob("*") if p.is_file()) < 20e6
