@@ -20,12 +20,15 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_the_plugins_own_tests_are_found_outside_the_repository(tmp_path: Path) -> None:
-    """Copied elsewhere, they import nothing but installed packages."""
+    """Copied elsewhere, they import nothing but installed packages and what lies beside them."""
+    paths = []
     for folder in (ROOT / "plugins").glob("memwrite-*/tests"):
-        litter = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(folder, tmp_path / folder.parent.name / "tests", ignore=litter)
+        copy = tmp_path / folder.parent.name / "tests"
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        paths.append(str(copy))
     words = ["--collect-only", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST")}
+    environment["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words, str(tmp_path)],
         cwd=tmp_path,
