@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from memwrite_specs.testing import padded_rows, query_batches
 from support import FAMILIES, Lists, described, reader_only, without_params
 from torch import Tensor
 
@@ -58,26 +58,11 @@ def naive(memory: Memory, prefix: Tensor | None, ids: list[int]) -> Tensor:
     return logits
 
 
-@st.composite
-def padded(draw: Any, rows: int | None = None, longest: int = 5) -> tuple[Lists, Tokens]:
-    """Rows of tokens, and the same with padding of any id left, right and between."""
-    count = draw(st.integers(1, 3)) if rows is None else rows
-    tokens = st.lists(st.integers(0, 257), max_size=longest)
-    lists = draw(st.lists(tokens, min_size=count, max_size=count).filter(any))
-    width = max(map(len, lists)) + draw(st.integers(0, 2))
-    ids = torch.full((count, width), draw(st.integers(0, 257)))
-    mask = torch.zeros(count, width, dtype=torch.bool)
-    for row, real in enumerate(lists):
-        columns = st.sets(st.integers(0, width - 1), min_size=len(real), max_size=len(real))
-        places = sorted(draw(columns))
-        ids[row, places] = torch.tensor(real, dtype=torch.int64)
-        mask[row, places] = True
-    return lists, Tokens(ids, mask)
+def padded(rows: int | None = None, longest: int = 5) -> st.SearchStrategy[tuple[Lists, Tokens]]:
+    """Draw what `padded_rows` does, of at most `longest` tokens."""
+    return padded_rows(rows, longest)
 
 
-@st.composite
-def many(draw: Any) -> tuple[Lists, Tokens]:
-    """Queries (B, Q, T), their B·Q rows of tokens beside them."""
-    batch, each = draw(st.integers(1, 2)), draw(st.integers(1, 3))
-    lists, flat = draw(padded(batch * each))
-    return lists, flat.map(lambda tensor: tensor.reshape(batch, each, -1))
+def many() -> st.SearchStrategy[tuple[Lists, Tokens]]:
+    """Draw what `query_batches` does, of at most five tokens."""
+    return query_batches(5)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from memwrite_specs.testing import MODELS as MODELS
+from memwrite_specs.testing import Rows, tolerance
 
 from memwrite import Memory
 from memwrite.backbones.loading import load_backbone
@@ -16,34 +18,8 @@ from memwrite.plugins.builtin.readers import NoParams
 #: How much more than in the tests is to be tried; `make soak` asks for fifty times as much.
 SOAK = float(os.environ.get("SOAK", "1"))
 
-MODELS: dict[str, dict[str, Any]] = {
-    "gpt2": {
-        "type": "gpt2",
-        "params": {
-            "n_embd": 32,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "initializer_range": 0.2,
-            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0),
-        },
-    },
-    "llama": {
-        "type": "llama",
-        "params": {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-            "initializer_range": 0.2,
-        },
-    },
-}
-
 Build = Callable[..., Memory]
-Lists = list[list[int]]
+Lists = Rows
 
 TIED = {**MODELS["llama"]["params"], "tie_word_embeddings": True}
 FAMILIES: dict[str, dict[str, Any]] = {**MODELS, "llama-tied": {"type": "llama", "params": TIED}}
@@ -52,10 +28,7 @@ each_backbone = pytest.mark.parametrize(
     [(family, attention) for family in FAMILIES for attention in ("eager", "sdpa")],
 )
 
-
-def bar(family: str) -> dict[str, float]:
-    """Llama's norm computes in float32 whatever the model's dtype."""
-    return {"atol": 1e-9, "rtol": 1e-9} if family == "gpt2" else {"atol": 1e-5, "rtol": 1e-5}
+bar = tolerance
 
 
 def described(family: str, attention: str = "sdpa", **changes: Any) -> BackboneConfig:

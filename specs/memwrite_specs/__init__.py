@@ -4,15 +4,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from memwrite_specs.laws import LAWS as LAWS
+    from memwrite_specs.laws import PAIR_LAWS as PAIR_LAWS
     from memwrite_specs.pair import Pair as Pair
     from memwrite_specs.pytest_binding import conformance as conformance
     from memwrite_specs.runner import Result as Result
     from memwrite_specs.runner import hold as hold
 
 _HOMES = {
-    "LAWS": "laws", "Pair": "pair", "Result": "runner", "conformance": "pytest_binding", "hold": "runner",
+    "LAWS": "laws", "PAIR_LAWS": "laws", "Pair": "pair", "Result": "runner", "conformance": "pytest_binding",
+    "hold": "runner",
 }  # fmt: skip
-__all__ = ["LAWS", "Pair", "Result", "conformance", "hold"]
+__all__ = ["LAWS", "PAIR_LAWS", "Pair", "Result", "conformance", "hold"]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,7 +21,7 @@ TINY = "memwrite-tiny"
 
 
 class TinyConfig(PretrainedConfig):  # type: ignore[misc]
-    """Sizes of `TinyModel`."""
+    """Holds the sizes of `TinyModel`."""
 
     model_type = TINY
 
@@ -83,7 +83,7 @@ class TinyLayer(nn.Module):
 
 
 class TinyStack(nn.Module):
-    """Embeddings and layers."""
+    """Runs embeddings through the layers."""
 
     def __init__(self, config: TinyConfig) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class TinyModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Done in `__init__`."""
+        """Do nothing: the weights are drawn in `__init__`."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -157,11 +157,11 @@ AutoModelForCausalLM.register(TinyConfig, TinyModel)
 
 @dataclass(frozen=True)
 class Build:
-    """A backbone from scratch.
+    """Describes a backbone that is made from scratch.
 
     Attributes:
-        type: of transformers' models.
-        params: fields of its configuration.
+        type: the type of transformers' model.
+        params: the fields of its configuration.
         exact: whether it computes in float64 throughout if its weights are; else only some 1e-5 can be asked for.
     """
 

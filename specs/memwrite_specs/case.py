@@ -27,15 +27,15 @@ row = st.lists(st.integers(0, IDS - 1), min_size=1, max_size=LONGEST)
 
 
 class Case:
-    """One try of a law.
+    """One trial of a law.
 
     Args:
         pair: what is held to the law.
-        seed: of `rng`.
+        seed: the seed of `rng`.
         draw: how values are drawn; None for laws that draw none.
 
     Attributes:
-        pair: as given.
+        pair: what is held to the law.
         rng: for laws that draw nothing by strategies; depends on the seed alone.
         drawn: everything drawn so far by its name, for the report of a failure.
     """
@@ -51,34 +51,34 @@ class Case:
 
     @cached_property
     def memory(self) -> Memory:
-        """The pair's memory in float64; the same one in all cases of a law."""
+        """Build the pair's memory in float64; all cases of a law share it."""
         return self.pair.memory()
 
     @property
     def tolerance(self) -> float:
-        """Allowed difference, relative to the largest value if that is above 1."""
+        """Return the allowed difference, relative to the largest value if that is above 1."""
         return 1e-9 if self.pair.build.exact else 1e-4
 
     # ---- drawing -------------------------------------------------------------------------------
 
     def draw(self, name: str, strategy: st.SearchStrategy[T]) -> T:
-        """A value, noted under `name`."""
+        """Draw a value, and note it under `name`."""
         assert self._draw is not None, "a law that draws needs more than one example"
         value: T = self._draw(strategy)
         self.drawn[name] = value
         return value
 
     def lists(self, name: str = "context", rows: int | None = None) -> list[list[int]]:
-        """Token ids of contexts, each of at least one token; `rows` of them, or 2 to 5."""
+        """Draw the token ids of contexts, each of at least one token: `rows` of them, or 2 to 5."""
         sizes = (2, 5) if rows is None else (rows, rows)
         return self.draw(name, st.lists(row, min_size=sizes[0], max_size=sizes[1]))
 
     def context(self, name: str = "context", rows: int | None = None) -> PackedTokens:
-        """The same as `Tokens`."""
+        """Draw contexts, see `lists`, as one batch of tokens."""
         return self.tokens(self.lists(name, rows))
 
     def tokens(self, rows: list[list[int]]) -> PackedTokens:
-        """`rows` right-padded; every third token begins a segment, for a writer that writes segments."""
+        """Pad `rows` at the right; every third token begins a segment, for a writer that writes segments."""
         tokens = Tokens.from_rows(rows)
         if self.memory.granularity == "token":
             return tokens
@@ -87,11 +87,11 @@ class Case:
 
     @staticmethod
     def question(rows: int) -> Tokens:
-        """The same short query for every row."""
+        """Return the same short query for every row."""
         return Tokens.from_rows([QUESTION] * rows)
 
     def secret(self, length: int) -> list[int]:
-        """Random letters, for laws that draw nothing."""
+        """Return random letters, for laws that draw nothing."""
         letters = [*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1)]
         return self.rng.choices(letters, k=length)
 
@@ -99,12 +99,12 @@ class Case:
 
     @torch.no_grad()
     def write(self, context: Tokens, state: MemoryState | None = None) -> MemoryState:
-        """The state after a write through the core."""
+        """Write through the core, and return the state."""
         return self.memory.write(context, state).state
 
     @torch.no_grad()
     def read(self, state: MemoryState, query: Tokens | None = None) -> Tensor:
-        """Logits (B, T, V) of a query behind the state; by default of a short one."""
+        """Return the logits (B, T, V) of a query given the state, by default of a short one."""
         if query is None:
             query = self.question(state.batch_size or 1)
         return self.memory.read(state, query).logits
@@ -135,7 +135,7 @@ class Case:
             raise LawBroken(sentence)
 
     def same(self, what: str, found: MemoryState | Tensor, expected: MemoryState | Tensor) -> None:
-        """Raise LawBroken unless both agree within the tolerance, `what` being compared."""
+        """Raise LawBroken unless both agree within the tolerance; `what` names them in the message."""
         if isinstance(found, MemoryState) and isinstance(expected, MemoryState):
             if found.spec != expected.spec:
                 raise LawBroken(f"{what}: {found.spec} instead of {expected.spec}")
@@ -152,7 +152,7 @@ class Case:
             raise LawBroken(f"{what}: differs by up to {gap:.3g}, allowed is {allowed:.1g}")
 
     def differ(self, found: MemoryState, expected: MemoryState) -> bool:
-        """Whether the states differ by more than rounding."""
+        """Say whether the states differ by more than rounding."""
         if found.spec != expected.spec:
             return True
         return any(
@@ -163,7 +163,7 @@ class Case:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference of two tensors' values; what is not finite in both alike is no difference."""
+    """Return the largest difference of two tensors; values that are equally non-finite in both do not differ."""
     found, expected = found.detach().double(), expected.detach().double()
     gap = torch.where((found == expected) | (found.isnan() & expected.isnan()), 0, found - expected)
     return float(gap.abs().max()) if gap.numel() else 0.0

@@ -1,4 +1,4 @@
-"""Processes that share nothing with us but what they are told, and one that watches what it does itself."""
+"""Processes that share only a copy of the past with this one, and a record of what such a process does."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class NoReply(LawBroken):
 
 
 class ForkedProcess:
-    """A process forked here and now, which answers one question later: nothing that happens meanwhile reaches it.
+    """A process that is forked when this is made and answers one question later: nothing in between reaches it.
 
     Args:
         answer: runs in that process; takes the question, gives tensors, and may raise LawBroken.
@@ -68,7 +68,7 @@ class ForkedProcess:
         self._ours.close()
 
     def call(self, question: bytes = b"") -> dict[str, Tensor]:
-        """The answer. No object crosses, only bytes."""
+        """Ask the question and return the answer. No object crosses, only bytes."""
         self._ours.send_bytes(question)
         if not self._ours.poll(self._seconds):
             raise NoReply(f"another process gave no answer within {self._seconds:.0f} seconds")
@@ -155,7 +155,7 @@ def side_effects_recorded(found: list[str], secrets: list[str]) -> Iterator[None
 
 
 def _bytes_written() -> int:
-    """By this process so far, into files and pipes, whoever in it wrote them; 0 where the system does not say."""
+    """Return how many bytes this process has written into files and pipes; 0 where the system does not say."""
     try:
         lines = Path("/proc/self/io").read_text().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What is left behind in a process: objects that are still there, and objects that hold something else."""
+"""What stays in a process: new objects that are still alive, and old objects that hold something else."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _FIXED = {
 
 
 class HeapSnapshot:
-    """Every object of this process that the garbage collector knows, as they are now.
+    """Keeps every object of this process that the garbage collector knows, as it is now.
 
     For a process that ends soon: the collector looks at none of these objects any more.
     """
@@ -46,7 +46,7 @@ class HeapSnapshot:
         gc.freeze()
 
     def leaks(self) -> list[str]:
-        """Descriptions of what has come since and stayed, and of what holds something else than before."""
+        """Describe the objects that have come since and stayed, and those that hold something else than before."""
         gc.collect()
         # Nothing of ours may be alive here but this frame, so the rest is another function.
         return self._differences(gc.get_objects())
@@ -66,7 +66,7 @@ class HeapSnapshot:
 
 
 def _held(thing: Any) -> int:
-    """Of what a container holds, by identity; of data, by value."""
+    """Return a hash of what a container holds, by identity, or of data, by value."""
     if _is_data(thing):
         return hash(_bytes(thing))
     held: list[int] = []
@@ -114,7 +114,7 @@ def _contexts(things: Iterable[Any]) -> list[Any]:
 
 
 def _values(contexts: Iterable[Any]) -> set[int]:
-    """What context variables hold, and these variables."""
+    """Return the ids of context variables and of what they hold."""
     parts = (part for context in contexts for part in gc.get_referents(context))
     return {id(part) for part in parts if not _is_context(part)}
 

@@ -30,7 +30,7 @@ class CaseTimeout(BaseException):
 
 @contextmanager
 def time_limit() -> Iterator[None]:
-    """Raises CaseTimeout when what is within takes longer than CASE_SECONDS.
+    """Raise CaseTimeout when what is within takes longer than CASE_SECONDS.
 
     In the main thread of systems with signals; elsewhere there is no limit.
     """
@@ -57,7 +57,7 @@ def time_limit() -> Iterator[None]:
 
 @dataclass
 class FailureSearch:
-    """The smallest failure so far.
+    """Keeps the smallest failure so far.
 
     Attributes:
         error: None while there is none.
@@ -69,7 +69,7 @@ class FailureSearch:
     _begun: float = 0.0
 
     def record(self, error: Exception, drawn: Mapping[str, object]) -> None:
-        """A failure was found; raises StopShrinking when it is time to stop."""
+        """Take note of a failure, and raise StopShrinking when it is time to stop."""
         words = {name: repr(value) for name, value in drawn.items()}
         if self.error is None:
             self._begun = time.monotonic()
@@ -78,7 +78,7 @@ class FailureSearch:
         self.check_time()
 
     def check_time(self) -> None:
-        """Raises StopShrinking when it is time to stop."""
+        """Raise StopShrinking when it is time to stop."""
         if self.error is not None and time.monotonic() - self._begun > SHRINK_SECONDS:
             raise StopShrinking
 
@@ -88,12 +88,12 @@ def _size(words: Mapping[str, str]) -> int:
 
 
 def keep_notes_elsewhere() -> None:
-    """Hypothesis keeps notes in the working directory; for this process, in the place for temporary files instead."""
+    """Let hypothesis keep its notes among temporary files, not in the working directory, for this process."""
     set_hypothesis_home_dir(Path(tempfile.gettempdir()) / "memwrite-specs")
 
 
 def quiet(examples: int, steps: int = 1) -> settings:
-    """Settings that print nothing and keep nothing; the seed alone decides what is drawn."""
+    """Return settings that print nothing and keep nothing; the seed alone decides what is drawn."""
     return settings(
         max_examples=examples,
         stateful_step_count=steps,

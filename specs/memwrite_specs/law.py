@@ -18,7 +18,7 @@ OUTCOMES: tuple[Outcome, ...] = ("held", "n/a", "gap", "not run", "broken")
 
 
 class LawBroken(AssertionError):
-    """What was found does not agree with the law; the message is one sentence for people."""
+    """The pair breaks the law; the message is one sentence that says how."""
 
 
 class NotRun(Exception):
@@ -27,7 +27,7 @@ class NotRun(Exception):
 
 @dataclass(frozen=True)
 class Law:
-    """A law.
+    """A demand on every pair, or on those that it binds.
 
     Attributes:
         name: words joined by hyphens.
@@ -35,6 +35,7 @@ class Law:
         examples: how many cases are drawn; 1 for a law that draws none.
         binds: why the law does not bind this pair; None if it does.
         leakage: whether a break means that the context gets around the state. No gap excuses that.
+        pairing: whether it can be broken although writer and reader each keep it with another partner.
     """
 
     name: str
@@ -42,10 +43,11 @@ class Law:
     examples: int
     binds: Callable[[Case], str | None]
     leakage: bool = False
+    pairing: bool = False
 
     @property
     def statement(self) -> str:
-        """The law in words: the first paragraph of its docstring."""
+        """Return the law in words: the first paragraph of its docstring."""
         text = inspect.cleandoc(self.body.__doc__ or "")
         return " ".join(text.split("\n\n")[0].split())
 
@@ -58,6 +60,7 @@ def law(
     examples: int = 10,
     binds: Callable[[Case], str | None] = _always,
     leakage: bool = False,
+    pairing: bool = False,
 ) -> Callable[[Callable[[Case], None]], Law]:
     """Make a function the law of the same name, with hyphens; see `Law` for the arguments.
 
@@ -66,7 +69,7 @@ def law(
     """
 
     def make(body: Callable[[Case], None]) -> Law:
-        made = Law(body.__name__.replace("_", "-"), body, examples, binds, leakage)
+        made = Law(body.__name__.replace("_", "-"), body, examples, binds, leakage, pairing)
         if not made.statement:
             raise ValueError(f"the law '{made.name}' needs a docstring that says what it demands")
         return made

@@ -1,4 +1,4 @@
-"""What an object knows, to be compared with what it knew before."""
+"""Digests of everything that an object holds, to be compared with earlier ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 def object_digest(
     *things: object, skip: Sequence[object] = (), deep: bool = True
 ) -> dict[str, str]:
-    """A digest of everything that objects know: attributes, tensors, closures, and globals of their classes' modules.
+    """Return digests of all that objects hold: attributes, tensors, closures, and globals of their classes' modules.
 
     Args:
         things: modules of torch, or any objects.

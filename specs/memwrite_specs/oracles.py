@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def hebbian(keys: Tensor, values: Tensor) -> Tensor:
-    """The sum of outer products, S = Σ v kᵀ (Kohonen 1972); exact for orthonormal keys.
+    """Return the sum of outer products, S = Σ v kᵀ (Kohonen 1972); exact for orthonormal keys.
 
     Args:
         keys: (B, N, Dk).
@@ -26,7 +26,7 @@ def hebbian(keys: Tensor, values: Tensor) -> Tensor:
 
 
 def delta(keys: Tensor, values: Tensor, rate: float = 1.0) -> Tensor:
-    """One pass of S ← S + rate·(v − S k) kᵀ from zero (Widrow and Hoff 1960), in the order of the pairs.
+    """Do one pass of S ← S + rate·(v − S k) kᵀ from zero (Widrow and Hoff 1960), in the order of the pairs.
 
     Args:
         keys: (B, N, Dk). At rate 1 and a key of length 1 the last pair written is recalled exactly.
@@ -47,7 +47,7 @@ def delta(keys: Tensor, values: Tensor, rate: float = 1.0) -> Tensor:
 
 
 def ridge(keys: Tensor, values: Tensor, strength: float = 1e-6) -> Tensor:
-    """The minimum of Σ |v − S k|² + strength·|S|² over all pairs at once (Hoerl and Kennard 1970).
+    """Return the minimum of Σ |v − S k|² + strength·|S|² over all pairs at once (Hoerl and Kennard 1970).
 
     Args:
         keys: (B, N, Dk).

@@ -51,11 +51,11 @@ class Pair:
 
     @property
     def build(self) -> Build:
-        """What the backbone is made of."""
+        """Return what the backbone is made of."""
         return BACKBONES[self.backbone]
 
     def language_model(self, dtype: str = "float64") -> TransformersBackbone:
-        """The backbone, made anew; the same weights every time."""
+        """Build the backbone; it has the same weights every time."""
         return load_backbone(self._backbone(dtype))
 
     def config(self, dtype: str = "float64") -> Config:
@@ -71,14 +71,14 @@ class Pair:
             yield
 
     def memory(self, dtype: str = "float64", seed: int = 0) -> Memory:
-        """A new memory of this pair, in evaluation mode.
+        """Build a memory of this pair, in evaluation mode.
 
         A law holds for all weights, not only for the zeros that mechanisms like to start from: every parameter of
         writer and reader is shaken.
 
         Args:
-            dtype: of the backbone.
-            seed: of the weights of writer and reader.
+            dtype: the dtype of the backbone.
+            seed: the seed of the weights of writer and reader.
         """
         config = self.config(dtype)
         backbone = load_backbone(config.backbone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -113,6 +113,7 @@ def conformance(
     reader_params: Mapping[str, Any] | None = None,
     backbone: str = "tiny",
     gaps: Mapping[str, str] | None = None,
+    only: Collection[str] | None = None,
 ) -> Any:
     """Hold a plugin to every law, each a test of its own of the function that is decorated:
 
@@ -120,22 +121,24 @@ def conformance(
         def test_my_writer(law): law()
 
     Args:
-        subject: a writer, a reader (which then gets the kit's trivial writer), or both.
-        reader: a plugin, or the name of an installed one; by default the kit's trivial reader of the writer's kind.
-        params: of the writer, as in a config.
-        reader_params: of the reader.
+        subject: a writer, a reader (which then gets the kit's own writer), or both.
+        reader: a plugin, or the name of an installed one; by default the kit's own reader of the writer's kind.
+        params: parameters of the writer, as in a config.
+        reader_params: parameters of the reader.
         backbone: a name of `memwrite_specs.backbones.BACKBONES`.
         gaps: law -> why it is known to be broken, beside those that the plugins declare. A gap that has closed fails.
+        only: names of the laws to hold it to; by default all. `PAIR_LAWS` are enough for a further pair of a writer and
+            a reader that have each kept all laws with another partner.
 
     Raises:
-        ConfigError: a gap names no law, or one that finds leaks, or gives no reason.
+        ConfigError: `only` names no law, or a gap names no law, or one that finds leaks, or gives no reason.
         IncompatiblePair: the reader does not accept what the writer emits, or its kind of state is unknown to the kit.
         PluginNotFound: no reader of that name is installed.
     """
     import pytest
 
     pair = pair_of(subject, reader, params=params, reader_params=reader_params, backbone=backbone)
-    bound = bind(pair, gaps)
+    bound = bind(pair, gaps, only)
     return pytest.mark.parametrize("law", bound, ids=[b.law.name for b in bound])
 
 
@@ -147,7 +150,7 @@ def pair_of(
     reader_params: Mapping[str, Any] | None = None,
     backbone: str = "tiny",
 ) -> Pair:
-    """The pair that `conformance` holds to the laws; arguments and errors as there."""
+    """Return the pair that `conformance` holds to the laws; arguments and errors as there."""
     if isinstance(subject, Pair):
         return subject
     if isinstance(subject, ReaderPlugin):
@@ -161,9 +164,14 @@ def pair_of(
     return Pair(writer, chosen, params or {}, reader_params or {}, backbone)
 
 
-def bind(pair: Pair, gaps: Mapping[str, str] | None = None) -> list[BoundLaw]:
-    """Bind every law to the pair, with the gaps of its plugins and those given; errors as in `conformance`."""
+def bind(
+    pair: Pair, gaps: Mapping[str, str] | None = None, only: Collection[str] | None = None
+) -> list[BoundLaw]:
+    """Bind laws to the pair, with the gaps of its plugins and those given; arguments and errors as in `conformance`."""
     laws = all_laws()
+    for name in only or ():
+        if name not in laws:
+            raise ConfigError(f"no law is called '{name}' ({did_you_mean(name, laws)})")
     declared = {
         RENAMED.get(name, name): _reason(name, why, laws)
         for gaps_of in (pair.writer.gaps, pair.reader.gaps, gaps or {})
@@ -171,7 +179,8 @@ def bind(pair: Pair, gaps: Mapping[str, str] | None = None) -> list[BoundLaw]:
     }
     contract = BoundLaw(pair, CONTRACT, declared.get(CONTRACT.name))
     others = (law for law in laws.values() if law is not CONTRACT)
-    return [contract, *(BoundLaw(pair, law, declared.get(law.name), contract) for law in others)]
+    bound = [contract, *(BoundLaw(pair, law, declared.get(law.name), contract) for law in others)]
+    return [law for law in bound if only is None or law.law.name in only]
 
 
 def _reason(name: str, reason: str, laws: Mapping[str, Law]) -> str:

@@ -26,7 +26,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: Any) -> Generator[None, A
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """One line for all pairs."""
+    """Print how many laws had which outcome, in one line for all pairs."""
     found = [
         value
         for reports in terminalreporter.stats.values()

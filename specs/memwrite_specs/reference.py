@@ -1,4 +1,4 @@
-"""The least writer and reader of each shared kind of state, so that an author needs nobody else's plugin."""
+"""The smallest writer and reader of each shared kind of state, so that an author needs no other plugin."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from memwrite.state import MemoryState, PackedTokens, StateSpec
 
 @dataclass(frozen=True)
 class SlotsConfig:
-    """How much is kept.
+    """The size of the memory.
 
     Attributes:
-        slots: vectors, rank or width of keys.
+        slots: the number of vectors, the rank, or the width of keys.
 
     Raises:
         ValueError: it is below 1.
@@ -45,7 +45,7 @@ class SlotsConfig:
 
 
 class ReferenceWriter(nn.Module):
-    """What these writers share: a backbone that is not theirs, states that start with zeros."""
+    """What these writers share: a backbone that is not their own, and states that start with zeros."""
 
     reserved_positions = 0
     spec: StateSpec
@@ -54,22 +54,22 @@ class ReferenceWriter(nn.Module):
         super().__init__()
         self.backbone, self.slots = backbone, config.slots
         info = backbone.info
-        self.dtype = torch.promote_types(info.dtype, torch.float32)
+        self.dtype = info.state_dtype
         self.scale = nn.Parameter(torch.ones(info.hidden_size, dtype=self.dtype))
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """Zeros."""
+        """Return states of zeros."""
         return self.spec.zeros(batch_size, self.backbone.info.device)
 
     def sums(self, context: PackedTokens) -> Tensor:
-        """(B, M, D): for every slot the scaled embeddings of the tokens whose ids fall to it."""
+        """Return (B, M, D): for every slot the sum of the scaled embeddings of the tokens whose ids fall to it."""
         embeddings = self.backbone.embed(context.ids).to(self.dtype) * self.scale
         share = F.one_hot(context.ids % self.slots, self.slots) * context.mask[..., None]
         return share.to(self.dtype).mT @ embeddings
 
 
 class BagWriter(ReferenceWriter):
-    """`prefix`: adds up embeddings, so that neither order nor grouping matters."""
+    """Writes `prefix` states: adds up embeddings, so that neither order nor grouping matters."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -86,7 +86,7 @@ class BagWriter(ReferenceWriter):
 
 
 class FactorsWriter(ReferenceWriter):
-    """`lowrank`: added embeddings are what the query projection listens to."""
+    """Writes `lowrank` states: added embeddings are what the query projection listens to."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -100,7 +100,7 @@ class FactorsWriter(ReferenceWriter):
         self.out = nn.Parameter(torch.randn(info.layers, width, config.slots, dtype=self.dtype) / 4)
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """Zeros in A; B is learned."""
+        """Return states with zeros in A, and the learned B."""
         zeros = super().init(batch_size)["A.q"]
         return MemoryState(
             self.spec, {"A.q": zeros, "B.q": self.out.expand(batch_size, -1, -1, -1).clone()}
@@ -113,7 +113,7 @@ class FactorsWriter(ReferenceWriter):
 
 
 class WindowWriter(ReferenceWriter):
-    """`keyvalue`: the keys and values of the last tokens."""
+    """Writes `keyvalue` states: the keys and values of the last tokens."""
 
     def __init__(self, config: SlotsConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -146,7 +146,7 @@ class WindowWriter(ReferenceWriter):
 
 
 class OuterWriter(ReferenceWriter):
-    """`matrix`: an outer product of a value and a key for every token (fast weights), written online."""
+    """Writes `matrix` states: an outer product of a value and a key for every token (fast weights), written online."""
 
     granularity: Granularity = "token"
 

@@ -28,7 +28,7 @@ from memwrite_specs.pair import Pair
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one law.
+    """The result of holding a pair to one law.
 
     Attributes:
         pair: the pair that was held to the law.
@@ -96,7 +96,7 @@ def hold(
 
 
 def failure_of(pair: Pair, law: Law, start: int) -> FailureSearch:
-    """The smallest failure that was found, without an error if there was none."""
+    """Search for a failure, and return the smallest one; without an error if there is none."""
     search = FailureSearch()
     first = Case(pair, start)
     if law.examples == 1:
@@ -137,7 +137,7 @@ def failure_of(pair: Pair, law: Law, start: int) -> FailureSearch:
 
 
 class _TooSlow(LawBroken):
-    """Nobody waits for a smaller example of this."""
+    """A case took too long; no smaller one is looked for."""
 
 
 def _too_slow() -> _TooSlow:
@@ -175,8 +175,8 @@ def probe(pair: Pair) -> None:
             _probes[key] = error
         except (LawBroken, NotRun):
             pass  # the laws will say so
-    if (fate := _probes[key]) is not None:
-        raise fate
+    if (failure := _probes[key]) is not None:
+        raise failure
 
 
 def _write_and_read(pair: Pair) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _write_and_read(pair: Pair) -> dict[str, Any]:
 
 
 def report(pair: Pair, law: Law, error: Exception, drawn: Mapping[str, str], repeat: str) -> str:
-    """A failure for people: law, statement, what was found, the drawn values, the command that repeats it."""
+    """Describe a failure: the law and its statement, what was found, the drawn values, the command that repeats it."""
     lines = [f"{pair} breaks the law '{law.name}'", f"  law:    {law.statement}"]
     lines.append(f"  found:  {_described(error)}")
     lines += [f"  with:   {name} = {value}" for name, value in drawn.items()]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from memwrite_specs.laws import LAWS
+from memwrite_specs.mutants import MUTANTS
 
 from memwrite.cli.main import main
 
@@ -108,6 +109,19 @@ def test_a_broken_law_is_shown_and_ends_with_exit_code_1(broken: dict[str, str])
     assert "changed KeepsAnAttribute.['stash']" in done.stderr
     repeat = "memwrite check keeps-an-attribute --reader prefix --law purity --seed 0"
     assert f"repeat: {repeat}" in done.stderr
+
+
+@pytest.mark.parametrize("laws", [[], ["--law", "purity", "--law", "finite"]])
+def test_a_broken_contract_is_shown_once_and_the_other_laws_are_not_run(laws: list[str]) -> None:
+    mutant = MUTANTS["keeps-a-note-on-the-state"]
+    with mutant.pair.installed():
+        done = run("check", mutant.name, "--reader", "prefix", *laws)
+    assert done.exit_code == 1
+    others = 2 if laws else len(LAWS) - 1
+    assert f"not run  {others} other laws: the law 'contract' is broken" in done.stdout
+    assert f"{others} not run" in done.stdout
+    assert done.stderr.count("breaks the law 'contract'") == 1
+    assert len(done.stdout.splitlines()) < 5
 
 
 def test_the_laws_are_listed_with_what_they_say() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import os
 import re
 import shutil
@@ -16,10 +17,11 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from memwrite_specs import LAWS, scaffold
-from memwrite_specs.scaffold import TEMPLATE, rendered
+from memwrite_specs.scaffold import TEMPLATE, VARIANTS, Scaffold, rendered
 
 from memwrite.cli.main import main
-from memwrite.config import load_config
+from memwrite.config import load_config, part_config
+from memwrite.plugins.registry import Owner, discover
 
 SPECS = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
@@ -127,7 +129,7 @@ def test_a_folder_that_is_there_is_left_alone(tmp_path: Path) -> None:
 
 def test_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a file cannot be written, none is left."""
-    monkeypatch.setattr(scaffold, "rendered", lambda name: {"a": "a file", "a/b": "and in it"})
+    monkeypatch.setattr(scaffold, "rendered", lambda *_: {"a": "a file", "a/b": "and in it"})
     refused(new("bag", "--out", tmp_path / "bag"), "cannot be made")
     assert not list(tmp_path.iterdir())
 
@@ -170,6 +172,97 @@ def test_every_spelling_is_the_names(name: str) -> None:
     ]  # fmt: skip
 
 
+SCAFFOLDS = {
+    "matrix": Scaffold(kind="matrix"),
+    "keyvalue": Scaffold(kind="keyvalue"),
+    "lowrank": Scaffold(kind="lowrank"),
+    "own-kind": Scaffold(kind="tally"),
+    "reader": Scaffold("reader"),
+    "task": Scaffold("task"),
+}
+each_scaffold = pytest.mark.parametrize("name", SCAFFOLDS)
+#: Enough to see that a package works; a user's own tests hold it to all of them.
+SOME_LAWS = ("contract", "usable", "sensitivity", "batch-invariance", "differentiable", "mergeable")
+
+
+def test_no_variant_is_left_out() -> None:
+    assert {s.variant for s in SCAFFOLDS.values()} == {p.name for p in VARIANTS.iterdir()}
+
+
+@each_scaffold
+def test_every_scaffold_makes_a_package_that_works(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its plugins can be loaded, its config is one, and the tests that come with it hold."""
+    scaffold, word = SCAFFOLDS[name], f"bag-of-{name}"
+    option = {"writer": ["--kind", scaffold.kind], "reader": ["--reader"], "task": ["--task"]}
+    made = new(word, *option[scaffold.role], "--out", tmp_path / "made")
+    assert made.exit_code == 0, made.output
+    module = f"memwrite_{word.replace('-', '_')}"
+    assert f"{module}/{scaffold.role}.py" in made.output
+    monkeypatch.syspath_prepend(tmp_path / "made")
+    hooks = importlib.import_module(module)
+    found = discover([(Owner(word, "1.0", word), lambda: hooks)])
+    assert not found.failures
+    assert list(getattr(found, f"{scaffold.role}s").entries) == [word]
+    assert list(found.kinds.entries) == (["tally"] if name == "own-kind" else [])
+
+    config = load_config(tmp_path / "made" / "config.yaml")
+    part = getattr(config, scaffold.role)
+    declared = getattr(found, f"{scaffold.role}s").all()[0]
+    part_config(declared.config, part.params, "params")
+    assert part.name == word
+    assert config.training.out == f"runs/{word}"
+    readme = (tmp_path / "made" / "README.md").read_text()
+    (shown,) = re.findall("```yaml\n(.*?)```", readme, re.DOTALL)
+    assert yaml.safe_load(shown)[scaffold.role] == {"name": word, "params": part.params} or (
+        scaffold.role == "task"
+    )
+
+    spec = importlib.util.spec_from_file_location(
+        f"test_{module}", tmp_path / "made" / "tests" / f"test_{word.replace('-', '_')}.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    tests = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tests)
+    for test in (function for key, function in vars(tests).items() if key.startswith("test_")):
+        if scaffold.role == "task":
+            test()
+            continue
+        (mark,) = test.pytestmark
+        laws = [law for law in mark.args[1] if law.law.name in SOME_LAWS]
+        outcomes = {law.law.name: law.hold(0).outcome for law in laws}
+        assert outcomes.keys() == set(SOME_LAWS)
+        assert set(outcomes.values()) <= {"held", "n/a"}, [law.result for law in laws]
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--reader", "--task"], ["--kind, --reader and --task"]),
+        (["--kind", "matrix", "--reader"], ["--kind, --reader and --task"]),
+        (["--kind", "My Kind"], ["'My Kind' cannot be a kind of state", "prefix, keyvalue"]),
+        (["--kind", "empty"], ["'empty' cannot be a kind of state"]),
+    ],
+)
+def test_what_cannot_be_made(words: list[str], parts: list[str], tmp_path: Path) -> None:
+    refused(new("bag", *words, "--out", tmp_path / "here"), *parts)
+    assert not list(tmp_path.iterdir())
+
+
+@each_scaffold
+def test_every_spelling_is_the_names_in_every_scaffold(name: str) -> None:
+    files = rendered("bag", SCAFFOLDS[name])
+    own = re.compile("my-writer|my_writer|My(Writer|Reader|Task|Config)|my-kind")
+    for path, text in files.items():
+        assert not own.search(path + text), path
+        if path.endswith(".py"):
+            ast.parse(text)
+            assert len(text.splitlines()) < 55
+    assert ("memwrite_bag/writer.py" in files) == (SCAFFOLDS[name].role == "writer")
+
+
 def test_the_config_is_one(tmp_path: Path) -> None:
     """What `memwrite train` is given: no unknown key, and for the writer what it has by default."""
     path = tmp_path / "config.yaml"
@@ -208,7 +301,11 @@ def test_the_wheel_holds_the_template(tmp_path: Path) -> None:
     command = [*PIP, "wheel", "--quiet", *OFFLINE, "--wheel-dir", tmp_path, source]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    inside = "memwrite_specs/template/"
     with zipfile.ZipFile(wheel) as found:
-        names = {n.removeprefix(inside) for n in found.namelist() if n.startswith(inside)}
-    assert names == rendered("my-writer").keys()
+        names = set(found.namelist())
+    inside = "memwrite_specs/template/"
+    template = {n.removeprefix(inside) for n in names if n.startswith(inside)}
+    assert template == rendered("my-writer").keys()
+    variants = {p.relative_to(SPECS).as_posix() for p in VARIANTS.rglob("*.*") if p.is_file()}
+    litter = {n for n in variants if "__pycache__" in n}
+    assert variants - litter <= names

@@ -1,4 +1,4 @@
-"""A writer for memwrite, by the name of my-writer."""
+"""The writer my-writer for memwrite."""
 
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
 from memwrite_my_writer.config import MyConfig
@@ -11,6 +11,7 @@ WRITER = WriterPlugin(
     config=MyConfig,
     build=MyWriter,
     emits="prefix",
+    slots="slots",
     capabilities=Capabilities(
         streaming=True, chunk_exact=True, differentiable=True, order_free=True, mergeable=True
     ),
@@ -19,5 +20,5 @@ WRITER = WriterPlugin(
 
 @hookimpl
 def memwrite_writers() -> list[WriterPlugin]:
-    """What this package provides."""
+    """Declare the writer of this package."""
     return [WRITER]

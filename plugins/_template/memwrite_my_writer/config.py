@@ -5,10 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class MyConfig:
-    """How much is kept.
+    """The size of the memory.
 
     Attributes:
-        slots: vectors of the memory.
+        slots: the number of vectors.
 
     Raises:
         ValueError: a value is out of range.

@@ -1,4 +1,4 @@
-"""Every law that binds my-writer."""
+"""my-writer keeps every law that binds it."""
 
 from memwrite_my_writer import WRITER
 from memwrite_specs import conformance

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from memwrite_delta import DeltaConfig, GatedDeltaConfig, HebbianConfig
 from memwrite_delta.config import MatrixConfig
-from support import MODELS
+from memwrite_specs.testing import MODELS
 
 from memwrite import Memory
 from memwrite.config import part_config

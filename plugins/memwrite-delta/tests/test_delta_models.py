@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MODELS
+from memwrite_specs.testing import MODELS
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, Tokens

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from memwrite_delta.segments import segment_writes
-from support import MODELS
+from memwrite_specs.testing import MODELS
 from torch import Tensor
 from torch.testing import assert_close
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_forward import naive
-from support import MODELS, bar
+from memwrite_specs.testing import MODELS
+from memwrite_specs.testing import tolerance as bar
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError

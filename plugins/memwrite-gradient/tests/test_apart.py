@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig
 from memwrite_specs.backbones import BACKBONES
-from support import MODELS
+from memwrite_specs.testing import MODELS
 from torch import Tensor
 
 from memwrite import Memory, Tokens

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from support import MODELS, bar
+from memwrite_specs.testing import MODELS
+from memwrite_specs.testing import tolerance as bar
 
 from memwrite import Memory, Tokens
 from memwrite.tasks.base import Batch

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig, naive
 from memwrite_gradient.blocks import Pieces
 from memwrite_gradient.inner_optimizer import Adam, clip
-from support import MODELS
+from memwrite_specs.testing import MODELS
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, Tokens

@@ -9,15 +9,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import families
 import pytest
 import torch
-from families import FAMILIES, continued, filled, many, plain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_lora import LORA, LoraConfig
-from naive import padded
-from support import Lists, bar
+from memwrite_specs.testing import FAMILIES, families
+from memwrite_specs.testing import Rows as Lists
+from memwrite_specs.testing import end_padded as filled
+from memwrite_specs.testing import padded_rows as padded
+from memwrite_specs.testing import plain_generate as continued
+from memwrite_specs.testing import plain_logits as plain
+from memwrite_specs.testing import query_batches as many
+from memwrite_specs.testing import tolerance as bar
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import families
 import pytest
 import torch
-from families import FAMILIES
 from memwrite_lora import (
     LORA,
     PER_EXAMPLE_LORA,
@@ -19,6 +17,7 @@ from memwrite_lora import (
     StaticLoraConfig,
     StaticLoraReader,
 )
+from memwrite_specs.testing import FAMILIES, families
 
 from memwrite import Memory, StateSpec
 from memwrite.backbones.loading import load_backbone

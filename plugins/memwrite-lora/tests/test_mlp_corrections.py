@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import families
 import pytest
 import torch
-from families import continued, filled
 from memwrite_lora import PER_EXAMPLE_LORA, STATIC_LORA, PerExampleLoraConfig, StaticLoraConfig
+from memwrite_specs.testing import end_padded as filled
+from memwrite_specs.testing import families
+from memwrite_specs.testing import plain_generate as continued
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import families
 import pytest
 import torch
-from families import continued
 from memwrite_lora import LORA, LoraConfig
+from memwrite_specs.testing import families
+from memwrite_specs.testing import plain_generate as continued
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens

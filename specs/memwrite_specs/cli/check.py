@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.argument("name", required=False)
 @click.argument("overrides", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every installed pair that fits.")
-@click.option("--reader", help="By default the kit's trivial one for the writer's kind of state.")
+@click.option("--reader", help="By default the kit's own reader of the writer's kind of state.")
 @click.option("--law", "names", multiple=True, help="Only this law; may be given many times.")
 @click.option(
     "--backbone",
@@ -67,8 +67,12 @@ def check(
             results.append(result)
             if not quiet and not law.blocked:
                 _show(result)
-        if not quiet and (blocked := sum(law.blocked for law in bound)):
-            click.echo(f"  not run  {blocked} other laws: the law 'contract' is broken")
+        blocked = [law for law in bound if law.blocked]
+        if blocked and not quiet:
+            click.echo(f"  not run  {len(blocked)} other laws: the law 'contract' is broken")
+            contract = blocked[0].contract
+            if contract not in bound and contract is not None and contract.result is not None:
+                click.echo("\n" + contract.result.why + "\n", err=True)
     if as_json:
         click.echo(json.dumps([asdict(result) for result in results]))
     elif markdown:
@@ -150,15 +154,9 @@ def _params(overrides: Sequence[str]) -> tuple[dict[str, object], dict[str, obje
 
 
 def _bound(pair: Pair, names: Sequence[str]) -> list[BoundLaw]:
-    from memwrite.errors import ConfigError, did_you_mean
-    from memwrite_specs.laws import all_laws
     from memwrite_specs.pytest_binding import bind
 
-    laws = all_laws()
-    for name in names:
-        if name not in laws:
-            raise ConfigError(f"no law is called '{name}' ({did_you_mean(name, laws)})")
-    return [law for law in bind(pair) if not names or law.law.name in names]
+    return bind(pair, only=names or None)
 
 
 def _held(bound: BoundLaw, overrides: Sequence[str], seeds: Sequence[int]) -> Result:

@@ -57,7 +57,7 @@ def mutants(names: tuple[str, ...], own: bool, as_json: bool, markdown: bool) ->
 
 
 def _killers(mutant: Mutant, names: list[str]) -> list[str]:
-    """The laws of `names` that `mutant` breaks, found in a process that ends with it: mutants leave things behind."""
+    """Return the laws of `names` that `mutant` breaks; a process of its own tries it, as mutants leave things behind."""
     import torch
 
     from memwrite_specs.forked import ForkedProcess
@@ -73,7 +73,7 @@ def _killers(mutant: Mutant, names: list[str]) -> list[str]:
 
 
 def _table(chosen: list[Mutant], killers: dict[str, list[str]]) -> str:
-    """A row for every mutant, a column for every law by its number."""
+    """Make a Markdown table of a row for every mutant and a column for every law, by its number."""
     from memwrite_specs.cli.report import row
     from memwrite_specs.laws import LAWS
 

@@ -10,7 +10,7 @@ MARKS = {"held": "✓", "n/a": "·", "gap": "gap", "not run": "?", "broken": "�
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row for every law, a column for every pair, in Markdown; below it the reasons of the gaps."""
+    """Make a Markdown table of a row for every law and a column for every pair, with the reasons of gaps below it."""
     pairs = list(dict.fromkeys(result.pair for result in results))
     laws = list(dict.fromkeys(result.law for result in results))
     found = {(result.law, result.pair): result for result in results}
@@ -25,5 +25,5 @@ def table(results: Sequence[Result]) -> str:
 
 
 def row(*cells: str) -> str:
-    """A row of a Markdown table."""
+    """Make a row of a Markdown table."""
     return f"| {' | '.join(cells)} |"

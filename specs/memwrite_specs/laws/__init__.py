@@ -16,7 +16,7 @@ from memwrite_specs.laws import (
     writes,
 )
 
-__all__ = ["CONTRACT", "LAWS", "all_laws"]
+__all__ = ["CONTRACT", "LAWS", "PAIR_LAWS", "all_laws"]
 
 #: The laws of the kit by name, in the order in which they are reported.
 LAWS: dict[str, Law] = {
@@ -25,6 +25,9 @@ LAWS: dict[str, Law] = {
     for law in vars(module).values()
     if isinstance(law, Law)
 }
+#: The laws that concern how a writer and a reader go together: enough for a pair whose writer and reader have each kept
+#: all laws with another partner.
+PAIR_LAWS = frozenset(name for name, law in LAWS.items() if law.pairing)
 #: The law that comes first: whatever breaks it is not tried any further.
 CONTRACT = shape.contract
 

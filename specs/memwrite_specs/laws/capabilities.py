@@ -19,7 +19,7 @@ STEP = 1e-6
 
 
 def needs(capability: str) -> Callable[[Case], str | None]:
-    """For laws of those who declare this."""
+    """Make the `binds` of a law that is for those who declare the capability."""
 
     def binds(case: Case) -> str | None:
         declared = getattr(case.pair.writer.capabilities, capability.replace("-", "_"))
@@ -95,7 +95,7 @@ def _scan_in_pieces(case: Case, writer: OnlineWriter) -> None:
             case.same(f"the reads of layer {layer} in two pieces", reads, whole.reads)
 
 
-@law(examples=6, binds=needs("online"))
+@law(examples=6, binds=needs("online"), pairing=True)
 def online_is_offline(case: Case) -> None:
     """Text that comes in pieces, its keys and values kept, is read and written as in one piece; with writing off the
     state stays as it is.
@@ -191,7 +191,7 @@ def _floats(tensors: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def _slope(outcome: Callable[[], Tensor], tensors: list[Tensor], directions: list[Tensor]) -> float:
-    """Of `outcome` along the directions, by central differences."""
+    """Return the slope of `outcome` along the directions, by central differences."""
 
     def at(sign: float) -> float:
         for tensor, direction in zip(tensors, directions, strict=True):

@@ -71,7 +71,7 @@ def _recalled(case: Case, memory: Memory, payload: list[int]) -> tuple[int, floa
 
 
 def smallest(pair: Pair) -> Pair:
-    """The same pair with every whole number of the writer's config at 1, and one layer, where that makes its state smaller."""
+    """Return the pair with each whole number of the writer's config at 1, and one layer, where that shrinks its state."""
     best = pair
     for field in dataclasses.fields(pair.writer.config):
         value = pair.params.get(field.name, field.default)

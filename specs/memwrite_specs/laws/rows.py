@@ -106,7 +106,7 @@ def losses(case: Case) -> None:
         )
 
 
-@law(examples=4)
+@law(examples=4, pairing=True)
 def generation(case: Case) -> None:
     """Text is generated as it is read: greedy continuations are the first choices of READ, token by token."""
     state = case.write(case.context(rows=2))
@@ -154,7 +154,7 @@ def empty_write(case: Case) -> None:
             )
 
 
-@law()
+@law(pairing=True)
 def queries_apart(case: Case) -> None:
     """Many queries of one state are answered as each of them alone, and a READ changes no state."""
     state = case.write(case.context(rows=2))

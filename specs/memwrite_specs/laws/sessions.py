@@ -49,8 +49,8 @@ def sessions(case: Case) -> None:
         raise search.error
 
 
-class _Told:
-    """What a fresh memory knows after it was told the same; computed once for each history."""
+class _Expected:
+    """Computes what a fresh memory knows after the same history, once for each history."""
 
     def __init__(self, case: Case) -> None:
         self._memory = case.pair.memory()
@@ -60,12 +60,12 @@ class _Told:
         if history not in self._known:
             session = Session(self._memory, self(history[:-1]).clone())
             how, text = history[-1]
-            _tell(session, self._memory, how, text)
+            _extend(session, self._memory, how, text)
             self._known[history] = session.state.clone()
         return self._known[history]
 
 
-def _tell(session: Session, memory: Memory, how: str, text: str) -> None:
+def _extend(session: Session, memory: Memory, how: str, text: str) -> None:
     if how == "append":
         session.append(text)
         return
@@ -74,7 +74,7 @@ def _tell(session: Session, memory: Memory, how: str, text: str) -> None:
 
 
 def _machine(case: Case, search: FailureSearch) -> type[RuleBasedStateMachine]:
-    told = _Told(case)
+    expected_state = _Expected(case)
 
     class Sessions(RuleBasedStateMachine):
         def __init__(self) -> None:
@@ -95,34 +95,34 @@ def _machine(case: Case, search: FailureSearch) -> type[RuleBasedStateMachine]:
             self.live.append(session)
             self.histories.append(history)
 
-        def _tried(self, step: str) -> None:
+        def _log(self, step: str) -> None:
             self.steps.append(step)
 
         @precondition(lambda self: len(self.live) < MOST)
         @rule()
         def new(self) -> None:
-            self._tried("new session")
+            self._log("new session")
             self._add(Session(self.memory), ())
 
         @rule(index=which, text=texts, how=st.sampled_from(["append", "write"]))
-        def told(self, index: int, text: str, how: str) -> None:
+        def extend(self, index: int, text: str, how: str) -> None:
             i = self._at(index)
-            self._tried(f"{how} {text!r} to session {i}")
-            self._guarded(lambda: _tell(self.live[i], self.memory, how, text))
+            self._log(f"{how} {text!r} to session {i}")
+            self._guarded(lambda: _extend(self.live[i], self.memory, how, text))
             self.histories[i] += ((how, text),)
 
         @precondition(lambda self: len(self.live) < MOST)
         @rule(index=which)
         def fork(self, index: int) -> None:
             i = self._at(index)
-            self._tried(f"fork session {i}")
+            self._log(f"fork session {i}")
             self._add(self.live[i].fork(), self.histories[i])
 
         @rule(index=which)
         def save(self, index: int) -> None:
             i = self._at(index)
             path = Path(self.folder.name) / f"{len(self.files)}.safetensors"
-            self._tried(f"save session {i} as file {len(self.files)}")
+            self._log(f"save session {i} as file {len(self.files)}")
             self._guarded(lambda: self.live[i].save(path))
             self.files.append((path, self.histories[i]))
 
@@ -130,25 +130,25 @@ def _machine(case: Case, search: FailureSearch) -> type[RuleBasedStateMachine]:
         @rule(index=which, file=st.integers(0, STEPS))
         def load(self, index: int, file: int) -> None:
             i, n = self._at(index), file % len(self.files)
-            self._tried(f"load file {n} into session {i}")
+            self._log(f"load file {n} into session {i}")
             self._guarded(lambda: self.live[i].load(self.files[n][0]))
             self.histories[i] = self.files[n][1]
 
         @rule(index=which)
         def reset(self, index: int) -> None:
             i = self._at(index)
-            self._tried(f"reset session {i}")
+            self._log(f"reset session {i}")
             self._guarded(self.live[i].reset)
             self.histories[i] = ()
 
         @rule(index=which)
         def read(self, index: int) -> None:
             i = self._at(index)
-            self._tried(f"read session {i}")
+            self._log(f"read session {i}")
             query = Tokens.from_rows([[72, 105]])
             with torch.no_grad():
                 logits = self.memory.read(self.live[i].state, query).logits
-            expected = case.read(told(self.histories[i]), query)
+            expected = case.read(expected_state(self.histories[i]), query)
             self._guarded(lambda: case.same(f"the logits of session {i}", logits, expected))
 
         @invariant()
@@ -157,7 +157,7 @@ def _machine(case: Case, search: FailureSearch) -> type[RuleBasedStateMachine]:
 
         def _compare(self) -> None:
             for i, (session, history) in enumerate(zip(self.live, self.histories, strict=True)):
-                case.same(f"the state of session {i}", session.state, told(history))
+                case.same(f"the state of session {i}", session.state, expected_state(history))
 
         def _guarded(self, check: Callable[[], None]) -> None:
             try:

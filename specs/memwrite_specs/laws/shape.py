@@ -19,7 +19,7 @@ MANY = 400
 
 
 def grows(case: Case) -> str | None:
-    """For laws of states whose size is known beforehand."""
+    """Say why a law of states whose size is known beforehand does not bind: the state grows."""
     return (
         None
         if case.memory.writer.spec.bounded
@@ -27,7 +27,7 @@ def grows(case: Case) -> str | None:
     )
 
 
-@law()
+@law(pairing=True)
 def contract(case: Case) -> None:
     """A state is what the plugin declares: the declared kind, tensors of the declared shapes and dtypes, nothing else."""
     memory = case.memory
@@ -75,7 +75,7 @@ def capacity(case: Case) -> None:
     """The size of a state never depends on the context: not its shapes, not the storage behind them, not its file."""
     short, long = case.lists(rows=1), case.draw("times", st.integers(2, 6))
     states = [case.write(case.tokens(short)), case.write(case.tokens([short[0] * long]))]
-    told = f"{len(short[0])} tokens", f"{len(short[0]) * long} tokens"
+    lengths = f"{len(short[0])} tokens", f"{len(short[0]) * long} tokens"
     sizes = []
     with tempfile.TemporaryDirectory() as folder:
         for state in states:
@@ -83,8 +83,10 @@ def capacity(case: Case) -> None:
             case.memory.save(state, path)
             sizes.append((state.floats, state.nbytes, path.stat().st_size))
     for what, first, second in zip(("numbers", "bytes", "bytes of the file"), *sizes, strict=True):
-        case.require(first == second, f"{what}: {first} for {told[0]}, {second} for {told[1]}")
-    for state, tokens in zip(states, told, strict=True):
+        case.require(
+            first == second, f"{what}: {first} for {lengths[0]}, {second} for {lengths[1]}"
+        )
+    for state, tokens in zip(states, lengths, strict=True):
         declared = case.memory.writer.spec.nbytes
         case.require(
             state.nbytes == declared, f"{state.nbytes} bytes for {tokens}, declared are {declared}"
@@ -145,7 +147,7 @@ def finite(case: Case) -> None:
     case.within_positions(attempt, longest)
 
 
-@law(examples=6)
+@law(examples=6, pairing=True)
 def round_trip(case: Case) -> None:
     """A state comes back from its file bit for bit, with its spec; moved, stacked and taken apart it stays the same."""
     state = case.write(case.context(rows=2))

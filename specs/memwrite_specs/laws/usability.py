@@ -21,7 +21,7 @@ from memwrite_specs.pair import shake
 ALLOWED = {"forward", "extra_repr"}
 
 
-@law(examples=1)
+@law(examples=1, pairing=True)
 def usable(case: Case) -> None:
     """A memory can be used as people use it: built from its config, moved to a device, saved as a run folder, opened from
     there in the same or another dtype, and trained.
@@ -60,16 +60,17 @@ def usable(case: Case) -> None:
 
 def _check_names(case: Case, name: str, part: nn.Module) -> None:
     """Refuse names of `nn.Module` that the classes of `part` define or its instances hide."""
-    reserved = set(dir(nn.Module)) - ALLOWED
+    reserved = {n for n in dir(nn.Module) if not n.startswith("__")} - ALLOWED
+    package = type(part).__module__.split(".")[0]
     for path, module in part.named_modules():
         kind = type(module)
-        if kind.__module__.split(".")[0] in ("torch", "transformers"):
+        own = [c for c in kind.__mro__ if c.__module__.split(".")[0] == package]
+        if kind not in own:
             continue
-        own = kind.__mro__[: kind.__mro__.index(nn.Module)]
-        names = {n for c in own if not c.__module__.startswith("torch.") for n in vars(c)}
+        names = {n for c in own for n in vars(c)}
         names |= vars(module).keys() - vars(nn.Module()).keys()
         names |= module._modules.keys() | module._parameters.keys() | module._buffers.keys()
-        taken = sorted(n for n in names & reserved if not n.startswith("__"))
+        taken = sorted(names & reserved)
         where = f"{name}.{path}" if path else f"the {name}"
         case.require(
             not taken,

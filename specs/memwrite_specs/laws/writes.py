@@ -83,7 +83,7 @@ def _remembers_nothing(case: Case) -> str | None:
     return "its state has no room for anything" if spec.bounded and not spec.floats else None
 
 
-@law(examples=1, binds=_remembers_nothing)
+@law(examples=1, binds=_remembers_nothing, pairing=True)
 def sensitivity(case: Case) -> None:
     """It does write: other contexts make other states, and the state makes a difference to what is read."""
     contexts = [Tokens.from_rows([case.secret(8)]) for _ in range(3)]
@@ -150,7 +150,7 @@ def backbone_untouched(case: Case) -> None:
 
 
 def _settings(backbone: Any, dropout: bool) -> dict[str, str]:
-    """Everything of the language model and of the process that a memory could change; dropout draws numbers."""
+    """Describe all of the language model and the process that a memory could change; dropout draws random numbers."""
     drawn = "" if dropout else str(hash(torch.get_rng_state().numpy().tobytes()))
     ours = {
         "torch's random state": drawn,

@@ -65,7 +65,7 @@ def breaks(
 def reads_wrongly(
     law: str, kind: str = "prefix", writer: type[ReferenceWriter] | None = None
 ) -> Callable[[K], K]:
-    """Make a class a mutant reader of states of `kind`, beside a writer, by default the kit's trivial one."""
+    """Make a class a mutant reader of states of `kind`, beside a writer, by default the kit's own."""
 
     def made(reader: K) -> K:
         name, fault = _named(reader)
