@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from memwrite.backbones.generation import text_of, until_end
-from memwrite.backbones.segmentation import TextOrMessages, batch_segments, tokenize_segments
+from memwrite.backbones.segmentation import (
+    TextOrMessages,
+    batch_segments,
+    opened,
+    tokenize_segments,
+)
 from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import InputError
 from memwrite.inference import online
@@ -137,9 +142,12 @@ class Session:
         return (writer, reader) if isinstance(reader, LayerReader) else None
 
     def _tokenize(self, said: TextOrMessages, answer: bool) -> list[list[int]]:
-        return tokenize_segments(
-            self._memory.backbone.tokenizer, said, self._memory.granularity, answer
-        )
+        tokenizer = self._memory.backbone.tokenizer
+        segments = tokenize_segments(tokenizer, said, self._memory.granularity, answer)
+        templated = not isinstance(said, str) and tokenizer.has_template
+        # A chat template opens the text by itself, where it does.
+        opens = not templated and all(self._memory.opens(self.state))
+        return opened(tokenizer, segments) if opens else segments
 
     def _write(self, said: Sequence[Sequence[int]]) -> None:
         memory = self._memory

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from memwrite.backbones import ngram_embedding
 from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
-from memwrite.backbones.tokenizers import Tokenizer, load_tokenizer
+from memwrite.backbones.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from memwrite.backbones.transformers import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
@@ -34,6 +34,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         if config.path is not None:
             source = _model_source(config.path)
             model, tokenizer = _pretrained(config, source), load_tokenizer(source)
+            _check_bytes(model.config, tokenizer, source)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
             model = _built(config, tokenizer)
@@ -132,6 +133,17 @@ def _built(config: BackboneConfig, tokenizer: Tokenizer) -> Any:
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
     return model
+
+
+def _check_bytes(described: PretrainedConfig, tokenizer: Tokenizer, source: str) -> None:
+    """Read bytes into memwrite's own byte models alone, however large their vocabulary was made."""
+    if not isinstance(tokenizer, ByteTokenizer) or described.vocab_size == tokenizer.vocab_size:
+        return
+    if (described.bos_token_id, described.eos_token_id) != (tokenizer.bos_id, tokenizer.eos_id):
+        raise ConfigError(
+            f"'{source}' holds a model of {described.vocab_size} tokens but no tokenizer that is known: put its "
+            f"tokenizer.json beside it"
+        )
 
 
 def _attention(config: BackboneConfig) -> str | None:
