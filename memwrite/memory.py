@@ -100,7 +100,7 @@ class Memory(nn.Module):
                 f"this memory was built with states of {info.state_dtype}, which a backbone of {dtype} does not have: "
                 f"build it anew with backbone.dtype={str(dtype).removeprefix('torch.')}"
             )
-        self.model._apply(fn, recurse)
+        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module in (self._modules["writer"], self.reader):
             if module is not None:
                 module._apply(lambda tensor: _moved(tensor, fn), recurse)
@@ -442,7 +442,7 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
 
-def _texts(given: str | Sequence[str], what: str) -> Sequence[str]:
+def _texts(given: object, what: str) -> Sequence[str]:
     """Return the texts that were given, one or several.
 
     Raises:

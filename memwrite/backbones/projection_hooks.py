@@ -38,6 +38,11 @@ _MLP = (
     {"c_fc": "up", "c_proj": "down"},
 )
 
+# Live from a layer's entry to its exit; context variables, so threads never share them. Not all families hand keywords
+# on from a layer to its attention.
+_corrections: ContextVar[Mapping[int, LayerAdapter] | None] = ContextVar(
+    "memwrite_corrections", default=None
+)
 # Lives from an attention module's entry to its layer's exit; a context variable, so threads never share it.
 _deltas: ContextVar[ProjectionDeltas | None] = ContextVar("memwrite_deltas", default=None)
 
@@ -127,11 +132,16 @@ class Projections:
             return [self._widths[name] for name in names]
         return [total // len(names)] * len(names)
 
+    def names(self, layer: int) -> frozenset[str]:
+        """Return the names of the projections of one layer."""
+        return frozenset(self._layers[layer])
+
     def install_hooks(self, model: nn.Module) -> None:
         """Make every layer of `model` take adapters and a bias."""
         modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
         for layer, (block, attention, projections) in enumerate(modules):
             known = frozenset(projections)
+            block.register_forward_pre_hook(_receive, with_kwargs=True)
             attention.register_forward_pre_hook(partial(_enter, layer, known), with_kwargs=True)
             block.register_forward_hook(_leave, always_call=True)
             for module, names in {id(m): (m, n) for m, n in projections.values()}.values():
@@ -167,7 +177,7 @@ def blocks(model: nn.Module) -> Sequence[nn.Module]:
 def _packed(
     module: nn.Module, families: Sequence[Mapping[str, str]]
 ) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Each projection module with the names of what it computes; [] where the names are none that we know."""
+    """Return each projection module with the names of what it computes; [] where the names are none that we know."""
     for names in families:
         if all(isinstance(getattr(module, name, None), nn.Module) for name in names):
             return [(getattr(module, name), tuple(what.split())) for name, what in names.items()]
@@ -175,23 +185,34 @@ def _packed(
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """Memories compute in the dtype of their parameters, whatever autocast makes of the model."""
+    """Let memories compute in the dtype of their parameters, whatever autocast makes of the model."""
     kind = like.device.type
     # Entering it costs a decoded token more than the whole reading of a small state.
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def _receive(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    corrections = kwargs.pop(KEYWORD, None)
+    if not torch.compiler.is_compiling():
+        _corrections.set(corrections)
+    elif corrections:
+        raise ConfigError("changes of projections cannot be compiled: leave out compile")
+    return args, kwargs
 
 
 def _enter(
     layer: int, known: frozenset[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("past_key_values")
-    corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None) or {}
+    carried = getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
     if torch.compiler.is_compiling():
-        if corrections or bias is not None:
+        if carried or bias is not None:
             raise ConfigError("changes of projections cannot be compiled: leave out compile")
         return args, kwargs
-    adapter = corrections.get(layer)
+    adapter = (_corrections.get() or carried or {}).get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
     with _full_precision(hidden):
         deltas = adapter(hidden) if adapter else None
@@ -205,15 +226,17 @@ def _enter(
     if bias is not None:
         if "attention_mask" not in kwargs:
             raise ConfigError("this model's attention does not take a bias on its slots")
-        kwargs["attention_mask"] = _biased(kwargs["attention_mask"], bias[:, layer], hidden, cache)
+        kwargs["attention_mask"] = _biased(
+            kwargs["attention_mask"], bias[:, layer], hidden, cache, layer
+        )
     return args, kwargs
 
 
-def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any) -> Tensor:
+def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any, layer: int) -> Tensor:
     """Add `bias` (B, Hkv, M) to a mask: (B, Hkv · G, T, S) in the dtype of `hidden`, whatever form the mask has."""
     length = hidden.shape[1]
     low = torch.finfo(hidden.dtype).min
-    slots = cache.get_seq_length() + length if mask is None else mask.shape[-1]
+    slots = cache.get_seq_length(layer) + length if mask is None else mask.shape[-1]
     if mask is None:
         mask = torch.ones(length, slots, dtype=torch.bool, device=hidden.device)
         mask = mask.tril(slots - length)[None, None]
@@ -229,6 +252,7 @@ def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any) -> Te
 
 def _leave(_module: nn.Module, _args: Any, _output: Any) -> None:
     if not torch.compiler.is_compiling():
+        _corrections.set(None)
         _deltas.set(None)
 
 

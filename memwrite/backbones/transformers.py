@@ -95,7 +95,7 @@ class TransformersBackbone:
             kv_heads=self._kv_heads,
             head_dim=self._head_dim,
             vocab_size=config.vocab_size,
-            positions=config.max_position_embeddings,
+            positions=rotary.positions(config),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             end_ids=generation.end_ids(self.model, self.tokenizer.eos_id),
@@ -143,8 +143,10 @@ class TransformersBackbone:
             used = int((lengths + (0 if past is None else past.next_position)).max())
             positions = positions.clamp(max=self.info.positions - 1)
         if used > self.info.positions:
+            beyond = self._config.max_position_embeddings > self.info.positions
+            why = " (beyond them its rotary embedding changes for all)" if beyond else ""
             raise InputError(
-                f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
+                f"{used} positions are needed, but the model has only {self.info.positions}{why}: shorten the "
                 f"context or query"
             )
         cached = past is not None or use_cache
@@ -192,6 +194,10 @@ class TransformersBackbone:
     def projection(self, layer: int, name: str) -> Tensor:
         """See `Backbone.projection`."""
         return self._projections.weight(layer, name)
+
+    def projection_names(self, layer: int) -> frozenset[str]:
+        """Return the names of the projections of one layer that can be changed."""
+        return self._projections.names(layer)
 
     def rotate(self, keys: Tensor, by: Tensor) -> Tensor:
         """See `Backbone.rotate`."""
