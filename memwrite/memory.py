@@ -100,10 +100,10 @@ class Memory(nn.Module):
                 f"this memory was built with states of {info.state_dtype}, which a backbone of {dtype} does not have: "
                 f"build it anew with backbone.dtype={str(dtype).removeprefix('torch.')}"
             )
-        self.model._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.model._apply(fn, recurse)
         for module in (self._modules["writer"], self.reader):
             if module is not None:
-                module._apply(lambda tensor: _moved(tensor, fn), recurse)
+                module._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     @property

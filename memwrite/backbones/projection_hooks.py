@@ -7,6 +7,7 @@ checkpointing, which replays a layer with its keywords, recomputes right), and o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -141,7 +142,9 @@ class Projections:
         modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
         for layer, (block, attention, projections) in enumerate(modules):
             known = frozenset(projections)
-            block.register_forward_pre_hook(_receive, with_kwargs=True)
+            parameters = inspect.signature(block.forward).parameters.values()
+            hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+            block.register_forward_pre_hook(partial(_receive, hands_on), with_kwargs=True)
             attention.register_forward_pre_hook(partial(_enter, layer, known), with_kwargs=True)
             block.register_forward_hook(_leave, always_call=True)
             for module, names in {id(m): (m, n) for m, n in projections.values()}.values():
@@ -192,13 +195,12 @@ def _full_precision(like: Tensor) -> AbstractContextManager[object]:
 
 
 def _receive(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    hands_on: bool, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    corrections = kwargs.pop(KEYWORD, None)
-    if not torch.compiler.is_compiling():
-        _corrections.set(corrections)
-    elif corrections:
-        raise ConfigError("changes of projections cannot be compiled: leave out compile")
+    if torch.compiler.is_compiling():
+        return args, kwargs
+    # It stays among the keywords where it can, since gradient checkpointing replays the layer without this hook.
+    _corrections.set(kwargs.get(KEYWORD) if hands_on else kwargs.pop(KEYWORD, None))
     return args, kwargs
 
 
@@ -206,13 +208,13 @@ def _enter(
     layer: int, known: frozenset[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("past_key_values")
-    carried = getattr(cache, "corrections", None)
+    corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
     if torch.compiler.is_compiling():
-        if carried or bias is not None:
+        if corrections or bias is not None:
             raise ConfigError("changes of projections cannot be compiled: leave out compile")
         return args, kwargs
-    adapter = (_corrections.get() or carried or {}).get(layer)
+    adapter = (corrections or _corrections.get() or {}).get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
     with _full_precision(hidden):
         deltas = adapter(hidden) if adapter else None

@@ -26,36 +26,36 @@ def sentences(text: str) -> list[str]:
 
 
 def tokenize_segments(
-    tokenizer: Tokenizer, said: TextOrMessages, granularity: Granularity, answer: bool = False
+    tokenizer: Tokenizer, text: TextOrMessages, granularity: Granularity, answer: bool = False
 ) -> list[list[int]]:
     """Return the ids of a text, of each of its sentences, or of each chat message.
 
     Args:
         tokenizer: the tokenizer.
-        said: what is read.
+        text: a text or chat messages.
         granularity: of the writer.
         answer: whether messages are to be answered, so that the assistant's turn is opened.
 
     Raises:
-        InputError: nothing is said, or it cannot be encoded.
+        InputError: there is no text, or it cannot be encoded.
     """
     split = sentences if granularity == "sentence" else _whole
-    if not isinstance(said, (str, list, tuple)):
-        raise InputError(f"give a text or chat messages, not a {type(said).__name__}")
+    if not isinstance(text, (str, list, tuple)):
+        raise InputError(f"give a text or chat messages, not a {type(text).__name__}")
     try:
-        if isinstance(said, str):
-            segments = tokenizer.segments(said, split)
+        if isinstance(text, str):
+            segments = tokenizer.segments(text, split)
         else:
-            if not all(_is_message(message) for message in said):
+            if not all(_is_message(message) for message in text):
                 raise InputError(
                     "a chat message is {'role': ..., 'content': ...}, both of them texts"
                 )
-            segments = tokenizer.chat(said, answer, split) if said else []
+            segments = tokenizer.chat(text, answer, split) if text else []
     except UnicodeEncodeError as error:
         raise InputError(f"the text is not valid Unicode: character {error.start}") from None
     segments = [ids for ids in segments if ids]
     if not segments:
-        raise InputError("nothing is said: give a text or messages")
+        raise InputError("there is nothing to read: give a text or messages")
     return segments
 
 

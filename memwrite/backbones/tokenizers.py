@@ -344,7 +344,7 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a folder, a hub id or a name of `BUILT_IN`; bytes for a folder that has none."""
+    """Return the tokenizer of a folder, a hub id or a name of `BUILT_IN`; bytes for a folder that has none."""
     if source == "characters":
         return character_tokenizer()
     folder = Path(source)
@@ -365,7 +365,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def character_tokenizer() -> TransformersTokenizer:
-    """One token a character of `ALPHABET` and `STRUCTURE`, 70 in all.
+    """Make a tokenizer of one token a character, those of `ALPHABET` and `STRUCTURE`, 70 in all.
 
     The ids are those of GradMem (github.com/yurakuratov/gradmem): [PAD] 0, [BOS] 1, [EOS] 2, [UNK] 3, then
     a-z, A-Z, 0-9 and "!?:|".
@@ -389,7 +389,7 @@ def character_tokenizer() -> TransformersTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersTokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of `vocab_size` entries, learnt from `texts`."""
+    """Learn a byte-level BPE tokenizer (Sennrich et al. 2016) of `vocab_size` entries from `texts`."""
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -410,7 +410,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersTokenizer:
 
 
 def train_words(texts: Iterable[str], vocab_size: int | None = None) -> TransformersTokenizer:
-    """One token a word or run of punctuation, as they come in `texts`; the rarest are dropped beyond `vocab_size`.
+    """Learn one token a word or run of punctuation, as they come in `texts`; the rarest are dropped beyond `vocab_size`.
 
     White space is not encoded: `decode` puts a space between all tokens. Other words than those become one unknown
     token, which is no error, unlike with other tokenizers: a small model has nothing else to say of them.
@@ -434,7 +434,7 @@ def train_words(texts: Iterable[str], vocab_size: int | None = None) -> Transfor
 
 
 def learnt_tokenizer(kind: str, texts: Iterable[str], vocab_size: object) -> TransformersTokenizer:
-    """A tokenizer of a kind of `LEARNT`.
+    """Learn a tokenizer of a kind of `LEARNT`.
 
     Args:
         kind: its name.

@@ -41,7 +41,7 @@ class TransformersBackbone:
     Not an nn.Module on purpose: writers and readers hold it without registering its weights.
 
     Attributes:
-        own: whether its weights are in no folder yet, so that a run folder must hold them.
+        needs_saving: whether its weights are in no folder yet, so that a run folder must hold them.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, needs_saving: bool = False) -> None:
@@ -84,7 +84,7 @@ class TransformersBackbone:
 
     @property
     def info(self) -> BackboneInfo:
-        """Sizes, device and dtype as they are now."""
+        """Return sizes, device and dtype as they are now."""
         weight = next(self.model.parameters())
         config = self._config
         return BackboneInfo(
@@ -107,13 +107,13 @@ class TransformersBackbone:
 
     @property
     def supports_cache(self) -> bool:
-        """Whether keys and values can be kept; gradient checkpointing forbids it."""
+        """Say whether keys and values can be kept; gradient checkpointing forbids it."""
         return not self.model.training or not any(
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) int64, each row a text from its beginning -> (B, T, D)."""
+        """Embed ids (B, T) int64, each row a text from its beginning, as (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
@@ -187,7 +187,7 @@ class TransformersBackbone:
 
     @property
     def head(self) -> Tensor:
-        """(V, D), the weight of the output embedding."""
+        """Return the weight (V, D) of the output embedding."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
 
@@ -204,7 +204,7 @@ class TransformersBackbone:
         return rotary.rotate(self.model, attention_modules(self.model), keys, by)
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., V), float32 at least; `head` (V, D) in place of the model's own."""
+        """Map (..., D) to (..., V), float32 at least; `head` (V, D) stands in for the model's own."""
         logits: Tensor
         if head is None:
             logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
@@ -327,7 +327,7 @@ class TransformersBackbone:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' bars for weight files off the screen: they are over before anyone reads them."""
+    """Keep transformers' progress bars for weight files off the screen."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

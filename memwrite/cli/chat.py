@@ -23,7 +23,7 @@ _HELP = "/state  /reset  /save FILE  /load FILE  /read (only), /write (again)  /
 def chat(
     run: str, state: str | None, read_only: bool, max_new_tokens: int, device: str | None
 ) -> None:
-    """Talk to the memory of RUN, a run folder or a config. What was said is forgotten; the state remembers."""
+    """Talk to the memory of RUN, a run folder or a config. The text is forgotten; the state remembers."""
     from memwrite.errors import MemwriteError
     from memwrite.memory import Memory
     from memwrite.session import Session
