@@ -145,7 +145,9 @@ class Projections:
             parameters = inspect.signature(block.forward).parameters.values()
             hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
             block.register_forward_pre_hook(partial(_receive, hands_on), with_kwargs=True)
-            attention.register_forward_pre_hook(partial(_enter, layer, known), with_kwargs=True)
+            attention.register_forward_pre_hook(
+                partial(_enter, layer, known, block), with_kwargs=True
+            )
             block.register_forward_hook(_leave, always_call=True)
             for module, names in {id(m): (m, n) for m, n in projections.values()}.values():
                 module.register_forward_hook(partial(_change, names, self))
@@ -205,7 +207,12 @@ def _receive(
 
 
 def _enter(
-    layer: int, known: frozenset[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layer: int,
+    known: frozenset[str],
+    block: nn.Module,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("past_key_values")
     corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
@@ -214,7 +221,13 @@ def _enter(
         if corrections or bias is not None:
             raise ConfigError("changes of projections cannot be compiled: leave out compile")
         return args, kwargs
-    adapter = (corrections or _corrections.get() or {}).get(layer)
+    if not corrections:
+        corrections = _corrections.get()
+        if corrections and block.training and getattr(block, "gradient_checkpointing", False):
+            raise ConfigError(
+                "the layers of this family lose changes of projections under gradient checkpointing: turn it off"
+            )
+    adapter = (corrections or {}).get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
     with _full_precision(hidden):
         deltas = adapter(hidden) if adapter else None

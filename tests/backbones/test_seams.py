@@ -352,6 +352,20 @@ def test_a_projection_that_is_not_there_is_refused() -> None:
         backbone.forward(backbone.embed(torch.tensor([[1]])), corrections={0: adapter})
 
 
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable`")
+def test_layers_that_lose_changes_when_they_are_replayed_say_so() -> None:
+    """StableLM's layers do not hand keywords on to their attention, and checkpointing replays a layer with its keywords."""
+    kind, params = MORE["stablelm"]
+    backbone = load_backbone(BackboneConfig(type=kind, params=params, trainable=True))
+    backbone.model.train()
+    backbone.model.gradient_checkpointing_enable()
+    adapter = StaticAdapter({}, lambda _tensors, hidden: {"q": torch.zeros_like(hidden)})
+    embeddings = backbone.embed(torch.tensor([[1]]))
+    backbone.forward(embeddings)
+    with pytest.raises(ConfigError, match="turn it off"):
+        backbone.forward(embeddings, corrections={0: adapter})
+
+
 def test_a_rotation_that_depends_on_the_length_is_used_within_its_original_one() -> None:
     """Beyond it, rows and memories would depend on what stands beside and behind them."""
     backbone = backbone_of("longrope", "sdpa")
