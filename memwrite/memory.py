@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memwrite import build
 from memwrite.backbones.generation import text_of
-from memwrite.backbones.segmentation import batch_segments, tokenize_segments
+from memwrite.backbones.segmentation import batch_segments, opened, tokenize_segments
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
 from memwrite.checkpoints import open as opening
@@ -104,7 +104,7 @@ class Memory(nn.Module):
         self.model._apply(fn, recurse)
         for module in (self._modules["writer"], self.reader):
             if module is not None:
-                module._apply(lambda tensor: _moved(tensor, fn), recurse)
+                module._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
         return self
 
     @property
@@ -236,20 +236,38 @@ class Memory(nn.Module):
     # ---- write ---------------------------------------------------------------------------------
 
     def encode(self, texts: str | Sequence[str]) -> Tokens:
-        """Return contexts as tokens, one row per text, each closed by the end token.
+        """Return contexts as tokens, one row per text, each opened as the tokenizer does and closed by the end token.
 
         Raises:
             InputError: a text is empty.
         """
-        rows, granularity, end = [], self.granularity, self.backbone.info.eos_id
+        return self._encoded(texts, None)
+
+    def _encoded(self, texts: str | Sequence[str], state: MemoryState | None) -> Tokens:
+        """Return contexts as `encode` does, each opened unless its memory holds keys and values to continue."""
+        rows: list[list[list[int]]] = []
+        granularity, end = self.granularity, self.backbone.info.eos_id
+        opens = self.opens(state)
         for text in _texts(texts, "the context"):
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
-            *earlier, last = tokenize_segments(self.backbone.tokenizer, text, granularity)
-            rows.append([*earlier, [*last, end]])
+            segments = tokenize_segments(self.backbone.tokenizer, text, granularity)
+            if len(rows) >= len(opens) or opens[len(rows)]:
+                segments = opened(self.backbone.tokenizer, segments)
+            rows.append([*segments[:-1], [*segments[-1], end]])
         if not rows:
             raise InputError("there is no context: give at least one text to write")
         return batch_segments(rows, granularity, self.backbone.info.device)
+
+    def opens(self, state: MemoryState | None) -> list[bool]:
+        """Say for each row of a state whether what is put behind it is the start of a text for the model.
+
+        It is not where the memory holds keys and values, which are what stands before it. [] where all rows open one.
+        """
+        if state is None or not self.backbone.tokenizer.opening:
+            return []
+        past = self.condition(state).key_values
+        return [] if past is None else (~past.mask.any(1)).tolist()
 
     @property
     def granularity(self) -> Granularity:
@@ -281,7 +299,7 @@ class Memory(nn.Module):
             ContractViolation: the writer broke its own spec.
             DivergenceError: a state is not finite.
         """
-        tokens = context if isinstance(context, Tokens) else self.encode(context)
+        tokens = context if isinstance(context, Tokens) else self._encoded(context, state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             packed = tokens.to(self.backbone.info.device).packed()
             before = self.writer.init(packed.ids.shape[0]) if state is None else state
@@ -409,10 +427,18 @@ class Memory(nn.Module):
             )
         prompts = _texts(prompt, "the prompt")
         tokenizer, ends = self.backbone.tokenizer, self.backbone.info.end_ids
-        rows = [tokenize_segments(tokenizer, p, "token")[0] if p else [] for p in prompts]
+        opens = self.opens(state)
+        rows = [
+            self._prompt(text, row >= len(opens) or opens[row]) if text else []
+            for row, text in enumerate(prompts)
+        ]
         new = self.generate(state, Tokens.from_rows(rows), **options).tolist() if rows else []
         answers = [tokenizer.decode(text_of(row, ends)) for row in new]
         return answers[0] if isinstance(prompt, str) else answers
+
+    def _prompt(self, text: str, opens: bool) -> list[int]:
+        segments = tokenize_segments(self.backbone.tokenizer, text, "token")
+        return (opened(self.backbone.tokenizer, segments) if opens else segments)[0]
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
@@ -421,7 +447,7 @@ def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
 
 
-def _texts(given: str | Sequence[str], what: str) -> Sequence[str]:
+def _texts(given: object, what: str) -> Sequence[str]:
     """Return the texts that were given, one or several.
 
     Raises:

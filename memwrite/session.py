@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from memwrite.backbones.generation import text_of, until_end
-from memwrite.backbones.segmentation import TextOrMessages, batch_segments, tokenize_segments
+from memwrite.backbones.segmentation import (
+    TextOrMessages,
+    batch_segments,
+    opened,
+    tokenize_segments,
+)
 from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import InputError
 from memwrite.inference import online
@@ -61,28 +66,28 @@ class Session:
         self.read_only = read_only
         self.last: WriteOutput | None = None
 
-    def append(self, said: TextOrMessages) -> None:
-        """Read, and write into the state.
+    def append(self, text: TextOrMessages) -> None:
+        """Read a text or chat messages, and write them into the state.
 
         Raises:
-            InputError: nothing is said, or the session is read-only.
+            InputError: the text is empty, or the session is read-only.
         """
         if self.read_only:
             raise InputError("this session is read-only: set its read_only to False to write")
-        self._write(self._tokenize(said, answer=False))
+        self._write(self._tokenize(text, answer=False))
 
-    def ask(self, said: TextOrMessages, **options: Any) -> str:
+    def ask(self, text: TextOrMessages, **options: Any) -> str:
         """Continue a text, or answer messages, from the state; both are written unless the session is read-only.
 
         Args:
-            said: what is asked.
+            text: a text to continue, or chat messages to answer.
             options: of transformers' `generate`; one sequence is returned.
 
         Raises:
-            InputError: nothing is said, or it does not fit the model's positions.
+            InputError: the text is empty, or it does not fit the model's positions.
         """
         memory = self._memory
-        asked = self._tokenize(said, answer=True)
+        asked = self._tokenize(text, answer=True)
         ids = batch_segments([asked], "token", memory.backbone.info.device).ids
         if options.get("num_return_sequences", 1) not in (1, None):
             raise InputError("an answer is one sequence: leave num_return_sequences out")
@@ -102,7 +107,7 @@ class Session:
         return memory.backbone.tokenizer.decode(text_of(answer, memory.backbone.info.end_ids))
 
     def fork(self) -> Session:
-        """Another session that goes on from this one's state."""
+        """Return another session that goes on from this one's state."""
         return Session(self._memory, self.state.clone(), self.read_only)
 
     def reset(self) -> None:
@@ -127,7 +132,7 @@ class Session:
         return self._memory.writer.init(1).detach()
 
     def _streaming(self) -> tuple[OnlineWriter, LayerReader] | None:
-        """The writer and the reader, if every token is written as soon as it is read."""
+        """Return the writer and the reader, if every token is written as soon as it is read."""
         if not self._memory.can_write:
             return None
         writer: Any = self._memory.writer
@@ -136,14 +141,17 @@ class Session:
             return None
         return (writer, reader) if isinstance(reader, LayerReader) else None
 
-    def _tokenize(self, said: TextOrMessages, answer: bool) -> list[list[int]]:
-        return tokenize_segments(
-            self._memory.backbone.tokenizer, said, self._memory.granularity, answer
-        )
+    def _tokenize(self, text: TextOrMessages, answer: bool) -> list[list[int]]:
+        tokenizer = self._memory.backbone.tokenizer
+        segments = tokenize_segments(tokenizer, text, self._memory.granularity, answer)
+        templated = not isinstance(text, str) and tokenizer.has_template
+        # A chat template opens the text by itself, where it does.
+        opens = not templated and all(self._memory.opens(self.state))
+        return opened(tokenizer, segments) if opens else segments
 
-    def _write(self, said: Sequence[Sequence[int]]) -> None:
+    def _write(self, segments: Sequence[Sequence[int]]) -> None:
         memory = self._memory
-        tokens = batch_segments([said], memory.granularity, memory.backbone.info.device)
+        tokens = batch_segments([segments], memory.granularity, memory.backbone.info.device)
         with torch.no_grad():
             self._keep(memory.write(tokens, self.state))
 

@@ -291,3 +291,16 @@ def test_chat_in_a_terminal(built: Any, tmp_path: Path) -> None:
     assert sizes[0].split(",")[:2] == sizes[1].split(",")[:2]
     assert "norm 0," not in sizes[1]
     assert "norm 0" in sizes[3]
+
+
+def test_a_blank_line_does_not_end_a_piped_chat(built: Any, tmp_path: Path) -> None:
+    """Every line that says something is answered, as it was typed."""
+    built("messages").save_run(tmp_path / "run")
+    words = ["chat", str(tmp_path / "run"), "--max-new-tokens", "2"]
+    text = "\nhello\n\n   \n\r\n  boat\nlast"
+    with pytest.MonkeyPatch.context() as patch:
+        asked: list[Any] = []
+        patch.setattr(Session, "ask", lambda _self, messages, **_: asked.append(messages) or "yes")
+        result = CliRunner().invoke(main, words, input=text)
+    assert result.exit_code == 0, result.output
+    assert [message["content"] for (message,) in asked] == ["hello", "  boat", "last"]

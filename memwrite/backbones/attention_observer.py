@@ -44,7 +44,7 @@ def install(model: Any, attention_modules: list[nn.Module]) -> str:
 
 @contextmanager
 def observing(observer: Observer | None, layers: int) -> Iterator[None]:
-    """Within this, `observer` is called at every attention layer that the calling thread runs.
+    """Call `observer` at every attention layer that the calling thread runs within this.
 
     Raises:
         ConfigError: it was called at another number of layers than the model has.

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from memwrite.backbones import ngram_embedding
 from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
-from memwrite.backbones.tokenizers import Tokenizer, load_tokenizer
+from memwrite.backbones.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from memwrite.backbones.transformers import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
+from memwrite.protocols import ProjectionDeltas
 from memwrite.utils.rng import seeded
 
 # A run folder keeps the model it trained in here.
@@ -34,6 +37,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         if config.path is not None:
             source = _model_source(config.path)
             model, tokenizer = _pretrained(config, source), load_tokenizer(source)
+            _check_bytes(model.config, tokenizer, source)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
             model = _built(config, tokenizer)
@@ -43,16 +47,17 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     changes = config.trainable or config.lora_rank > 0
     backbone = TransformersBackbone(model, tokenizer, needs_saving=changes or config.path is None)
     _check_logits(backbone)
+    _check_corrections(backbone)
     return backbone
 
 
 @torch.no_grad()
 def _check_logits(backbone: TransformersBackbone) -> None:
-    """Some families scale their embeddings or logits in ways we do not know: better an error than other logits."""
+    """Refuse families that scale their embeddings or logits in ways we do not know, rather than give other logits."""
     ids = torch.tensor([[backbone.info.bos_id]], device=backbone.info.device)
     try:
         expected = backbone.model(ids, use_cache=False).logits.float()
-        found = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
+        computed = backbone.logits(backbone.forward(backbone.embed(ids)).hidden).float()
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
             f"the '{backbone.info.architecture}' that is described cannot be run: {error}"
@@ -63,14 +68,67 @@ def _check_logits(backbone: TransformersBackbone) -> None:
             f"damaged, or its sizes and constants do not go together"
         )
     bar = 0.01 * float(expected.abs().max())
-    if not torch.allclose(found, expected, rtol=0, atol=bar):
+    if not torch.allclose(computed, expected, rtol=0, atol=bar):
         raise ConfigError(
             f"'{backbone.info.architecture}' computes its logits in a way that is not supported"
         )
 
 
+class _Probe:
+    """A `LayerAdapter` that adds nothing to a layer's projections, and notes which of them asked what to add."""
+
+    def __init__(self, names: frozenset[str]) -> None:
+        self._names = names
+        self.asked: list[str] = []
+
+    def __call__(self, hidden: Tensor) -> ProjectionDeltas:
+        return {name: partial(self._nothing, name) for name in self._names}
+
+    def _nothing(self, name: str, inputs: Tensor) -> Tensor:
+        self.asked.append(name)
+        return inputs.new_zeros(())
+
+    def rows(self, index: Tensor) -> Self:
+        return self
+
+
+@torch.no_grad()
+def _check_corrections(backbone: TransformersBackbone) -> None:
+    """Refuse families that run their layers in ways in which a memory would change nothing without a word."""
+    try:
+        _probe_layers(backbone)
+    except ConfigError:
+        raise
+    except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(
+            f"'{backbone.info.architecture}' is not supported: a memory cannot change its projections ({error})"
+        ) from None
+
+
+def _probe_layers(backbone: TransformersBackbone) -> None:
+    ids = torch.full((1, 3), backbone.info.bos_id, device=backbone.info.device)
+    embeddings = backbone.embed(ids)
+    whole = backbone.forward(embeddings).hidden.float()
+    kept = backbone.forward(embeddings[:, :1], use_cache=True).key_values
+    for past, start in ((None, 0), (kept, 1)):
+        probes = {n: _Probe(backbone.projection_names(n)) for n in range(backbone.info.layers)}
+        run = backbone.forward(embeddings[:, start:], past=past, corrections=probes)
+        for layer, probe in probes.items():
+            if sorted(probe.asked) != sorted(backbone.projection_names(layer)):
+                raise ConfigError(
+                    f"'{backbone.info.architecture}' is not supported: layer {layer} computes its projections in a way "
+                    f"that a memory cannot change; take a model of another family"
+                )
+        bar = 0.05 * float(whole.abs().max())
+        if not torch.allclose(run.hidden.float(), whole[:, start:], rtol=0, atol=bar):
+            raise ConfigError(
+                f"'{backbone.info.architecture}' is not supported: with a cache it computes something else than without "
+                f"one; take a model of another family"
+            )
+
+
 def built_weights(config: BackboneConfig) -> int:
-    """The number of weights of a model that is to be built from scratch.
+    """Return the number of weights of a model that is to be built from scratch.
 
     Raises:
         ConfigError: it cannot be built.
@@ -132,6 +190,17 @@ def _built(config: BackboneConfig, tokenizer: Tokenizer) -> Any:
         weight.data = weight.data.to(dtype)
     model.config.dtype = dtype
     return model
+
+
+def _check_bytes(described: PretrainedConfig, tokenizer: Tokenizer, source: str) -> None:
+    """Read bytes into memwrite's own byte models alone, however large their vocabulary was made."""
+    if not isinstance(tokenizer, ByteTokenizer) or described.vocab_size == tokenizer.vocab_size:
+        return
+    if (described.bos_token_id, described.eos_token_id) != (tokenizer.bos_id, tokenizer.eos_id):
+        raise ConfigError(
+            f"'{source}' holds a model of {described.vocab_size} tokens but no tokenizer that is known: put its "
+            f"tokenizer.json beside it"
+        )
 
 
 def _attention(config: BackboneConfig) -> str | None:

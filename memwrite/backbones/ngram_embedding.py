@@ -42,7 +42,7 @@ class NgramEmbedding(nn.Module):
         self.register_buffer("signs", signs.to(weight.device), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(B, T) int64, real ones first in their rows -> (B, T, D)."""
+        """Embed ids (B, T) int64, real ones first in their rows, as (B, T, D)."""
         embeddings = F.embedding(ids, self.weight)
         before = len(self.signs) - 1
         whole = ids.shape[1] - before
@@ -84,7 +84,7 @@ def attach(model: Any) -> None:
 
 
 def _prepare(model: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
-    """In place of the model's own, which embeds what is new on its own, without what came before."""
+    """Prepare inputs in place of the model's own method, which embeds what is new on its own, without what came before."""
     inputs: dict[str, Any] = type(model).prepare_inputs_for_generation(model, input_ids, **kwargs)
     new = inputs.get("input_ids")
     if new is not None:
@@ -97,7 +97,7 @@ def _prepare(model: Any, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:
 
 
 def _signs(length: int, vocabulary: int, width: int) -> Tensor:
-    """(n, V, D) int8 of 1 and -1, the same wherever and whenever they are drawn."""
+    """Draw (n, V, D) int8 of 1 and -1, the same wherever and whenever they are drawn."""
     count = length * vocabulary * width
     drawn = hashlib.shake_256(b"memwrite n-gram codes").digest(-(-count // 8))
     bits = np.unpackbits(np.frombuffer(drawn, np.uint8), count=count)

@@ -7,6 +7,7 @@ checkpointing, which replays a layer with its keywords, recomputes right), and o
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
@@ -38,6 +39,11 @@ _MLP = (
     {"c_fc": "up", "c_proj": "down"},
 )
 
+# Live from a layer's entry to its exit; context variables, so threads never share them. Not all families hand keywords
+# on from a layer to its attention.
+_corrections: ContextVar[Mapping[int, LayerAdapter] | None] = ContextVar(
+    "memwrite_corrections", default=None
+)
 # Lives from an attention module's entry to its layer's exit; a context variable, so threads never share it.
 _deltas: ContextVar[ProjectionDeltas | None] = ContextVar("memwrite_deltas", default=None)
 
@@ -127,12 +133,21 @@ class Projections:
             return [self._widths[name] for name in names]
         return [total // len(names)] * len(names)
 
+    def names(self, layer: int) -> frozenset[str]:
+        """Return the names of the projections of one layer."""
+        return frozenset(self._layers[layer])
+
     def install_hooks(self, model: nn.Module) -> None:
         """Make every layer of `model` take adapters and a bias."""
         modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
         for layer, (block, attention, projections) in enumerate(modules):
             known = frozenset(projections)
-            attention.register_forward_pre_hook(partial(_enter, layer, known), with_kwargs=True)
+            parameters = inspect.signature(block.forward).parameters.values()
+            hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+            block.register_forward_pre_hook(partial(_receive, hands_on), with_kwargs=True)
+            attention.register_forward_pre_hook(
+                partial(_enter, layer, known, block), with_kwargs=True
+            )
             block.register_forward_hook(_leave, always_call=True)
             for module, names in {id(m): (m, n) for m, n in projections.values()}.values():
                 module.register_forward_hook(partial(_change, names, self))
@@ -167,7 +182,7 @@ def blocks(model: nn.Module) -> Sequence[nn.Module]:
 def _packed(
     module: nn.Module, families: Sequence[Mapping[str, str]]
 ) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Each projection module with the names of what it computes; [] where the names are none that we know."""
+    """Return each projection module with the names of what it computes; [] where the names are none that we know."""
     for names in families:
         if all(isinstance(getattr(module, name, None), nn.Module) for name in names):
             return [(getattr(module, name), tuple(what.split())) for name, what in names.items()]
@@ -175,23 +190,44 @@ def _packed(
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """Memories compute in the dtype of their parameters, whatever autocast makes of the model."""
+    """Let memories compute in the dtype of their parameters, whatever autocast makes of the model."""
     kind = like.device.type
     # Entering it costs a decoded token more than the whole reading of a small state.
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
+def _receive(
+    hands_on: bool, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if torch.compiler.is_compiling():
+        return args, kwargs
+    # It stays among the keywords where it can, since gradient checkpointing replays the layer without this hook.
+    _corrections.set(kwargs.get(KEYWORD) if hands_on else kwargs.pop(KEYWORD, None))
+    return args, kwargs
+
+
 def _enter(
-    layer: int, known: frozenset[str], _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    layer: int,
+    known: frozenset[str],
+    block: nn.Module,
+    _: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get("past_key_values")
-    corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None) or {}
+    corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
     if torch.compiler.is_compiling():
         if corrections or bias is not None:
             raise ConfigError("changes of projections cannot be compiled: leave out compile")
         return args, kwargs
-    adapter = corrections.get(layer)
+    if not corrections:
+        corrections = _corrections.get()
+        if corrections and block.training and getattr(block, "gradient_checkpointing", False):
+            raise ConfigError(
+                "the layers of this family lose changes of projections under gradient checkpointing: turn it off"
+            )
+    adapter = (corrections or {}).get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
     with _full_precision(hidden):
         deltas = adapter(hidden) if adapter else None
@@ -205,15 +241,17 @@ def _enter(
     if bias is not None:
         if "attention_mask" not in kwargs:
             raise ConfigError("this model's attention does not take a bias on its slots")
-        kwargs["attention_mask"] = _biased(kwargs["attention_mask"], bias[:, layer], hidden, cache)
+        kwargs["attention_mask"] = _biased(
+            kwargs["attention_mask"], bias[:, layer], hidden, cache, layer
+        )
     return args, kwargs
 
 
-def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any) -> Tensor:
+def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any, layer: int) -> Tensor:
     """Add `bias` (B, Hkv, M) to a mask: (B, Hkv · G, T, S) in the dtype of `hidden`, whatever form the mask has."""
     length = hidden.shape[1]
     low = torch.finfo(hidden.dtype).min
-    slots = cache.get_seq_length() + length if mask is None else mask.shape[-1]
+    slots = cache.get_seq_length(layer) + length if mask is None else mask.shape[-1]
     if mask is None:
         mask = torch.ones(length, slots, dtype=torch.bool, device=hidden.device)
         mask = mask.tril(slots - length)[None, None]
@@ -229,6 +267,7 @@ def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any) -> Te
 
 def _leave(_module: nn.Module, _args: Any, _output: Any) -> None:
     if not torch.compiler.is_compiling():
+        _corrections.set(None)
         _deltas.set(None)
 
 

@@ -1,4 +1,4 @@
-"""Moving keys that carry rotary embeddings to other positions."""
+"""Rotary embeddings: how far a model's frequencies hold, and moving keys that carry them to other positions."""
 
 from __future__ import annotations
 
@@ -11,26 +11,37 @@ from torch import Tensor, nn
 
 from memwrite.errors import ConfigError
 
-#: Frequencies of these depend on the length of the sequence, so that no rotation undoes them.
+#: Frequencies of these change for all positions at once where a sequence grows beyond the original length.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
+
+
+def positions(config: Any) -> int:
+    """Return the longest sequence whose positions do not depend on its length.
+
+    Beyond it a memory that was prefilled would be read with other frequencies than it was written with, and a row would
+    depend on the row beside it.
+    """
+    longest = int(config.max_position_embeddings)
+    for parameters in _rope_parameters(config):
+        if parameters.get("rope_type") in _LENGTH_DEPENDENT:
+            original = parameters.get("original_max_position_embeddings") or getattr(
+                config, "original_max_position_embeddings", None
+            )
+            longest = min(longest, int(original or longest))
+    return longest
 
 
 def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Tensor) -> Tensor:
     """Move keys (B, L, Hkv, M, Dh) by (B, M) positions: the rotation by p + n is that by p and then by n.
 
     Raises:
-        ConfigError: the model's positions are not rotations, or depend on the length of the sequence.
+        ConfigError: the model's positions are not rotations.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
     family = sys.modules[type(attention_modules[0]).__module__]
     if rotary is None or not hasattr(family, "apply_rotary_pos_emb"):
         raise ConfigError(
             f"the positions of '{model.config.model_type}' are not rotations of its keys, so keys cannot be moved"
-        )
-    if any(kind in _LENGTH_DEPENDENT for kind in _rope_types(model.config)):
-        raise ConfigError(
-            f"the rotary embedding of this '{model.config.model_type}' depends on the length of the sequence, so keys "
-            f"cannot be moved"
         )
     wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
     moved = []
@@ -49,7 +60,7 @@ def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Ten
 def _rotation(
     rotary: Any, like: Tensor, by: Tensor, config: Any, layer: int
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B, M, width) of the rotation by (B, M) positions, without the scale that keys have already."""
+    """Return cosines and sines (B, M, width) of the rotation by (B, M) positions, without the scale that keys have."""
     if "layer_type" in inspect.signature(type(rotary).forward).parameters:
         kind = config.layer_types[layer]
         cos, sin = rotary(like, by, kind)
@@ -60,7 +71,7 @@ def _rotation(
     return cos / scale, sin / scale
 
 
-def _rope_types(config: Any) -> list[str]:
+def _rope_parameters(config: Any) -> list[dict[str, Any]]:
+    """Return the parameters of each rotary embedding: of all layers, or of each type of layer."""
     parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [p for p in parameters.values() if isinstance(p, dict)] or [parameters]
-    return [str(p.get("rope_type", "default")) for p in nested]
+    return [p for p in parameters.values() if isinstance(p, dict)] or [parameters]

@@ -21,40 +21,50 @@ _BOUNDARY = re.compile(r"(?<=[.!?;:…。！？])(?=\s)|(?=\n\n)")
 
 
 def sentences(text: str) -> list[str]:
-    """`text` cut behind its stops and before its empty lines; joined again it is the same."""
+    """Cut `text` behind its stops and before its empty lines; joined again it is the same."""
     return [piece for piece in _BOUNDARY.split(text) if piece]
 
 
 def tokenize_segments(
-    tokenizer: Tokenizer, said: TextOrMessages, granularity: Granularity, answer: bool = False
+    tokenizer: Tokenizer, text: TextOrMessages, granularity: Granularity, answer: bool = False
 ) -> list[list[int]]:
-    """The ids of a text, of each of its sentences, or of each chat message.
+    """Return the ids of a text, of each of its sentences, or of each chat message.
 
     Args:
         tokenizer: the tokenizer.
-        said: what is read.
+        text: a text or chat messages.
         granularity: of the writer.
         answer: whether messages are to be answered, so that the assistant's turn is opened.
 
     Raises:
-        InputError: nothing is said, or it cannot be encoded.
+        InputError: there is no text, or it cannot be encoded.
     """
-    cut = sentences if granularity == "sentence" else _whole
-    if not isinstance(said, (str, list, tuple)):
-        raise InputError(f"give a text or chat messages, not a {type(said).__name__}")
+    split = sentences if granularity == "sentence" else _whole
+    if not isinstance(text, (str, list, tuple)):
+        raise InputError(f"give a text or chat messages, not a {type(text).__name__}")
     try:
-        if isinstance(said, str):
-            found = [tokenizer.encode(piece) for piece in cut(said)]
+        if isinstance(text, str):
+            segments = tokenizer.segments(text, split)
         else:
-            if not all(_is_message(message) for message in said):
-                raise InputError("a chat message is {'role': ..., 'content': ...}")
-            found = tokenizer.chat(said, answer, cut) if said else []
+            if not all(_is_message(message) for message in text):
+                raise InputError(
+                    "a chat message is {'role': ..., 'content': ...}, both of them texts"
+                )
+            segments = tokenizer.chat(text, answer, split) if text else []
     except UnicodeEncodeError as error:
         raise InputError(f"the text is not valid Unicode: character {error.start}") from None
-    found = [ids for ids in found if ids]
-    if not found:
-        raise InputError("nothing is said: give a text or messages")
-    return found
+    segments = [ids for ids in segments if ids]
+    if not segments:
+        raise InputError("there is nothing to read: give a text or messages")
+    return segments
+
+
+def opened(tokenizer: Tokenizer, segments: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Return the segments of a text behind what the tokenizer itself puts before a text, if it is not there already."""
+    first, *others = segments
+    opening = list(tokenizer.opening)
+    begins = opening and list(first[: len(opening)]) == opening
+    return [list(first) if begins else [*opening, *first], *(list(segment) for segment in others)]
 
 
 def _is_message(message: object) -> bool:
@@ -70,7 +80,7 @@ def _whole(text: str) -> list[str]:
 def batch_segments(
     rows: Sequence[Sequence[Sequence[int]]], granularity: Granularity, device: torch.device
 ) -> Tokens:
-    """B rows of pieces as right-padded tokens; where pieces are written one by one, each a segment of its own."""
+    """Return B rows of pieces as right-padded tokens; where pieces are written one by one, each is a segment."""
     tokens = Tokens.from_rows([list(chain.from_iterable(row)) for row in rows], device)
     if granularity == "token":
         return tokens

@@ -39,7 +39,7 @@ def check_numbers(params: Mapping[str, Any], where: str) -> None:
 
 
 def count_weights(described: PretrainedConfig) -> int:
-    """The number of weights of the model that is described, without making them."""
+    """Return the number of weights of the model that is described, without making them."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(described, trust_remote_code=False)
     return sum(weight.numel() for weight in model.parameters())
@@ -71,7 +71,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _held(folder: Path) -> int:
-    """The number of weights in the safetensors files of a folder."""
+    """Return the number of weights in the safetensors files of a folder."""
     count = 0
     for path in folder.glob("*.safetensors"):
         with suppress(SafetensorError, OSError), safe_open(path, "pt") as file:

@@ -42,7 +42,7 @@ class Windows:
     def mask(
         self, past: KeyValues | None, length: int, dtype: torch.dtype
     ) -> Tensor | dict[str, Tensor] | None:
-        """What `length` new tokens behind `past` may see, in the form that the model takes; None for all."""
+        """Return what `length` new tokens behind `past` may see, in the form that the model takes; None for all."""
         if past is None or bool(past.mask.all()):
             return None
         new = torch.ones(past.mask.shape[0], length, dtype=torch.bool, device=past.mask.device)
@@ -56,7 +56,7 @@ class Windows:
         return {kind: _visible(real, length, sizes[kind], dtype) for kind in set(self._kinds)}
 
     def warn_beyond(self, tokens: int) -> None:
-        """Say so where a memory at the start of `tokens` tokens is not seen by all layers to their end."""
+        """Warn where a memory at the start of `tokens` tokens is not seen by all layers to their end."""
         if self.size is not None and tokens > self.size:
             warnings.warn(
                 f"memory and text are longer than the model's sliding window of {self.size} tokens: its "
@@ -66,7 +66,7 @@ class Windows:
 
 
 def _visible(real: Tensor, length: int, window: int, dtype: torch.dtype) -> Tensor:
-    """(B, 1, T, S) to add to attention scores: S slots, real ones (B, S) marked, the last T of them new."""
+    """Return (B, 1, T, S) to add to attention scores: S slots, real ones (B, S) marked, the last T of them new."""
     rank = real.cumsum(1)
     distance = rank[:, -length:, None] - rank[:, None, :]
     visible = (distance >= 0) & (distance < window) & real[:, None, :]
@@ -77,11 +77,14 @@ def _visible(real: Tensor, length: int, window: int, dtype: torch.dtype) -> Tens
 
 
 def without_holes(past: KeyValues) -> KeyValues:
-    """Without the slots of padding; the rows have the same number of real ones."""
+    """Return `past` without the slots of padding; the rows have the same number of real ones."""
     order = (~past.mask).to(torch.uint8).argsort(dim=-1, stable=True)
     order = order[:, : int(past.mask.sum(-1).max()) if past.mask.numel() else 0]
     index = order[:, None, None, :, None]
     keys, values = (
         t.gather(3, index.expand(*t.shape[:3], -1, t.shape[-1])) for t in (past.keys, past.values)
     )
-    return KeyValues(keys, values, past.mask.gather(1, order), past.next_position)
+    bias = past.bias
+    if bias is not None:
+        bias = bias.gather(3, order[:, None, None].expand(*bias.shape[:3], -1))
+    return KeyValues(keys, values, past.mask.gather(1, order), past.next_position, bias)

@@ -1,10 +1,12 @@
-"""Text <-> token ids: a folder's own tokenizer, plain UTF-8 bytes, single characters, or words."""
+"""Map text to token ids and back: with a folder's own tokenizer, plain UTF-8 bytes, single characters, or words."""
 
 from __future__ import annotations
 
+import re
 import string
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol
@@ -23,35 +25,64 @@ STRUCTURE = "!?:|"
 # Fast tokenizers keep whether special tokens count as such from one call to the next, whatever thread makes it.
 _encoding = Lock()
 
+# Characters that tokenizers seldom join with what follows.
+_ANCHORS = "\n\t.a"
+# Masks of special tokens are of these characters, which no text is made of.
+_PRIVATE = 0xF0000
+
 Message = Mapping[str, str]
+
+
+class Placing(Protocol):
+    """Gives the ids of a text, each with the place of its first character."""
+
+    def __call__(self, text: str, *, split_special: bool = True) -> list[tuple[int, int]]: ...
+
+
 #: Splits a text into segments that are encoded by themselves.
 Splitter = Callable[[str], list[str]]
 
 
 def plain_chat(messages: Sequence[Message], answer: bool) -> list[str]:
-    """Messages as lines, for models without a template of their own."""
+    """Return messages as lines, for models without a template of their own."""
     lines = [f"{message['role']}: {message['content']}\n" for message in messages]
     return [*lines, "assistant:"] if answer else lines
 
 
 class Tokenizer(Protocol):
-    """Encodes text without special tokens; `bos_id` and `eos_id` are the ids that frame a text."""
+    """Encodes text without special tokens.
+
+    Attributes:
+        vocab_size: number of ids.
+        bos_id: id of the token that opens a text.
+        eos_id: id of the token that closes a text.
+        opening: ids that the tokenizer itself puts before a text; most put none.
+        has_template: whether chat messages are rendered by a template of its own.
+    """
 
     vocab_size: int
     bos_id: int
     eos_id: int
+    opening: tuple[int, ...]
+
+    @property
+    def has_template(self) -> bool: ...
 
     def encode(self, text: str) -> list[int]: ...
+
+    def segments(self, text: str, split: Splitter) -> list[list[int]]:
+        """Return the ids of each segment that `split` makes of a text; joined they are the ids of the whole text."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
     def chat(self, messages: Sequence[Message], answer: bool, split: Splitter) -> list[list[int]]:
-        """The ids of every piece that `split` makes of every message.
+        """Return the ids of every segment that `split` makes of every message.
 
         Args:
-            messages: at least one.
+            messages: at least one. Special tokens that are spelled out in them stay text.
             answer: whether to open the assistant's turn behind them.
-            split: gives the segments of a text, each of which is encoded by itself.
+            split: gives the segments of a text, which are the text when they are joined.
 
         Raises:
             InputError: the tokenizer's template does not take such messages.
@@ -65,20 +96,142 @@ class ByteTokenizer:
     """Ids 0..255 are bytes, 256 opens a text, 257 closes it. Damaged UTF-8 decodes to U+FFFD."""
 
     vocab_size, bos_id, eos_id = 258, 256, 257
+    opening: tuple[int, ...] = ()
+    has_template = False
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
+
+    def segments(self, text: str, split: Splitter) -> list[list[int]]:
+        return [self.encode(piece) for piece in split(text)]
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
     def chat(self, messages: Sequence[Message], answer: bool, split: Splitter) -> list[list[int]]:
-        return [
-            self.encode(piece) for line in plain_chat(messages, answer) for piece in split(line)
-        ]
+        return [ids for line in plain_chat(messages, answer) for ids in self.segments(line, split)]
 
     def save(self, folder: Path) -> None:
-        """Nothing to save: a folder without a tokenizer means bytes."""
+        """Save nothing: a byte model's folder without a tokenizer means bytes."""
+
+
+class SpecialTokens:
+    """The special tokens of a transformers tokenizer, which a template may say and its messages may not.
+
+    Where a message spells one out, `mask` puts characters of private use in its place, one for each of its characters,
+    so that in the rendered text only the template's own special tokens are still spelled.
+
+    Args:
+        tokenizer: of transformers.
+        encode: gives the ids of a text; with `split_special=False`, special tokens in it as such.
+    """
+
+    def __init__(self, tokenizer: Any, encode: Callable[..., list[int]]) -> None:
+        added = tokenizer.added_tokens_decoder
+        special = [(i, token) for i, token in added.items() if token.special and token.content]
+        # The longest first, as one may begin another.
+        special.sort(key=lambda entry: -len(entry[1].content))
+        self._tokens = {token.content: (i, token) for i, token in special}
+        self._spelled = _any_of(self._tokens)
+        self._masks = {
+            content: chr(_PRIVATE + number) * len(content)
+            for number, content in enumerate(self._tokens)
+        }
+        self._originals = {mask: content for content, mask in self._masks.items()}
+        self._masked = _any_of(self._originals)
+        # Some tokenizers put a space before a text, but none behind a special token, nor behind a line's end.
+        first = next(iter(self._tokens), None)
+        self._bare_behind = first is not None and encode(f"{first}a", split_special=False)[
+            1:
+        ] != encode("a")
+
+    def mask(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return the messages with every special token that they spell out masked.
+
+        Raises:
+            InputError: they hold characters of private use, which stand for masks.
+        """
+        if self._spelled is None:
+            return [dict(message) for message in messages]
+        return [
+            {key: self._mask(value) if isinstance(value, str) else value for key, value in m.items()}
+            for m in messages
+        ]  # fmt: skip
+
+    def _mask(self, text: str) -> str:
+        assert self._spelled is not None
+        if any(_PRIVATE <= ord(c) < _PRIVATE + len(self._masks) for c in text):
+            raise InputError(
+                "a chat message holds characters of private use (U+F0000 and beyond): remove them"
+            )
+        return self._spelled.sub(lambda match: self._masks[match[0]], text)
+
+    def unmask(self, text: str) -> str:
+        """Return a rendered text as its messages spelled it."""
+        if self._masked is None:
+            return text
+        return self._masked.sub(lambda match: self._originals[match[0]], text)
+
+    def place(self, text: str, encode: Placing) -> list[tuple[int, int]]:
+        """Return the ids of a rendered text with their places: its special tokens as such, its masked ones as text.
+
+        Args:
+            text: with masks.
+            encode: gives the ids of a text; with `split_special=False`, special tokens in it as such.
+        """
+        assert self._spelled is not None
+        placed: list[tuple[int, int]] = []
+        start, before = 0, ""
+        for match in [*self._spelled.finditer(text), None]:
+            span = text[start : len(text) if match is None else match.start()]
+            own = None if match is None else self._tokens[match[0]]
+            if own is not None and own[1].lstrip:
+                span = span.rstrip()
+            placed += [(i, start + at) for i, at in self._span(span, before, encode)]
+            if match is None or own is None:
+                break
+            placed.append((own[0], match.start()))
+            start, before = match.end(), match[0]
+            if own[1].rstrip:
+                start += len(text[start:]) - len(text[start:].lstrip())
+        return placed
+
+    def _span(self, masked: str, before: str, encode: Placing) -> list[tuple[int, int]]:
+        """Return the ids of what stands between two special tokens, `before` being the first of them, with places."""
+        text = self.unmask(masked)
+        if not text:
+            return []
+        if text == masked:
+            ids = encode(before + text, split_special=False)
+            return [(i, at - len(before)) for i, at in ids[1 if before else 0 :]]
+        if before and self._bare_behind:
+            for anchor in _ANCHORS:
+                alone, ids = encode(anchor), encode(anchor + text)
+                if ids[: len(alone)] == alone and all(at for _, at in ids[len(alone) :]):
+                    return [(i, at - 1) for i, at in ids[len(alone) :]]
+        return encode(text)
+
+
+def _any_of(spellings: Iterable[str]) -> re.Pattern[str] | None:
+    alternatives = "|".join(re.escape(spelling) for spelling in spellings)
+    return re.compile(alternatives) if alternatives else None
+
+
+def cut(placed: Sequence[tuple[int, int]], pieces: Sequence[str]) -> list[list[int]]:
+    """Return the ids of each piece of a text: a token belongs to the piece in which it begins.
+
+    Args:
+        placed: the ids of the whole text with the place of their first characters.
+        pieces: the text's pieces.
+    """
+    ends = list(accumulate(map(len, pieces)))
+    ids: list[list[int]] = [[] for _ in pieces]
+    piece = 0
+    for token, start in placed:
+        while piece < len(ends) - 1 and start >= ends[piece]:
+            piece += 1
+        ids[piece].append(token)
+    return ids
 
 
 class TransformersTokenizer:
@@ -96,6 +249,12 @@ class TransformersTokenizer:
             raise ConfigError("the tokenizer has no end-of-text (eos) token")
         self.eos_id: int = end
         self.bos_id: int = end if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+        self.opening = self._opening()
+        self._special = SpecialTokens(tokenizer, self._ids)
+
+    @property
+    def has_template(self) -> bool:
+        return self._tokenizer.chat_template is not None
 
     @property
     def wrapped(self) -> Any:
@@ -103,35 +262,65 @@ class TransformersTokenizer:
         return self._tokenizer
 
     def encode(self, text: str) -> list[int]:
-        ids = self._ids(text)
+        ids = [i for i, _ in self._placed(text)]
+        self._check_known(text, ids)
+        return ids
+
+    def segments(self, text: str, split: Splitter) -> list[list[int]]:
+        placed = self._placed(text)
+        self._check_known(text, [i for i, _ in placed])
+        return cut(placed, split(text))
+
+    def _check_known(self, text: str, ids: Sequence[int]) -> None:
         # The unknown token would stand for any text at all, and nobody would be told.
         if self._unknown in ids:
             unknown = (c for c in dict.fromkeys(text) if self._unknown in self._ids(c))
             raise InputError(
                 f"the tokenizer does not know the character {next(unknown, text)!r} of the text"
             )
-        return ids
 
-    def _ids(self, text: str, split_special: bool = True) -> list[int]:
+    def _ids(self, text: str, **options: bool) -> list[int]:
+        return [i for i, _ in self._placed(text, **options)]
+
+    def _placed(
+        self, text: str, *, split_special: bool = True, add_special: bool = False
+    ) -> list[tuple[int, int]]:
+        """Return each id with the place of its first character."""
         with _encoding:
-            ids: list[int] = self._tokenizer.encode(
-                text, add_special_tokens=False, split_special_tokens=split_special
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=add_special,
+                split_special_tokens=split_special,
+                return_offsets_mapping=self._tokenizer.is_fast,
             )
-        return ids
+        ids: list[int] = encoded["input_ids"]
+        # A tokenizer that does not tell places cannot be cut: all belongs to the first segment.
+        places = encoded.get("offset_mapping") or [(0, 0)] * len(ids)
+        return [(i, start) for i, (start, _) in zip(ids, places, strict=True)]
+
+    def _opening(self) -> tuple[int, ...]:
+        bare = self._ids("a")
+        framed = self._ids("a", add_special=True)
+        starts = range(len(framed) - len(bare) + 1)
+        first = next((i for i in starts if framed[i : i + len(bare)] == bare), 0)
+        return tuple(framed[:first])
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def chat(self, messages: Sequence[Message], answer: bool, split: Splitter) -> list[list[int]]:
-        if self._tokenizer.chat_template is None:
+        if not self.has_template:
             lines = plain_chat(messages, answer)
-            return [self.encode(piece) for line in lines for piece in split(line)]
-        # The template's special tokens are meant as such.
-        return [
-            self._ids(piece, split_special=False)
-            for text in self._turns(messages, answer)
-            for piece in split(text)
-        ]
+            return [ids for line in lines for ids in self.segments(line, split)]
+        masked = self._special.mask(messages)
+        turns = self._turns(masked, answer)
+        text = "".join(turns)
+        if masked == [dict(message) for message in messages]:
+            placed = self._placed(text, split_special=False)
+        else:
+            placed = self._special.place(text, self._placed)
+        # The segments are those of the text that the messages say, whose length masking leaves alone.
+        return cut(placed, [piece for turn in turns for piece in split(self._special.unmask(turn))])
 
     def _turns(self, messages: Sequence[Message], answer: bool) -> list[str]:
         texts = [self._rendered(messages[: i + 1], False) for i in range(len(messages))]
@@ -147,9 +336,7 @@ class TransformersTokenizer:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages],
-                    tokenize=False,
-                    add_generation_prompt=answer,
+                    list(messages), tokenize=False, add_generation_prompt=answer
                 )
             )
         except Exception as error:  # templates raise whatever they like
@@ -162,7 +349,7 @@ class TransformersTokenizer:
 
 
 def load_tokenizer(source: str | Path) -> Tokenizer:
-    """The tokenizer of a folder, a hub id or a name of `BUILT_IN`; bytes for a folder that has none."""
+    """Return the tokenizer of a folder, a hub id or a name of `BUILT_IN`; bytes for a folder that has none."""
     if source == "characters":
         return character_tokenizer()
     folder = Path(source)
@@ -183,7 +370,7 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 
 def character_tokenizer() -> TransformersTokenizer:
-    """One token a character of `ALPHABET` and `STRUCTURE`, 70 in all.
+    """Make a tokenizer of one token a character, those of `ALPHABET` and `STRUCTURE`, 70 in all.
 
     The ids are those of GradMem (github.com/yurakuratov/gradmem): [PAD] 0, [BOS] 1, [EOS] 2, [UNK] 3, then
     a-z, A-Z, 0-9 and "!?:|".
@@ -207,7 +394,7 @@ def character_tokenizer() -> TransformersTokenizer:
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersTokenizer:
-    """A byte-level BPE tokenizer (Sennrich et al. 2016) of `vocab_size` entries, learnt from `texts`."""
+    """Learn a byte-level BPE tokenizer (Sennrich et al. 2016) of `vocab_size` entries from `texts`."""
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -228,7 +415,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> TransformersTokenizer:
 
 
 def train_words(texts: Iterable[str], vocab_size: int | None = None) -> TransformersTokenizer:
-    """One token a word or run of punctuation, as they come in `texts`; the rarest are dropped beyond `vocab_size`.
+    """Learn one token a word or run of punctuation, as they come in `texts`; the rarest are dropped beyond `vocab_size`.
 
     White space is not encoded: `decode` puts a space between all tokens. Other words than those become one unknown
     token, which is no error, unlike with other tokenizers: a small model has nothing else to say of them.
@@ -252,7 +439,7 @@ def train_words(texts: Iterable[str], vocab_size: int | None = None) -> Transfor
 
 
 def learnt_tokenizer(kind: str, texts: Iterable[str], vocab_size: object) -> TransformersTokenizer:
-    """A tokenizer of a kind of `LEARNT`.
+    """Learn a tokenizer of a kind of `LEARNT`.
 
     Args:
         kind: its name.

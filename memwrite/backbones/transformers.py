@@ -40,7 +40,7 @@ class TransformersBackbone:
     Not an nn.Module on purpose: writers and readers hold it without registering its weights.
 
     Attributes:
-        own: whether its weights are in no folder yet, so that a run folder must hold them.
+        needs_saving: whether its weights are in no folder yet, so that a run folder must hold them.
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, needs_saving: bool = False) -> None:
@@ -84,7 +84,7 @@ class TransformersBackbone:
 
     @property
     def info(self) -> BackboneInfo:
-        """Sizes, device and dtype as they are now."""
+        """Return sizes, device and dtype as they are now."""
         weight = next(self.model.parameters())
         config = self._config
         return BackboneInfo(
@@ -95,7 +95,7 @@ class TransformersBackbone:
             kv_heads=self._kv_heads,
             head_dim=self._head_dim,
             vocab_size=config.vocab_size,
-            positions=config.max_position_embeddings,
+            positions=rotary.positions(config),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
             end_ids=generation.end_ids(self.model, self.tokenizer.eos_id),
@@ -107,13 +107,13 @@ class TransformersBackbone:
 
     @property
     def supports_cache(self) -> bool:
-        """Whether keys and values can be kept; gradient checkpointing forbids it."""
+        """Say whether keys and values can be kept; gradient checkpointing forbids it."""
         return not self.model.training or not any(
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
 
     def embed(self, ids: Tensor) -> Tensor:
-        """(B, T) int64, each row a text from its beginning -> (B, T, D)."""
+        """Embed ids (B, T) int64, each row a text from its beginning, as (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
         return embeddings
 
@@ -143,8 +143,10 @@ class TransformersBackbone:
             used = int((lengths + (0 if past is None else past.next_position)).max())
             positions = positions.clamp(max=self.info.positions - 1)
         if used > self.info.positions:
+            beyond = self._config.max_position_embeddings > self.info.positions
+            why = " (beyond them its rotary embedding changes for all)" if beyond else ""
             raise PositionsExceeded(
-                f"{used} positions are needed, but the model has only {self.info.positions}: shorten the "
+                f"{used} positions are needed, but the model has only {self.info.positions}{why}: shorten the "
                 f"context or query"
             )
         cached = past is not None or use_cache
@@ -185,7 +187,7 @@ class TransformersBackbone:
 
     @property
     def head(self) -> Tensor:
-        """(V, D), the weight of the output embedding."""
+        """Return the weight (V, D) of the output embedding."""
         weight: Tensor = self.model.get_output_embeddings().weight
         return weight
 
@@ -193,12 +195,16 @@ class TransformersBackbone:
         """See `Backbone.projection`."""
         return self._projections.weight(layer, name)
 
+    def projection_names(self, layer: int) -> frozenset[str]:
+        """Return the names of the projections of one layer that can be changed."""
+        return self._projections.names(layer)
+
     def rotate(self, keys: Tensor, by: Tensor) -> Tensor:
         """See `Backbone.rotate`."""
         return rotary.rotate(self.model, attention_modules(self.model), keys, by)
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., V), float32 at least; `head` (V, D) in place of the model's own."""
+        """Map (..., D) to (..., V), float32 at least; `head` (V, D) stands in for the model's own."""
         logits: Tensor
         if head is None:
             logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
@@ -323,7 +329,7 @@ class TransformersBackbone:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' bars for weight files off the screen: they are over before anyone reads them."""
+    """Keep transformers' progress bars for weight files off the screen."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -23,7 +23,7 @@ _HELP = "/state  /reset  /save FILE  /load FILE  /read (only), /write (again)  /
 def chat(
     run: str, state: str | None, read_only: bool, max_new_tokens: int, device: str | None
 ) -> None:
-    """Talk to the memory of RUN, a run folder or a config. What was said is forgotten; the state remembers."""
+    """Talk to the memory of RUN, a run folder or a config. The text is forgotten; the state remembers."""
     from memwrite.errors import MemwriteError
     from memwrite.memory import Memory
     from memwrite.session import Session
@@ -34,14 +34,14 @@ def chat(
         session.load(state)
     if sys.stdin.isatty():
         click.echo(_HELP)
-    while (said := _line()) is not None:
+    while (line := _line()) is not None:
         try:
-            if said.startswith("/"):
-                if said.split()[0] == "/quit":
+            if line.startswith("/"):
+                if line.split()[0] == "/quit":
                     break
-                _command(session, said)
-            elif said:
-                messages = [{"role": "user", "content": said}]
+                _command(session, line)
+            elif line.strip():
+                messages = [{"role": "user", "content": line}]
                 click.echo(session.ask(messages, max_new_tokens=max_new_tokens).strip())
                 click.echo(click.style(describe(session), dim=True))
         except MemwriteError as error:
@@ -49,18 +49,19 @@ def chat(
 
 
 def _line() -> str | None:
-    """What the user types, or None at the end of the input."""
+    """Return what the user types, or None at the end of the input; a blank line is no end."""
     if not sys.stdin.isatty():
-        return sys.stdin.readline().strip() or None
+        line = sys.stdin.readline()
+        return line.rstrip("\r\n") if line else None
     try:
-        return str(click.prompt("you", prompt_suffix="> ", default="", show_default=False)).strip()
+        return str(click.prompt("you", prompt_suffix="> ", default="", show_default=False))
     except click.Abort:
         click.echo()
         return None
 
 
-def _command(session: Session, said: str) -> None:
-    name, _, file = said.partition(" ")
+def _command(session: Session, line: str) -> None:
+    name, _, file = line.strip().partition(" ")
     if name == "/reset":
         session.reset()
     elif name in ("/read", "/write"):
@@ -74,7 +75,7 @@ def _command(session: Session, said: str) -> None:
 
 
 def describe(session: Session) -> str:
-    """Size, norm and half-life of a session's state in one line."""
+    """Return size, norm and half-life of a session's state in one line."""
     state = session.state
     norm = sum(float(t.double().square().sum()) for t in state.tensors.values()) ** 0.5
     line = f"state: {state.nbytes:,} bytes, norm {norm:.3g}"

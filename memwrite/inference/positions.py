@@ -1,6 +1,8 @@
-"""Positions of a bounded key-value memory, which would run out if every write went on where the last one ended."""
+"""Positions of bounded key-value memories: writing again and again must not run out of them."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -8,21 +10,23 @@ from torch import Tensor
 from memwrite.protocols import Backbone, KeyValues
 
 
-def rewind(backbone: Backbone, past: KeyValues, positions: Tensor) -> KeyValues:
-    """Move the real slots to the positions 0, 1, ... in their order, and the next token behind them.
+def rewind(backbone: Backbone, key_values: KeyValues, positions: Tensor) -> KeyValues:
+    """Give the n real slots of each row the positions 0 to n - 1, in slot order.
 
-    A bounded key-value state that is written on and on calls it after every write: the slots stay in the order in which
-    they stood, and the model never runs out of positions.
+    A bounded key-value memory that keeps some slots and drops others calls this at the end of each write, so that the
+    next write and every query find the positions behind it free.
 
     Args:
-        backbone: rotates the keys.
-        past: the slots to keep.
-        positions: (B, M), where each slot stands now.
+        backbone: the model that made the keys.
+        key_values: B memories of M slots.
+        positions: (B, M) int64, the position that each slot has now; of no account at padding.
+
+    Returns:
+        The same slots, their keys rotated, with `next_position` n.
 
     Raises:
         ConfigError: the model's positions are not rotations of its keys.
     """
-    order = positions.masked_fill(~past.mask, torch.iinfo(torch.int64).max).argsort(1).argsort(1)
-    by = torch.where(past.mask, order - positions, 0)
-    keys = backbone.rotate(past.keys, by)
-    return KeyValues(keys, past.values, past.mask, past.mask.sum(1), past.bias)
+    real = key_values.mask
+    by = torch.where(real, real.cumsum(1) - 1 - positions, 0)
+    return replace(key_values, keys=backbone.rotate(key_values.keys, by), next_position=real.sum(1))

@@ -98,16 +98,16 @@ class PrefillCache:
             if versions != self._versions:
                 self._held.clear()
                 self.nbytes, self._versions = 0, versions
-            rows_at_hand = {key: self._held[key] for key in keys if key in self._held}
-        new = {key: row for row, key in enumerate(keys) if key not in rows_at_hand}
+            cached = {key: self._held[key] for key in keys if key in self._held}
+        new = {key: row for row, key in enumerate(keys) if key not in cached}
         if new:
             made = prefill(state.rows(torch.tensor([*new.values()])))
-            rows_at_hand |= {key: made.row(index) for index, key in enumerate(new)}
+            cached |= {key: made.row(index) for index, key in enumerate(new)}
         with self._lock:
             if versions == self._versions:
                 for key in keys:
-                    self._keep(key, rows_at_hand[key])
-        return _stacked([rows_at_hand[key] for key in keys])
+                    self._keep(key, cached[key])
+        return _stacked([cached[key] for key in keys])
 
     def _keep(self, key: str, one: PrefillOutput) -> None:
         if key not in self._held:

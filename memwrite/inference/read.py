@@ -26,7 +26,7 @@ def read(
     query: Tokens,
     prefilled: PrefillOutput | None = None,
 ) -> ReadOutput:
-    """Logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
+    """Return the logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
     conditioning = _without_empty_prefix(conditioning)
     packed, order = query.flat().pack()
     copies = _copies(query)
@@ -58,7 +58,7 @@ def generate(
     options: Mapping[str, Any],
     prefilled: PrefillOutput | None = None,
 ) -> Tensor:
-    """Continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
+    """Return the continuations (B·Q·n, T') of queries (B, T) or (B, Q, T); see `Memory.generate`."""
     conditioning = _without_empty_prefix(conditioning)
     with evaluating(backbone.model):
         past = (prefilled or prefill(backbone, conditioning)).key_values
@@ -66,7 +66,7 @@ def generate(
 
 
 def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
-    """See that what a memory brings is of the model's sizes, whatever a state file said.
+    """Refuse what a memory brings where it is not of the model's sizes, whatever its state file claims.
 
     Raises:
         InputError: it is not.
@@ -91,7 +91,7 @@ def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
 
 
 def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
-    """A prefix of no vectors has no last position to predict from, and is none."""
+    """Treat a prefix of no vectors as none, since it has no last position to predict from."""
     prefix = conditioning.prefix
     return conditioning if prefix is None or prefix.shape[1] else replace(conditioning, prefix=None)
 
@@ -250,7 +250,7 @@ def _warn_beyond_window(
 
 
 def _copies(query: Tokens) -> Tensor:
-    """For each flat query the row of its state."""
+    """Return for each flat query the row of its state."""
     rows = torch.arange(query.ids.shape[0], device=query.ids.device)
     return rows if query.ids.ndim == 2 else rows.repeat_interleave(query.ids.shape[1])
 
@@ -262,7 +262,7 @@ def _rows(conditioning: Conditioning, copies: Tensor) -> dict[int, LayerAdapter]
 
 
 def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> PrefillOutput:
-    """Keys and values of the whole memory, and the logits at its last position."""
+    """Return keys and values of the whole memory, and the logits at its last position."""
     conditioning = _without_empty_prefix(conditioning)
     if conditioning.prefix is None:
         return PrefillOutput(conditioning.key_values, None)
@@ -278,7 +278,7 @@ def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> Prefi
 def _unrolled(
     backbone: TransformersBackbone, conditioning: Conditioning, embeddings: Tensor, copies: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """The naive run, which gradient checkpointing needs: every query behind its own copy of the prefix."""
+    """Make the naive run, which gradient checkpointing needs: every query behind its own copy of the prefix."""
     prefix, corrections = conditioning.prefix, _rows(conditioning, copies)
     past = conditioning.key_values
     if prefix is None:
