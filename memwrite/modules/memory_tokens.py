@@ -1,4 +1,4 @@
-"""What writers of `prefix` states share: learned slots, and control tokens around them."""
+"""Learned slots, and control tokens around them, for writers of `prefix` states."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from torch import Tensor, nn
 
 
 def learned(count: int, width: int, std: float, dtype: torch.dtype) -> nn.Parameter:
-    """`count` embeddings (count, width), drawn from N(0, std²)."""
+    """Make `count` learned embeddings (count, width), drawn from N(0, std²)."""
     return nn.Parameter(torch.randn(count, width, dtype=dtype) * std)
 
 
 class ControlTokens(nn.Module):
-    """Learned embeddings that stand around the memory: one pair while it is written, another while it is read.
+    """Learned embeddings around the memory: one pair while it is written, another while it is read.
 
     GradMem (arXiv 2603.13875) and RMT: `[write_start][M][write_end]` and `[read_start][M][read_end]`.
 
     Args:
         count: embeddings on each side; 0 for none.
         width: D.
-        std: of their start.
+        std: standard deviation of their initial values.
         dtype: of the parameters.
     """
 
@@ -31,11 +31,11 @@ class ControlTokens(nn.Module):
         self.read_end = learned(count, width, std, dtype)
 
     def around_write(self, memory: Tensor) -> Tensor:
-        """(B, M, D) -> (B, M + 2·count, D)."""
+        """Surround the memory as it is written with: (B, M, D) -> (B, M + 2·count, D)."""
         return _around(self.write_start, memory, self.write_end)
 
     def around_read(self, memory: Tensor) -> Tensor:
-        """(B, M, D) -> (B, M + 2·count, D)."""
+        """Surround the memory as it is read: (B, M, D) -> (B, M + 2·count, D)."""
         return _around(self.read_start, memory, self.read_end)
 
 

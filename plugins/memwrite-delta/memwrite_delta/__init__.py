@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-#: What bounds the state of each writer.
+#: How to bound the state of each writer.
 _REMEDIES = {
     "delta": "bounded are update=lambda_outside with forgetting=coupled, or with forgetting=free and most_keep "
     "below 1",
@@ -70,13 +70,13 @@ GATED_DELTA = _plugin(
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """The delta rule and two relatives."""
+    """Declare the delta rule and two relatives."""
     return [DELTA, HEBBIAN, GATED_DELTA]
 
 
 @hookimpl
 def memwrite_importers() -> Sequence[ImporterPlugin]:
-    """δ-mem's own adapters."""
+    """Declare the importer of δ-mem's own adapters."""
     return [
         ImporterPlugin(
             api=2,

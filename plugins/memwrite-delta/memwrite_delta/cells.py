@@ -1,4 +1,4 @@
-"""What one layer writes of its hidden states: keys, values and gates, for each rule its own."""
+"""The cells: a layer's keys, values and gates from its hidden states, for each rule its own."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Writes:
         keys: (B, T, H, Dk).
         values: (B, T, H, Dv).
         log_keep: (B, T, H, Dv), or (B, T, H, 1) where all rows share a gate; at most 0.
-        erase: likewise.
-        write: likewise.
+        erase: in [0, 1], shaped as `log_keep`.
+        write: shaped as `log_keep`.
     """
 
     keys: Tensor
@@ -32,17 +32,17 @@ class Writes:
 
 
 def unit(states: Tensor) -> Tensor:
-    """(..., D) scaled to length 1."""
+    """Scale (..., D) to length 1."""
     return F.normalize(states, dim=-1, eps=1e-6)
 
 
 def projection(outputs: int, inputs: int, dtype: torch.dtype) -> nn.Linear:
-    """Without bias; initialised as nn.Linear is, which is δ-mem's Kaiming with a = √5."""
+    """Make a linear map without bias, initialised as nn.Linear is, which is δ-mem's Kaiming with a = √5."""
     return nn.Linear(inputs, outputs, bias=False, dtype=dtype)
 
 
 class Cell(nn.Module):
-    """Keys and values of a layer's hidden states.
+    """Makes keys and values of a layer's hidden states.
 
     Args:
         config: widths and heads.
@@ -57,12 +57,12 @@ class Cell(nn.Module):
         self.value = projection(config.heads * config.values, width, dtype)
 
     def by_head(self, states: Tensor) -> Tensor:
-        """(B, T, H·n) -> (B, T, H, n)."""
+        """Split (B, T, H·n) into (B, T, H, n)."""
         return states.reshape(*states.shape[:-1], self._heads, -1)
 
 
 class DeltaCell(Cell):
-    """δ-mem's gates (arXiv 2605.12357)."""
+    """Adds δ-mem's gates (arXiv 2605.12357)."""
 
     def __init__(self, config: DeltaConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__(config, width, dtype)
@@ -81,7 +81,7 @@ class DeltaCell(Cell):
         return gate
 
     def forward(self, hidden: Tensor) -> Writes:
-        """hidden (B, T, D)."""
+        """Make the writes of hidden states (B, T, D)."""
         config = self._config
         keys = self.by_head(self.key(hidden))
         score = self.by_head(self.beta(hidden))
@@ -103,21 +103,21 @@ class DeltaCell(Cell):
 
 
 class HebbianCell(Cell):
-    """Fast weights: nothing is erased but by decay."""
+    """Adds constant gates, as fast weights have them: nothing is erased but by decay."""
 
     def __init__(self, config: HebbianConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__(config, width, dtype)
         self._log_keep, self._rate = math.log(config.keep), config.learning_rate
 
     def forward(self, hidden: Tensor) -> Writes:
-        """hidden (B, T, D)."""
+        """Make the writes of hidden states (B, T, D)."""
         keys, values = self.by_head(self.key(hidden)), self.by_head(self.value(hidden))
         gate = keys.new_ones(*keys.shape[:-1], 1)
         return Writes(unit(keys), values, gate * self._log_keep, gate * 0, gate * self._rate)
 
 
 class GatedDeltaCell(Cell):
-    """Gated DeltaNet's α and β, one of each for a head; α's time scales are spread as in Mamba 2."""
+    """Adds gated DeltaNet's α and β, one of each for a head; α's time scales are spread as in Mamba 2."""
 
     def __init__(self, config: GatedDeltaConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__(config, width, dtype)
@@ -129,7 +129,7 @@ class GatedDeltaCell(Cell):
         self.step_bias = nn.Parameter(step.expm1().log())  # softplus of it is the step
 
     def forward(self, hidden: Tensor) -> Writes:
-        """hidden (B, T, D)."""
+        """Make the writes of hidden states (B, T, D)."""
         step = F.softplus(self.alpha(hidden) + self.step_bias)
         log_keep = (-self.log_rate.exp() * step)[..., None]
         beta = self.beta(hidden).sigmoid()[..., None]

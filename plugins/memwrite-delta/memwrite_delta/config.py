@@ -14,7 +14,7 @@ GATES = ("row", "head")
 
 @dataclass(frozen=True)
 class MatrixConfig:
-    """What all matrix writers share.
+    """Configures what all matrix writers share.
 
     Attributes:
         rank: r, width of keys and queries.
@@ -52,19 +52,19 @@ class MatrixConfig:
         if self.reads == "before" and self.granularity == "token":
             raise ValueError("reads before goes with granularity message or sentence, not token")
 
-    def _one_of(self, name: str, known: tuple[str, ...]) -> None:
-        if getattr(self, name) not in known:
-            raise ValueError(f"{name} must be {' or '.join(known)}, got '{getattr(self, name)}'")
+    def _one_of(self, name: str, choices: tuple[str, ...]) -> None:
+        if getattr(self, name) not in choices:
+            raise ValueError(f"{name} must be {' or '.join(choices)}, got '{getattr(self, name)}'")
 
     @property
     def values(self) -> int:
-        """Width of values and reads."""
+        """Return the width of values and reads."""
         return self.rank if self.value_width is None else self.value_width
 
 
 @dataclass(frozen=True)
 class DeltaConfig(MatrixConfig):
-    """δ-mem's gated delta rule (arXiv 2605.12357).
+    """Configures δ-mem's gated delta rule (arXiv 2605.12357).
 
     Attributes:
         gates: one for each "row" of a state, or one for each "head".
@@ -114,14 +114,14 @@ class DeltaConfig(MatrixConfig):
 
     @property
     def bounded(self) -> bool:
-        """Whether no context can make the state grow beyond a multiple of its largest value; see the README."""
+        """Say whether no context can make the state grow beyond a multiple of its largest value; see the README."""
         outside = self.update == "lambda_outside" and self.normalize
         return outside and (self.forgetting == "coupled" or self.most_keep < 1)
 
 
 @dataclass(frozen=True)
 class HebbianConfig(MatrixConfig):
-    """Fast weights (Ba et al. 2016, arXiv 1610.06258, equation 1): S' = λS + ηvkᵀ.
+    """Configures fast weights (Ba et al. 2016, arXiv 1610.06258, equation 1): S' = λS + ηvkᵀ.
 
     Attributes:
         keep: λ, above 0 and at most 1.
@@ -143,15 +143,15 @@ class HebbianConfig(MatrixConfig):
 
     @property
     def bounded(self) -> bool:
-        """Whether no context can make the state grow beyond a multiple of its largest value."""
+        """Say whether no context can make the state grow beyond a multiple of its largest value."""
         return self.keep < 1
 
 
 @dataclass(frozen=True)
 class GatedDeltaConfig(MatrixConfig):
-    """Gated DeltaNet (Yang et al. 2024, arXiv 2412.06464, equation 10): S' = α(S − β(Sk)kᵀ) + βvkᵀ."""
+    """Configures gated DeltaNet (Yang et al. 2024, arXiv 2412.06464, equation 10): S' = α(S − β(Sk)kᵀ) + βvkᵀ."""
 
     @property
     def bounded(self) -> bool:
-        """α may come as near to 1 as it likes."""
+        """Return False: α may come as near to 1 as it likes."""
         return False

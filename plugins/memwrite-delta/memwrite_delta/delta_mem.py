@@ -41,7 +41,7 @@ _NAME = re.compile(r"(?:model\.)+layers\.(\d+)\.self_attn\.(\w+)")
 
 
 def load(folder: Path, base: Path | None) -> Imported:
-    """An adapter folder, for the language model in `base`.
+    """Load an adapter folder, for the language model in `base`.
 
     Raises:
         StorageError: a file is missing or damaged, or holds what is no adapter's weight.
@@ -51,32 +51,32 @@ def load(folder: Path, base: Path | None) -> Imported:
         raise ConfigError(
             f"'{folder}' is an adapter: name the folder of its language model with --base"
         )
-    said = complete(read_json(folder / CONFIG_FILE), str(folder))
-    writer, reader = to_params(said)
+    fields = complete(read_json(folder / CONFIG_FILE), str(folder))
+    writer, reader = to_params(fields)
     config = {
         "backbone": {"path": str(base)},
         "writer": {"name": "delta", "params": writer},
         "reader": {"name": "lora", "params": reader},
     }
-    return Imported(config, _renamed(_weights(folder / WEIGHTS_FILE), said, folder))
+    return Imported(config, _renamed(_weights(folder / WEIGHTS_FILE), fields, folder))
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
     except Exception as error:  # a damaged or hostile file makes torch raise errors of every kind
         raise StorageError(f"'{path}' is damaged, or holds more than tensors: {error}") from None
-    if not isinstance(found, dict) or not all(isinstance(t, Tensor) for t in found.values()):
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
         raise StorageError(f"'{path}' should hold tensors by name")
-    return found
+    return weights
 
 
-def renamed(official: str, tensor: Tensor, said: Mapping[str, Any]) -> tuple[str, Tensor] | None:
-    """A weight of an adapter with the complete fields `said`, by its name in a Memory's `state_dict`.
+def renamed(official: str, tensor: Tensor, fields: Mapping[str, Any]) -> tuple[str, Tensor] | None:
+    """Return a weight of an adapter with the complete `fields`, with its name in a Memory's `state_dict`.
 
-    None for a weight that is never used: the format has maps for all projections.
+    Return None for a weight that is never used: the format has maps for all projections.
 
     Raises:
         KeyError: no adapter has such a weight.
@@ -84,41 +84,41 @@ def renamed(official: str, tensor: Tensor, said: Mapping[str, Any]) -> tuple[str
     match = _NAME.fullmatch(official)
     if match is None:
         raise KeyError(official)
-    own, active = match[2], [name for name in PROJECTIONS if name in said["delta_heads"]]
+    own, active = match[2], [name for name in PROJECTIONS if name in fields["delta_heads"]]
     idle = {f"delta_{name}_proj" for name in PROJECTIONS if name not in active}
     if "o" not in active:
         idle.add("delta_o_rmsnorm_weight")
-    if said["state_update_mode"] == "no_lambda":
+    if fields["state_update_mode"] == "no_lambda":
         idle |= {"lambda_proj", "lambda_bias"}
     if own in idle:
         return None
-    if own == "delta_scale_raw" and said["delta_scale_granularity"] == "head":
+    if own == "delta_scale_raw" and fields["delta_scale_granularity"] == "head":
         tensor = tensor[[PROJECTIONS.index(name) for name in active]]
     part = "writer.cells" if own in _WRITER else "reader.layers"
     return f"{part}.{match[1]}.{_OURS[own]}", tensor
 
 
 def _renamed(
-    weights: Mapping[str, Tensor], said: Mapping[str, Any], folder: Path
+    weights: Mapping[str, Tensor], fields: Mapping[str, Any], folder: Path
 ) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    by_name: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         try:
-            ours = renamed(name, tensor, said)
+            ours = renamed(name, tensor, fields)
         except KeyError:
             raise StorageError(
                 f"'{folder}' holds the weight '{name}', which no adapter has"
             ) from None
         if ours is not None:
-            found[ours[0]] = ours[1].float()
-    return found
+            by_name[ours[0]] = ours[1].float()
+    return by_name
 
 
 def save(memory: Exported, folder: Path) -> None:
     """Write `memory`, of writer "delta" and reader "lora", as an adapter folder; its language model is not in it.
 
     Raises:
-        ConfigError: it is another pair, or has settings that the format cannot say.
+        ConfigError: it is another pair, or has settings that the format cannot express.
         StorageError: the place cannot be written.
     """
     pair = memory.config.writer.name, memory.config.reader.name
@@ -128,18 +128,18 @@ def save(memory: Exported, folder: Path) -> None:
         )
     writer = part_config(DeltaConfig, memory.config.writer.params, "writer.params")
     kind = registry().reader("lora").config
-    said = from_params(writer, part_config(kind, memory.config.reader.params, "reader.params"))
+    fields = from_params(writer, part_config(kind, memory.config.reader.params, "reader.params"))
     buffer = io.BytesIO()
-    torch.save(_official(memory, said), buffer)
+    torch.save(_official(memory, fields), buffer)
     make_folder(folder)
     write_bytes(folder / WEIGHTS_FILE, buffer.getvalue())
-    write_bytes(folder / CONFIG_FILE, json.dumps(said, indent=2).encode())
+    write_bytes(folder / CONFIG_FILE, json.dumps(fields, indent=2).encode())
 
 
-def _official(memory: Exported, said: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The weights by their official names; the format has maps for all projections, in use or not."""
+def _official(memory: Exported, fields: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights by their official names; the format has maps for all projections, in use or not."""
     own = {name: tensor.detach().cpu().clone() for name, tensor in memory.weights.items()}
-    found = {}
+    official = {}
     for layer in memory.spec.layers:
         weights = {
             official: own[name]
@@ -147,15 +147,15 @@ def _official(memory: Exported, said: Mapping[str, Any]) -> dict[str, Tensor]:
             for part in (f"writer.cells.{layer}", f"reader.layers.{layer}")
             if (name := f"{part}.{ours}") in own
         }
-        reads = said["rank"] * said["num_state_heads"]
+        reads = fields["rank"] * fields["num_state_heads"]
         for projection in PROJECTIONS:
             width = memory.backbone.projection(layer, projection).shape[0]
             weights.setdefault(f"delta_{projection}_proj", torch.zeros(width, reads))
-        if said["delta_scale_granularity"] == "head" and said["trainable_delta_scale"]:
+        if fields["delta_scale_granularity"] == "head" and fields["trainable_delta_scale"]:
             raw = torch.zeros(len(PROJECTIONS))
-            active = [PROJECTIONS.index(name) for name in said["delta_heads"]]
+            active = [PROJECTIONS.index(name) for name in fields["delta_heads"]]
             raw[sorted(active)] = weights["delta_scale_raw"]
             weights["delta_scale_raw"] = raw
         for name, tensor in weights.items():
-            found[f"model.layers.{layer}.self_attn.{name}"] = tensor
-    return found
+            official[f"model.layers.{layer}.self_attn.{name}"] = tensor
+    return official

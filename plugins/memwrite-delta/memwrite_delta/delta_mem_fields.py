@@ -75,7 +75,7 @@ _INITS = {
 
 
 def complete(data: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The fields that say something here, all of them; `source` goes into messages.
+    """Complete the fields of an adapter with their defaults; `source` goes into messages.
 
     Raises:
         ConfigError: a field is unknown, or has a value that cannot be done.
@@ -87,63 +87,66 @@ def complete(data: Mapping[str, Any], source: str) -> dict[str, Any]:
             raise ConfigError(
                 f"'{source}' has {name} = {value!r}, and only {FIXED[name]!r} can be done"
             )
-    said = {**FIELDS, **data}
-    if isinstance(said["delta_heads"], str):
-        said["delta_heads"] = [name.strip() for name in said["delta_heads"].split(",")]
-    for name, known in (
+    fields = {**FIELDS, **data}
+    if isinstance(fields["delta_heads"], str):
+        fields["delta_heads"] = [name.strip() for name in fields["delta_heads"].split(",")]
+    for name, choices in (
         ("state_update_mode", ("standard", "lambda_outside", "no_lambda")),
         ("memory_write_granularity", _GRANULARITIES),
         ("output_init", _INITS),
         ("delta_scale_granularity", ("layer", "head")),
     ):
-        if said[name] not in known:
+        if fields[name] not in choices:
             raise ConfigError(
-                f"'{source}' has {name} = {said[name]!r}, and only {', '.join(known)} can be done"
+                f"'{source}' has {name} = {fields[name]!r}, and only {', '.join(choices)} can be done"
             )
-    if not set(said["delta_heads"]) <= set(PROJECTIONS):
+    if not set(fields["delta_heads"]) <= set(PROJECTIONS):
         raise ConfigError(
-            f"'{source}' has delta_heads = {said['delta_heads']}, and only {', '.join(PROJECTIONS)} can be done"
+            f"'{source}' has delta_heads = {fields['delta_heads']}, and only {', '.join(PROJECTIONS)} can be done"
         )
-    return said
+    return fields
 
 
-def to_params(said: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The parameters of writer "delta" and of reader "lora" for complete fields."""
-    mode, granularity = said["state_update_mode"], _GRANULARITIES[said["memory_write_granularity"]]
-    scale = {"layer": "layer", "head": "projection"}[said["delta_scale_granularity"]]
-    forgetting = "coupled" if said["couple_lambda"] else "free"
+def to_params(fields: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the parameters of writer "delta" and of reader "lora" for complete fields."""
+    mode, granularity = (
+        fields["state_update_mode"],
+        _GRANULARITIES[fields["memory_write_granularity"]],
+    )
+    scale = {"layer": "layer", "head": "projection"}[fields["delta_scale_granularity"]]
+    forgetting = "coupled" if fields["couple_lambda"] else "free"
     writer = {
-        "rank": said["rank"],
-        "heads": said["num_state_heads"],
-        "layers": list(said["target_layers"]),
+        "rank": fields["rank"],
+        "heads": fields["num_state_heads"],
+        "layers": list(fields["target_layers"]),
         "granularity": granularity,
         "reads": "earlier" if granularity == "token" else "before",
-        "gates": "row" if said["rankwise_gates"] else "head",
+        "gates": "row" if fields["rankwise_gates"] else "head",
         "forgetting": "none" if mode == "no_lambda" else forgetting,
         "update": "lambda_outside" if mode == "lambda_outside" else "standard",
-        "normalize": said["normalize_qk"],
-        "beta_bias": said["beta_bias_init"],
+        "normalize": fields["normalize_qk"],
+        "beta_bias": fields["beta_bias_init"],
     }
     reader = {
-        "projections": [name for name in PROJECTIONS if name in said["delta_heads"]],
-        "alpha": said["alpha"],
-        "normalize": said["normalize_qk"],
-        "init": _INITS[said["output_init"]],
-        "gain": said["online_gain"],
-        "slice_width": said["rank"]
-        if said["output_init"] == "base_slice"
-        else said["base_slice_ref_width"],
-        "o_norm": said["delta_o_rmsnorm"] and "o" in said["delta_heads"],
-        "o_norm_eps": said["delta_o_rmsnorm_eps"],
-        "scale": scale if said["trainable_delta_scale"] else "none",
-        "scale_init": said["delta_scale_init"],
-        "scale_max": said["delta_scale_max"],
+        "projections": [name for name in PROJECTIONS if name in fields["delta_heads"]],
+        "alpha": fields["alpha"],
+        "normalize": fields["normalize_qk"],
+        "init": _INITS[fields["output_init"]],
+        "gain": fields["online_gain"],
+        "slice_width": fields["rank"]
+        if fields["output_init"] == "base_slice"
+        else fields["base_slice_ref_width"],
+        "o_norm": fields["delta_o_rmsnorm"] and "o" in fields["delta_heads"],
+        "o_norm_eps": fields["delta_o_rmsnorm_eps"],
+        "scale": scale if fields["trainable_delta_scale"] else "none",
+        "scale_init": fields["delta_scale_init"],
+        "scale_max": fields["delta_scale_max"],
     }
     return writer, reader
 
 
 def from_params(writer: DeltaConfig, reader: Any) -> dict[str, Any]:
-    """The complete fields for parameters of writer "delta" and of reader "lora".
+    """Return the complete fields for parameters of writer "delta" and of reader "lora".
 
     Raises:
         ConfigError: the format cannot say them.

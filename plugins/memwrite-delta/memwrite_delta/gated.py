@@ -27,7 +27,7 @@ LARGEST = 1000.0  # quotient of gates
 
 
 def fits(inputs: Sequence[Tensor]) -> bool:
-    """Whether the library can be had, is precise enough here, and can express these gates."""
+    """Say whether the library is installed, is precise enough here, and can express these gates."""
     _, keys, _, log_keep, erase, write, state = inputs
     return (
         state.is_cuda
@@ -42,13 +42,13 @@ def fits(inputs: Sequence[Tensor]) -> bool:
 
 
 def expressible(log_keep: Tensor, erase: Tensor, write: Tensor) -> bool:
-    """Whether both quotients are moderate, as they are not near a keep of 0, nor where much is written and little erased."""
+    """Say whether both quotients are moderate, which they are not near a keep of 0, nor where much is written and little erased."""
     moderate = (log_keep >= -math.log(LARGEST)) & (write <= LARGEST * erase)
     return bool(moderate.all())
 
 
 def scan(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`memwrite_delta.scan.scan` of inputs that `fits` accepts."""
+    """Do `memwrite_delta.scan.scan` for inputs that `fits` accepts."""
     queries, *others, state = (x.float() for x in inputs)
     rule = import_module("fla.ops.gated_delta_rule").chunk_gated_delta_rule
     converted = convert(queries, *others)
@@ -62,7 +62,7 @@ def scan(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 def convert(
     queries: Tensor, keys: Tensor, values: Tensor, log_keep: Tensor, erase: Tensor, write: Tensor
 ) -> dict[str, Tensor]:
-    """The library's arguments. It reads after writing, so every query is asked one token early, the first never."""
+    """Return the library's arguments. It reads after writing, so every query is asked one token early, the first never."""
     erases = erase > 0
     # Where both are 0 nothing is written, and any quotient serves; 1 is that of coupled gates.
     ratio = torch.where(erases, write / torch.where(erases, erase, 1), 1)

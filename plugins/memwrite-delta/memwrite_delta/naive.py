@@ -15,7 +15,7 @@ def scan(
     write: Tensor,
     state: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """`memwrite_delta.scan.scan`, as its recurrence says it; autograd differentiates it any number of times."""
+    """Do `memwrite_delta.scan.scan` by its recurrence, token by token; autograd differentiates it any number of times."""
     keep = log_keep.exp()
     reads = [torch.zeros_like(values[:, :0])]
     for t in range(keys.shape[1]):
@@ -26,5 +26,5 @@ def scan(
 
 
 def _recall(state: Tensor, key: Tensor) -> Tensor:
-    """S k: of a state (B, H, Dv, Dk) and a key (B, H, Dk), (B, H, Dv)."""
+    """Return S k (B, H, Dv) of a state (B, H, Dv, Dk) and a key (B, H, Dk)."""
     return torch.einsum("bhvk,bhk->bhv", state, key)

@@ -18,7 +18,7 @@ class Algorithm(Protocol):
     def forward(
         self, inputs: Sequence[Tensor], save: bool
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Reads, the new state, and, with `save`, what `backward` needs besides the inputs."""
+        """Return reads, the new state, and, with `save`, what `backward` needs besides the inputs."""
 
     def backward(
         self,
@@ -27,7 +27,7 @@ class Algorithm(Protocol):
         grad_reads: Tensor,
         grad_state: Tensor,
     ) -> tuple[Tensor, ...]:
-        """Gradients of the seven inputs. Changes nothing that it is given."""
+        """Return the gradients of the seven inputs; nothing that is given is changed."""
 
 
 def scan(
@@ -53,8 +53,8 @@ def scan(
         keys: (B, T, H, Dk). The state stays bounded for keys of length 1 at most.
         values: (B, T, H, Dv).
         log_keep: at most 0, and −inf is allowed; (B, T, H, Dv), or (B, T, H, 1) where all rows of S share a gate.
-        erase: in [0, 1], shaped likewise.
-        write: shaped likewise.
+        erase: in [0, 1], shaped as `log_keep`.
+        write: shaped as `log_keep`.
         state: S (B, H, Dv, Dk), float32 or float64. It is not changed.
 
     Returns:
@@ -65,8 +65,8 @@ def scan(
         TypeError: the state is neither float32 nor float64.
         ValueError: a shape does not fit.
     """
-    asked = keys.new_zeros(()).expand_as(keys) if queries is None else queries
-    inputs = (asked, keys, values, log_keep, erase, write, state)
+    read_keys = keys.new_zeros(()).expand_as(keys) if queries is None else queries
+    inputs = (read_keys, keys, values, log_keep, erase, write, state)
     _check(inputs)
     if keys.shape[1] == 1 and not torch.is_grad_enabled():
         reads, after = _step(inputs)
@@ -79,17 +79,17 @@ def scan(
 
 
 def _step(inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`scan` of one token, as text is generated: for it, no algorithm is worth its preparations."""
+    """Scan one token, as text is generated: for one, no algorithm is worth its preparations."""
     *tokens, state = inputs
     query, key, value, log_keep, erase, write = (x[:, 0].to(state.dtype) for x in tokens)
-    known, read = (state @ torch.stack((key, query), -1)).unbind(-1)
-    update = write * value - erase * known
+    recalled, read = (state @ torch.stack((key, query), -1)).unbind(-1)
+    update = write * value - erase * recalled
     after = torch.addcmul(log_keep.exp()[..., None] * state, update[..., None], key[..., None, :])
     return read[:, None], after
 
 
 def scan_with(algorithm: Algorithm, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """`scan`, by this algorithm."""
+    """Scan by this algorithm."""
     wide = [x.double() for x in inputs]
     values, state = wide[2], wide[-1]
     if not values.shape[1]:
@@ -121,15 +121,15 @@ class _Scan(torch.autograd.Function):
 
 
 def _differentiable(inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Iterator[Tensor | None]:
-    """Gradients that can be differentiated in their turn, by autograd's graph of the oracle."""
-    wanted = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(naive.scan(*inputs), wanted, grads, create_graph=True))
+    """Return gradients that can be differentiated in turn, by autograd's graph of the oracle."""
+    leaves = [x for x in inputs if x.requires_grad]
+    found = iter(torch.autograd.grad(naive.scan(*inputs), leaves, grads, create_graph=True))
     return (next(found) if x.requires_grad else None for x in inputs)
 
 
 @cache
 def _compiled() -> Algorithm | None:
-    """The kernel, if there is a numba to compile it; imported at the first scan, because that takes a second."""
+    """Return the kernel, if there is a numba to compile it; it is imported at the first scan, because that takes a second."""
     try:
         from memwrite_delta import kernel
     except ImportError:

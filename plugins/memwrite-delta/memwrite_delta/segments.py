@@ -1,4 +1,4 @@
-"""Writes of a message or a sentence at a time: where each is written, and the mean that is."""
+"""Writes of a message or a sentence at a time: the mean of its tokens, where it ends."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def segment_writes(hidden: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean of every segment's real tokens, in the place of its last one.
+    """Average every segment's real tokens, in the place of its last one.
 
     Args:
         hidden: (B, T, D).
@@ -15,7 +15,7 @@ def segment_writes(hidden: Tensor, segments: Tensor, mask: Tensor) -> tuple[Tens
         mask: (B, T) bool, True where a token is real.
 
     Returns:
-        (B, T, D), the means, and (B, T) bool, True where a segment ends; elsewhere the means are anything.
+        (B, T, D), the means, and (B, T) bool, True where a segment ends; elsewhere the means have no meaning.
     """
     inside = mask & (segments >= 0)
     # Numbers of segments are names; in between them, one for what is outside all.

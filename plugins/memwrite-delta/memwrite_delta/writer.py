@@ -1,4 +1,4 @@
-"""Writers of matrix states: one scan, and a cell for each rule."""
+"""The writer of matrix states: one scan, with a cell for each rule."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class MatrixWriter(nn.Module):
                 f"writer.params.layers names layer {layers[-1]}, but the backbone has layers 0 to "
                 f"{info.layers - 1}"
             )
-        dtype = torch.promote_types(info.dtype, torch.float32)
+        dtype = info.state_dtype
         shape = (len(layers), config.heads, config.values, config.rank)
         self.spec = StateSpec("matrix", {"S": shape}, layers, dtype)
         self._config = config
@@ -62,11 +62,11 @@ class MatrixWriter(nn.Module):
 
     @property
     def granularity(self) -> Granularity:
-        """As configured."""
+        """Return the configured granularity."""
         return cast(Granularity, self._config.granularity)
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """Zeros."""
+        """Return a state of zeros."""
         return self.spec.zeros(batch_size, next(self.parameters()).device)
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
@@ -87,15 +87,15 @@ class MatrixWriter(nn.Module):
         writes = self.cells[str(step.layer)](hidden)
         if ends is not None:
             writes = _at(ends, writes)
-        found, after = self._scanned(writes, queries if earlier else None, before)
-        reads = found if earlier and queries is not None else _at_rest(before, queries)
+        online_reads, after = self._scanned(writes, queries if earlier else None, before)
+        reads = online_reads if earlier and queries is not None else _at_rest(before, queries)
         trace = partial(_trace, writes.log_keep, ends, after)
         return ScanOutput(reads, {"S": after}, self._losses(writes.write, ends), trace)
 
     def _scanned(
         self, writes: Writes, queries: Tensor | None, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Every write so many times as configured; a token reads before the first of its own."""
+        """Scan, every write as many times as configured; a token reads before the first write of its own."""
 
         def repeated(part: Tensor) -> Tensor:
             return part if times == 1 else part.repeat_interleave(times, 1)
@@ -123,7 +123,7 @@ class MatrixWriter(nn.Module):
 
 
 def _at(ends: Tensor, writes: Writes) -> Writes:
-    """Only where a token is real, or a segment ends."""
+    """Return the writes at `ends` alone: where a token is real, or a segment ends."""
     idle = ~ends[..., None, None]
     return replace(
         writes,
@@ -138,7 +138,7 @@ def _at_rest(state: Tensor, queries: Tensor | None) -> Tensor | None:
 
 
 def _mean(gates: Tensor, ends: Tensor | None) -> Tensor:
-    """(B,), over all writes; 0 where there were none."""
+    """Return the mean over all writes (B,); 0 where there were none."""
     if ends is None:
         return gates.mean((1, 2, 3))
     each = gates.shape[2] * gates.shape[3]
@@ -146,13 +146,13 @@ def _mean(gates: Tensor, ends: Tensor | None) -> Tensor:
 
 
 def _trace(log_keep: Tensor, ends: Tensor | None, state: Tensor) -> dict[str, Tensor]:
-    """The state's norm, and the writes after which half of it is left, by the mean of log λ."""
+    """Return the state's norm, and the writes after which half of it is left, by the mean of log λ."""
     rate = _mean(log_keep.detach(), ends).abs()
     return {"norm": state.detach().flatten(1).norm(dim=1), "half_life": math.log(2) / rate}
 
 
 def warn_unbounded(name: str, remedy: str) -> None:
-    """Tell that some context can make the state of writer `name`, so configured, grow without bound."""
+    """Warn that some context can make the state of writer `name`, so configured, grow without bound."""
     warnings.warn(
         f"writer '{name}': these settings do not bound the state, so that some contexts make it grow without "
         f"end; {remedy}",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
-from memwrite.protocols import Backbone
 from memwrite_forward import rmt as official
 from memwrite_forward.config import ForwardConfig
 from memwrite_forward.writer import ForwardWriter
@@ -13,16 +12,12 @@ from memwrite_forward.writer import ForwardWriter
 __all__ = ["FORWARD", "ForwardConfig", "ForwardWriter", "memwrite_importers", "memwrite_writers"]
 
 
-def _build(config: ForwardConfig, backbone: Backbone) -> ForwardWriter:
-    return ForwardWriter(config, backbone)
-
-
 FORWARD = WriterPlugin(
     api=2,
     name="forward",
     summary="K forward passes over [M; context; M], into M prefix vectors",
     config=ForwardConfig,
-    build=_build,
+    build=ForwardWriter,
     emits="prefix",
     capabilities=Capabilities(differentiable=True),
     steps="steps",
@@ -32,13 +27,13 @@ FORWARD = WriterPlugin(
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """The forward writer."""
+    """Declare the forward writer."""
     return [FORWARD]
 
 
 @hookimpl
 def memwrite_importers() -> Sequence[ImporterPlugin]:
-    """The authors' own checkpoints."""
+    """Declare the importer of the authors' own checkpoints."""
     return [
         ImporterPlugin(
             api=2,

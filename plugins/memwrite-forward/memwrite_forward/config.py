@@ -1,4 +1,4 @@
-"""What can be set on the forward writer."""
+"""The settings of the forward writer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROJECTIONS = ("none", "write", "read-write")
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """RMT's recurrence.
+    """Configures RMT's recurrence.
 
     Attributes:
         slots: M, memory vectors.

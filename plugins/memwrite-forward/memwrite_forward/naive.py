@@ -9,7 +9,7 @@ from memwrite.protocols import Backbone
 
 
 def write(backbone: Backbone, memory: Tensor, ids: list[int], steps: int) -> Tensor:
-    """Write one context into one memory (M, D), as RMT's equation 2 says it."""
+    """Write one context into one memory (M, D), by RMT's equation 2."""
     context = backbone.embed(torch.tensor([ids], dtype=torch.int64))
     for _ in range(steps):
         inputs = torch.cat([memory[None], context, memory[None]], dim=1)

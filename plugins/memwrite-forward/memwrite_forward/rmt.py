@@ -1,4 +1,4 @@
-"""GradMem's RMT checkpoints: their arguments as ours, their weights' names as ours."""
+"""Conversion of GradMem's RMT checkpoints: arguments become a config, and weights get memwrite's names."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NAMES = {
 
 
 def load(folder: Path, base: Path | None) -> Imported:
-    """A folder with RMT's `config.json` and `model.safetensors`; `base` as in `official_arguments`.
+    """Load a folder with RMT's `config.json` and `model.safetensors`; `base` is as in `official_arguments`.
 
     Raises:
         StorageError: a file is missing or damaged.
@@ -44,7 +44,7 @@ def load(folder: Path, base: Path | None) -> Imported:
 def convert(
     arguments: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: str
 ) -> Imported:
-    """RMT's arguments and weights as a memory's config and weights."""
+    """Convert RMT's arguments and weights to a memory's config and weights."""
     weight = arguments.get("reconstruction_loss_weight")
     reconstruction = (1.0 if weight is None else float(weight)) * bool(
         arguments.get("use_reconstruction_loss")
@@ -71,5 +71,5 @@ def convert(
 
 
 def weight_name(official: str) -> str:
-    """Our name, in a memory's `state_dict`, for an official one."""
+    """Return the name in a memory's `state_dict` of the weight that is called `official` there."""
     return official if official.startswith("model.") else f"writer.{NAMES.get(official, official)}"

@@ -1,4 +1,4 @@
-"""The forward writer: the memory is what the model itself leaves in M places behind the context (RMT)."""
+"""The forward writer: the memory is the model's own hidden states at M positions behind the context (RMT)."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ class ForwardWriter(nn.Module):
         self.spec = StateSpec("prefix", shapes, dtype=dtype)
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """The learned start, once per row."""
+        """Return the learned start, once per row."""
         return self._state(self.slots.expand(batch_size, -1, -1).clone())
 
     def _state(self, slots: Tensor) -> MemoryState:
-        seen = slots if self.read_projection is None else self.read_projection(slots)
-        tensors = {"memory": self.controls.around_read(seen)}
+        projected = slots if self.read_projection is None else self.read_projection(slots)
+        tensors = {"memory": self.controls.around_read(projected)}
         if "latent" in self.spec.shapes:
             tensors["latent"] = slots
         return MemoryState(self.spec, tensors)
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
-        """K passes over each segment of the context.
+        """Make K passes over each segment of the context.
 
         Returns:
             The new state. Losses: "reconstruction" (B,), where a weight is set and gradients are kept: the
@@ -77,18 +77,18 @@ class ForwardWriter(nn.Module):
         return WriteOutput(new, {"reconstruction": self.config.reconstruction_weight * total})
 
     def _segment(self, slots: Tensor, context: PackedTokens, losses: list[Tensor]) -> Tensor:
-        """The slots after K passes; appends to `losses` the summed reconstruction losses (B,)."""
+        """Return the slots after K passes, and append the summed reconstruction losses (B,) to `losses`."""
         embeddings = self._backbone.embed(context.ids)
         touched = context.mask.any(1)[:, None, None]
-        wanted = bool(self.config.reconstruction_weight) and torch.is_grad_enabled()
+        with_loss = bool(self.config.reconstruction_weight) and torch.is_grad_enabled()
         for step in range(self.config.steps):
             out, hidden = self._pass(slots, embeddings, context)
-            if wanted and step:
+            if with_loss and step:
                 losses.append(self._reconstruction(hidden, context))
             if step and self.norm is not None:
                 out = slots + self.norm(out)
             slots = torch.where(touched, out, slots)
-        if wanted:
+        if with_loss:
             _, hidden = self._pass(slots, embeddings, context)
             losses.append(self._reconstruction(hidden, context))
         return slots
@@ -96,17 +96,17 @@ class ForwardWriter(nn.Module):
     def _pass(
         self, slots: Tensor, embeddings: Tensor, context: PackedTokens
     ) -> tuple[Tensor, Tensor]:
-        """The outputs at the last M places, and the hidden states (B, T, D) that predict the context."""
-        seen = slots if self.write_projection is None else self.write_projection(slots)
-        before = self.controls.around_write(seen)
+        """Return the outputs at the last M positions, and the hidden states (B, T, D) that predict the context."""
+        projected = slots if self.write_projection is None else self.write_projection(slots)
+        before = self.controls.around_write(projected)
         after = before[:, : before.shape[1] - self.config.control_tokens]
         front, back = before.shape[1], after.shape[1]
         parts = torch.cat([before.to(embeddings.dtype), embeddings, after.to(embeddings.dtype)], 1)
         # Each row's second memory stands right behind its own last token, and padding behind that.
         length = embeddings.shape[1]
-        place = torch.arange(front + length + back, device=parts.device).expand(len(parts), -1)
+        position = torch.arange(front + length + back, device=parts.device).expand(len(parts), -1)
         end = front + context.lengths[:, None]
-        source = torch.where(place < end, place, place + length - context.lengths[:, None])
+        source = torch.where(position < end, position, position + length - context.lengths[:, None])
         source = source.clamp(max=parts.shape[1] - 1)
         inputs = parts.gather(1, source[..., None].expand_as(parts))
         hidden = self._backbone.forward(inputs).hidden

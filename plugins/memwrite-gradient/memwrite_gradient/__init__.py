@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
-from memwrite.protocols import Backbone
 from memwrite_gradient import gradmem as official
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.writer import GradientWriter
@@ -13,16 +12,12 @@ from memwrite_gradient.writer import GradientWriter
 __all__ = ["GRADIENT", "GradientConfig", "GradientWriter", "memwrite_importers", "memwrite_writers"]
 
 
-def _build(config: GradientConfig, backbone: Backbone) -> GradientWriter:
-    return GradientWriter(config, backbone)
-
-
 GRADIENT = WriterPlugin(
     api=2,
     name="gradient",
     summary="K gradient steps on the context's reconstruction loss, into M prefix vectors",
     config=GradientConfig,
-    build=_build,
+    build=GradientWriter,
     emits="prefix",
     capabilities=Capabilities(differentiable=True),
     steps="steps",
@@ -33,13 +28,13 @@ GRADIENT = WriterPlugin(
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """The gradient writer."""
+    """Declare the gradient writer."""
     return [GRADIENT]
 
 
 @hookimpl
 def memwrite_importers() -> Sequence[ImporterPlugin]:
-    """The authors' own checkpoints."""
+    """Declare the importer of the authors' own checkpoints."""
     return [
         ImporterPlugin(
             api=2,

@@ -1,4 +1,4 @@
-"""Long contexts in overlapping pieces side by side, so that their cost grows with their length, not its square."""
+"""Long contexts in overlapping blocks side by side, so that the cost grows with the length, not its square."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """Of `window` tokens each, behind a quarter as many that the piece before has: those are seen, not predicted.
+class OverlappingBlocks:
+    """Blocks of `window` predicted tokens, each preceded by `window // 4` tokens that are attended to, not predicted.
 
-    The first piece has none before it and predicts all of its tokens.
+    Nothing precedes the first block, which predicts all of its tokens: the last of them precede the second block.
 
     Attributes:
-        tokens: T, of the whole, at least 1.
+        tokens: T, the length of the whole, at least 1.
         window: W, at least 1.
     """
 
@@ -23,26 +23,29 @@ class Pieces:
     window: int
 
     @property
-    def seen(self) -> int:
-        """Tokens of a piece, from the second on, that are only seen."""
+    def overlap(self) -> int:
+        """Return the number of tokens that a block, from the second on, attends to but does not predict."""
         return self.window // 4
 
     @property
     def count(self) -> int:
-        """N, pieces; 1 where all tokens fit into the first."""
-        return 1 + max(0, -(-(self.tokens - self.seen - self.window) // self.window))
+        """Return N, the number of blocks; 1 where all tokens fit into the first."""
+        return 1 + max(0, -(-(self.tokens - self.overlap - self.window) // self.window))
 
     def cut(self, whole: Tensor) -> Tensor:
-        """(B, T, ...) -> (B·N, S + W, ...), or (B, T, ...) for one piece; the last piece's end repeats the last token."""
+        """Cut (B, T, ...) into (B·N, overlap + W, ...), or leave it as it is for one block.
+
+        The end of the last block repeats the last token.
+        """
         if self.count == 1:
             return whole
         starts = torch.arange(self.count, device=whole.device) * self.window
-        places = starts[:, None] + torch.arange(self.seen + self.window, device=whole.device)
+        places = starts[:, None] + torch.arange(self.overlap + self.window, device=whole.device)
         return whole[:, places.clamp(max=self.tokens - 1)].flatten(0, 1)
 
-    def join(self, pieces: Tensor) -> Tensor:
-        """What was found of every token of every piece (B·N, S + W), of each token once (B, T)."""
+    def join(self, blocks: Tensor) -> Tensor:
+        """Join values of every token of every block (B·N, overlap + W) into one value of each token (B, T)."""
         if self.count == 1:
-            return pieces
-        rows = pieces.reshape(-1, self.count, pieces.shape[1])
-        return torch.cat([rows[:, 0], rows[:, 1:, self.seen :].flatten(1)], 1)[:, : self.tokens]
+            return blocks
+        rows = blocks.reshape(-1, self.count, blocks.shape[1])
+        return torch.cat([rows[:, 0], rows[:, 1:, self.overlap :].flatten(1)], 1)[:, : self.tokens]

@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 
 def compiled(step: Callable[..., R]) -> Callable[..., R]:
-    """`step` as one compiled function; compilation waits for the first call.
+    """Return `step` as one compiled function; compilation waits for the first call.
 
     Raises:
         ConfigError: this torch cannot trace a gradient.

@@ -1,4 +1,4 @@
-"""What can be set on the gradient writer."""
+"""The settings of the gradient writer."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PROJECTIONS = ("none", "shared", "per-example")
 
 @dataclass(frozen=True)
 class GradientConfig:
-    """GradMem's inner loop.
+    """Configures GradMem's inner loop.
 
     Attributes:
         slots: M, memory vectors.
         steps: K, gradient steps per write.
         most_steps: in training, draw K anew for every write, from `steps` to this.
-        window: predict the context in pieces of so many tokens side by side, each behind a quarter as many of those before
-            it: a token sees from W/4 to 5W/4 earlier ones beside the memory, and a write's cost grows with the context, not
+        window: predict the context in blocks of so many tokens side by side, each preceded by a quarter as many tokens
+            of context: a token sees from W/4 to 5W/4 earlier ones beside the memory, and a write's cost grows with the context, not
             its square. All tokens see all earlier ones where it is not set, as in GradMem.
         optimizer: "sgd" as in GradMem, or "adam" for many steps into a model that was never meta-trained.
         lr: inner step size.
@@ -31,14 +31,14 @@ class GradientConfig:
         order: what flows back through the steps in training: "none" (the memory is detached after each step),
             "first" (gradients are constants), "second" (everything; needs `backbone.attention: eager`).
         second_steps: with "second": only the last k steps, those before them as "first".
-        recompute: in training, run each second-order step anew in the backward pass: the memory that training takes
+        recompute: in training, run each second-order step once more in the backward pass: the memory that training takes
             no longer grows with the steps, which take a third more time.
         compile: in training, compile the second-order step with torch.compile: it takes a minute once for each shape of
             batch, and a quarter off the step's time from then on. Needs a C++ compiler.
         backtrack: outside of training, halve a step, up to twenty times, that leads to numbers that are not finite;
             else the write stops there.
-        settled_weight: weight in the descended loss, from 0 to 1, of tokens that are safely the model's first
-            choice already. 1 is GradMem; less spends a small memory on what is still wrong.
+        settled_weight: weight in the descended loss, from 0 to 1, of confident tokens: those that are the model's first
+            choice by a margin already. 1 is GradMem; less spends a small memory on what is still wrong.
         stop_when_exact: stop an example once every token of its context is the model's first choice.
         init_std: standard deviation of the learned start of slots and control tokens.
         control_tokens: learned embeddings on either side of the slots, others in writing than in reading.
@@ -92,15 +92,15 @@ class GradientConfig:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.settled_weight <= 1:
             raise ValueError(f"settled_weight must be from 0 to 1, got {self.settled_weight}")
-        for name, known in (
+        for name, choices in (
             ("optimizer", OPTIMIZERS),
             ("order", ORDERS),
             ("learned_lr", LEARNED),
             ("projection", PROJECTIONS),
         ):
-            if getattr(self, name) not in known:
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be {' or '.join(known)}, got '{getattr(self, name)}'"
+                    f"{name} must be {' or '.join(choices)}, got '{getattr(self, name)}'"
                 )
         if self.most_steps is not None and self.most_steps < self.steps:
             raise ValueError(f"most_steps must be at least steps, got {self.most_steps}")

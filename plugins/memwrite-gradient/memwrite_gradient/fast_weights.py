@@ -1,6 +1,8 @@
-"""What a write descends: the slots and, per example, their projection."""
+"""The fast weights that a write descends: the slots and, per example, their projection."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,9 +12,9 @@ from memwrite_gradient.config import GradientConfig
 
 
 class FastWeights(nn.Module):
-    """The learned start of the inner loop's variables, and what the model sees of them.
+    """The learned start of the inner loop's params, and the memory that they make.
 
-    The variables are [slots (B, M, D)] or, where each example descends its own projection too,
+    The params are [slots (B, M, D)] or, where each example descends its own projection too,
     [slots, W (B, D, D), b (B, D)].
 
     Args:
@@ -25,7 +27,7 @@ class FastWeights(nn.Module):
         super().__init__()
         self.slots = learned(config.slots, width, config.init_std, dtype)
         self.projection: nn.Linear | None = None
-        self._own = config.projection == "per-example"
+        self._per_example = config.projection == "per-example"
         if config.projection != "none":
             self.projection = nn.Linear(width, width, dtype=dtype)
             nn.init.eye_(self.projection.weight)
@@ -33,32 +35,32 @@ class FastWeights(nn.Module):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(R, D): the variables of one example as rows, see `pack`."""
+        """Return (R, D), the size of one example's params as rows; see `pack`."""
         slots, width = self.slots.shape
-        return slots + (width + 1 if self._own else 0), width
+        return slots + (width + 1 if self._per_example else 0), width
 
     def start(self, rows: int) -> list[Tensor]:
-        """The variables of `rows` examples that have read nothing."""
+        """Return the params of `rows` examples that have read nothing."""
         start: list[Tensor] = [self.slots]
-        if self._own and self.projection is not None:
+        if self._per_example and self.projection is not None:
             start += [self.projection.weight, self.projection.bias]
         return [tensor.expand(rows, *tensor.shape).clone() for tensor in start]
 
-    def project(self, fast: list[Tensor]) -> Tensor:
-        """(B, M, D), the slots as the model sees them (GradMem, section 3)."""
-        if self._own:
-            slots, weight, bias = fast
+    def project(self, params: Sequence[Tensor]) -> Tensor:
+        """Return (B, M, D), the slots as the model sees them (GradMem, section 3)."""
+        if self._per_example:
+            slots, weight, bias = params
             return torch.baddbmm(bias[:, None], slots, weight.mT)
-        slots = fast[0]
+        slots = params[0]
         return slots if self.projection is None else self.projection(slots)
 
-    def pack(self, fast: list[Tensor]) -> Tensor:
-        """The variables as rows (B, R, D): slots, then the rows of W, then b."""
-        return torch.cat([tensor if tensor.ndim == 3 else tensor[:, None] for tensor in fast], 1)
+    def pack(self, params: Sequence[Tensor]) -> Tensor:
+        """Return the params as rows (B, R, D): slots, then the rows of W, then b."""
+        return torch.cat([tensor if tensor.ndim == 3 else tensor[:, None] for tensor in params], 1)
 
     def unpack(self, packed: Tensor) -> list[Tensor]:
-        """The inverse of `pack`."""
-        if not self._own:
+        """Undo `pack`."""
+        if not self._per_example:
             return [packed]
         slots, width = self.slots.shape
         return [packed[:, :slots], packed[:, slots : slots + width], packed[:, -1]]

@@ -1,4 +1,4 @@
-"""GradMem's own checkpoints: its arguments as ours, its weights' names as ours."""
+"""Conversion of GradMem's own checkpoints: arguments become a config, and weights get memwrite's names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = {
 
 
 def load(folder: Path, base: Path | None) -> Imported:
-    """A folder with GradMem's `config.json` and `model.safetensors`; `base` as in `official_arguments`.
+    """Load a folder with GradMem's `config.json` and `model.safetensors`; `base` is as in `official_arguments`.
 
     Raises:
         StorageError: a file is missing or damaged.
@@ -41,7 +41,7 @@ def load(folder: Path, base: Path | None) -> Imported:
 def convert(
     arguments: Mapping[str, Any], weights: Mapping[str, Tensor], tokenizer: str
 ) -> Imported:
-    """GradMem's arguments and weights as a memory's config and weights."""
+    """Convert GradMem's arguments and weights to a memory's config and weights."""
     config = {
         "backbone": backbone_of(arguments["base_config"], weights, tokenizer),
         "writer": {"name": "gradient", "params": _params(arguments)},
@@ -82,5 +82,5 @@ def _params(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weight_name(official: str) -> str:
-    """Our name, in a memory's `state_dict`, for an official one."""
+    """Return the name in a memory's `state_dict` of the weight that is called `official` there."""
     return official if official.startswith("model.") else f"writer.{NAMES.get(official, official)}"

@@ -31,7 +31,7 @@ _BASES: Mapping[str, Mapping[str, Any]] = {
 
 
 def official_arguments(folder: Path, base: Path | None) -> dict[str, Any]:
-    """The arguments of a run of GradMem's scripts, with the model's description as `base_config`.
+    """Return the arguments of a run of GradMem's scripts, with the model's description as `base_config`.
 
     Args:
         folder: with a `config.json`, either the run's arguments or the model's own.
@@ -76,7 +76,7 @@ def _base(arguments: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def task_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The key-value task that a run of GradMem's scripts was trained on, as its data's name tells; None if none."""
+    """Return the key-value task that a run of GradMem's scripts was trained on, by the name of its data; else None."""
     named = re.search(r"N(\d+)-K(\d+)V(\d+)", str(arguments.get("data_path")))
     if named is None:
         return None
@@ -85,7 +85,7 @@ def task_of(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def tokenizer_of(arguments: Mapping[str, Any], folder: Path, base: Path | None) -> str:
-    """The `backbone.tokenizer` for a run of GradMem's scripts: that of `base` or `folder`, else their alphabet's.
+    """Return the `backbone.tokenizer` for a run of GradMem's scripts: that of `base` or `folder`, else their alphabet's.
 
     Raises:
         ConfigError: there is none, and the run did not use the alphabet of 62 characters.

@@ -1,4 +1,4 @@
-"""What happens to a gradient before it is a step: clipping, and Adam as a differentiable function."""
+"""What turns a gradient into a step: clipping, Adam as a differentiable function, and checks for finite numbers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def clip(gradient: Tensor, value: float | None, norm: float | None) -> Tensor:
     return gradient
 
 
-def astray(loss: Tensor, fast: Sequence[Tensor]) -> Tensor:
-    """(B,) bool: rows in which the loss (B,) or a variable (B, ...) is not finite."""
+def non_finite_rows(loss: Tensor, params: Sequence[Tensor]) -> Tensor:
+    """Return (B,) bool: rows in which the loss (B,) or a param (B, ...) is not finite."""
     wrong = ~loss.detach().isfinite()
-    for tensor in fast:
+    for tensor in params:
         wrong = wrong | ~tensor.detach().isfinite().flatten(1).all(1)
     return wrong
 
 
-def halfway(start: Sequence[Tensor], end: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
-    """`end`, but in `rows` (B,) half the way there from `start`: leaves to take a gradient for."""
+def midpoint(start: Sequence[Tensor], end: Sequence[Tensor], rows: Tensor) -> list[Tensor]:
+    """Return `end`, but in `rows` (B,) the midpoint of `start` and `end`, as leaves to take a gradient for."""
     moved = []
     for first, last in zip(start, end, strict=True):
         chosen = rows.view(-1, *[1] * (first.ndim - 1))
@@ -50,7 +50,7 @@ class Adam:
         self._square: Tensor | float = 0.0
 
     def __call__(self, gradient: Tensor) -> Tensor:
-        """The direction to step against; the step size is the caller's."""
+        """Return the direction to step against; the caller multiplies by the step size."""
         first, second = self._betas
         self._steps += 1
         self._mean = first * self._mean + (1 - first) * gradient

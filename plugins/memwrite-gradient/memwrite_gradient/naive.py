@@ -18,7 +18,7 @@ def write(
     clip_norm: float | None = None,
     window: int | None = None,
 ) -> Tensor:
-    """Write one context into one memory (M, D), as GradMem's equations say it.
+    """Write one context into one memory (M, D), by GradMem's equations.
 
     With a `window` W, each token sees those before it from the last multiple of W on that is at least W/4 back.
     """

@@ -1,4 +1,4 @@
-"""Inner steps with a graph of their own: run anew in the backward pass, or compiled."""
+"""Inner steps with a graph of their own: recomputed in the backward pass, or compiled."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import get_device_states, set_device_states
 
-#: What a step gives: its new variables, each example's loss (B,) and each token's lead (B, T).
-Stepped = tuple[list[Tensor], Tensor, Tensor]
-#: Makes it of variables and the context's embeddings; the flag says whether it is to be differentiated.
-Step = Callable[[list[Tensor], Tensor, bool], Stepped]
+#: A step's new params, each example's loss (B,) and each token's margin (B, T).
+StepOutput = tuple[list[Tensor], Tensor, Tensor]
+#: Makes it of params and the context's embeddings; the flag says whether it can be differentiated.
+Step = Callable[[list[Tensor], Tensor, bool], StepOutput]
 
 
-def apart(
-    step: Step, fast: list[Tensor], embeddings: Tensor, weights: Sequence[Tensor], recompute: bool
-) -> Stepped:
-    """`step(fast, embeddings, True)`, whose graph begins at its arguments, as the compiler wants it.
+def isolated_step(
+    step: Step, params: list[Tensor], embeddings: Tensor, weights: Sequence[Tensor], recompute: bool
+) -> StepOutput:
+    """Return `step(params, embeddings, True)`, with a graph that begins at its arguments, as the compiler needs it.
 
     Args:
         step: pure, but for the weights that it uses and the random numbers that it draws.
-        fast: variables (B, ...).
+        params: (B, ...) each.
         embeddings: (B, T, D).
-        weights: all leaves that `step` uses and that may want a gradient.
+        weights: all leaves that `step` uses and that may need a gradient.
         recompute: keep no graph, and run the step once more in the backward pass.
     """
-    *moved, loss, lead = _Apart.apply(step, recompute, len(fast), *fast, embeddings, *weights)  # type: ignore[no-untyped-call]
-    return moved, loss, lead
+    *moved, loss, margin = _IsolatedStep.apply(  # type: ignore[no-untyped-call]
+        step, recompute, len(params), *params, embeddings, *weights
+    )
+    return moved, loss, margin
 
 
-class _Apart(torch.autograd.Function):
+class _IsolatedStep(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, step: Step, recompute: bool, count: int, *inputs: Tensor
@@ -39,24 +41,26 @@ class _Apart(torch.autograd.Function):
         ctx.step, ctx.count = step, count
         ctx.random = torch.get_rng_state(), *get_device_states(*inputs)
         ctx.save_for_backward(*inputs)
-        leaves, (moved, loss, lead) = _run(step, inputs[: count + 1], not recompute)
-        ctx.kept = None if recompute else (leaves, (moved, loss, lead))
-        ctx.mark_non_differentiable(lead)
-        return (*(tensor.detach() for tensor in moved), loss.detach(), lead)
+        leaves, (moved, loss, margin) = _run(step, inputs[: count + 1], not recompute)
+        ctx.kept = None if recompute else (leaves, (moved, loss, margin))
+        ctx.mark_non_differentiable(margin)
+        return (*(tensor.detach() for tensor in moved), loss.detach(), margin)
 
     @staticmethod
     def backward(ctx: Any, *outer: Any) -> Any:
         inputs = ctx.saved_tensors
-        leaves, (moved, loss, _) = ctx.kept or _anew(ctx, inputs)
+        leaves, (moved, loss, _) = ctx.kept or _rerun(ctx, inputs)
         needed = ctx.needs_input_grad[3:]
         places = [*leaves, *inputs[len(leaves) :]]
-        wanted = [tensor for tensor, need in zip(places, needed, strict=True) if need]
-        found = iter(torch.autograd.grad([*moved, loss], wanted, outer[:-1], allow_unused=True))
-        return None, None, None, *(next(found) if need else None for need in needed)
+        sources = [tensor for tensor, need in zip(places, needed, strict=True) if need]
+        gradients = iter(
+            torch.autograd.grad([*moved, loss], sources, outer[:-1], allow_unused=True)
+        )
+        return None, None, None, *(next(gradients) if need else None for need in needed)
 
 
-def _anew(ctx: Any, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Stepped]:
-    """The step once more, with the random numbers it had."""
+def _rerun(ctx: Any, inputs: Sequence[Tensor]) -> tuple[list[Tensor], StepOutput]:
+    """Run the step once more, with the random numbers it had."""
     state, devices, states = ctx.random
     with torch.random.fork_rng(devices=devices):
         torch.set_rng_state(state)
@@ -64,9 +68,11 @@ def _anew(ctx: Any, inputs: Sequence[Tensor]) -> tuple[list[Tensor], Stepped]:
         return _run(ctx.step, inputs[: ctx.count + 1], True)
 
 
-def _run(step: Step, inputs: Sequence[Tensor], keep: bool) -> tuple[list[Tensor], Stepped]:
-    """Copies of the inputs that gradients stop at, and what the step makes of them."""
+def _run(
+    step: Step, inputs: Sequence[Tensor], create_graph: bool
+) -> tuple[list[Tensor], StepOutput]:
+    """Return copies of the inputs that gradients stop at, and what the step makes of them."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in inputs]
-        *fast, embeddings = leaves
-        return leaves, step(fast, embeddings, keep)
+        *params, embeddings = leaves
+        return leaves, step(params, embeddings, create_graph)

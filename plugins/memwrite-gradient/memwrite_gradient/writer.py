@@ -15,19 +15,14 @@ from memwrite.modules.memory_tokens import ControlTokens
 from memwrite.protocols import Backbone, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite.utils.progress import track
-from memwrite_gradient.blocks import Pieces
+from memwrite_gradient.blocks import OverlappingBlocks
 from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast_weights import FastWeights
-from memwrite_gradient.inner_optimizer import Adam, astray, clip, halfway
+from memwrite_gradient.inner_optimizer import Adam, non_finite_rows
+from memwrite_gradient.inner_step import InnerStep, backtrack, inexact_rows
 from memwrite_gradient.lora import WriteLora
-from memwrite_gradient.recompute import apart
-
-# In nats: by how much a token leads the runner-up. "Exact" keeps a distance that the rounding of another batch
-# size, kernel or machine cannot undo; a token is settled when the next steps will hardly undo it.
-EXACT, SETTLED = 0.1, 0.3
-#: Of one step, until it leads to finite numbers.
-HALVINGS = 20
+from memwrite_gradient.recompute import StepOutput, isolated_step
 
 
 class GradientWriter(nn.Module):
@@ -57,23 +52,23 @@ class GradientWriter(nn.Module):
         shapes = {"memory": (self.reserved_positions, width)}
         if config.control_tokens or config.projection != "none":
             shapes["latent"] = self.fast.size
-        self._compiled = compiled(self._step) if config.compile else None
+        self._compiled = compiled(InnerStep.run) if config.compile else None
         self.spec = StateSpec("prefix", shapes, dtype=dtype)
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """The learned start M₀, once per row."""
+        """Return the learned start M₀, once per row."""
         return self._state(self.fast.start(batch_size))
 
-    def _state(self, fast: list[Tensor]) -> MemoryState:
-        tensors = {"memory": self.controls.around_read(self.fast.project(fast))}
+    def _state(self, params: list[Tensor]) -> MemoryState:
+        tensors = {"memory": self.controls.around_read(self.fast.project(params))}
         if "latent" in self.spec.shapes:
-            tensors["latent"] = self.fast.pack(fast)
+            tensors["latent"] = self.fast.pack(params)
         return MemoryState(self.spec, tensors)
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
-        """K steps M ← M − η·clip(∂L/∂M), L being each row's mean cross-entropy over its own tokens.
+        """Take K steps M ← M − η·clip(∂L/∂M), L being each row's mean cross-entropy over its own tokens.
 
-        With `settled_weight` below 1, tokens that are safely right count for less in L.
+        With `settled_weight` below 1, tokens that the model is confident of count for less in L.
 
         Returns:
             The new state. Losses: "reconstruction" (B,), L before the last step times its weight, if that is not
@@ -81,7 +76,7 @@ class GradientWriter(nn.Module):
             tokens that are the model's first choice, likewise.
 
         Raises:
-            ConfigError: second order is wanted through attention that has no second derivative.
+            ConfigError: second order is set, but the model has attention that has no second derivative.
             DivergenceError: loss or variables are not finite, and with `backtrack` half steps did not help.
         """
         keep = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
@@ -93,110 +88,75 @@ class GradientWriter(nn.Module):
         latent = state["latent"] if "latent" in self.spec.shapes else state["memory"]
         # Tensors made in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
-            context, fast = context.clone(), self.fast.unpack(latent.clone())
+            context, params = context.clone(), self.fast.unpack(latent.clone())
             if not keep or self.config.order == "none":
-                fast = [tensor.detach() for tensor in fast]
-            fast, written, trace = self._descend(fast, context, keep)
+                params = [tensor.detach() for tensor in params]
+            params, reconstruction, trace = self._descend(params, context, keep)
         with torch.inference_mode(False), torch.set_grad_enabled(keep):
-            return WriteOutput(
-                self._state(fast), {"reconstruction": written} if written is not None else {}, trace
-            )
+            losses = {} if reconstruction is None else {"reconstruction": reconstruction}
+            return WriteOutput(self._state(params), losses, trace)
 
     def _descend(
-        self, fast: list[Tensor], context: PackedTokens, keep: bool
+        self, params: list[Tensor], context: PackedTokens, keep: bool
     ) -> tuple[list[Tensor], Tensor | None, dict[str, Tensor]]:
-        """The variables after all steps, the weighted reconstruction loss if it is wanted, and the trace."""
+        """Return the params after all steps, the weighted reconstruction loss if it is to be trained on, and the trace."""
         embeddings = self._backbone.embed(context.ids)
         if not keep:
             embeddings = embeddings.detach()
         count = context.lengths.clamp(min=1)
         active = context.mask.any(1)
-        wanted = self.config.reconstruction_weight if keep else 0.0
-        losses, accuracies, written = [], [], None
-        adams = [Adam() for _ in fast] if self.config.optimizer == "adam" else None
-        steps = self._steps()
-        before: list[Tensor] | None = None
-        for step in track(range(steps), "write"):
+        loss_weight = self.config.reconstruction_weight if keep else 0.0
+        optimizer = [Adam() for _ in params] if self.config.optimizer == "adam" else None
+        losses, accuracies, reconstruction = [], [], None
+        steps = self._draw_steps()
+        previous: list[Tensor] | None = None
+        for index in track(range(steps), "write"):
             if not active.any():
                 break
-            second = keep and self._second(step, steps)
-            last = bool(wanted) and step == steps - 1
-            point = [t if keep and t.requires_grad else t.detach().requires_grad_() for t in fast]
-            fixed = context, active, self._share(step, steps), adams, last
-            if second and (self.config.recompute or self.config.compile):
-                inner = partial(self._compiled or self._step, *fixed)
-                fast, loss, lead = apart(
-                    inner, point, embeddings, self._weights(), self.config.recompute
-                )
-            else:
-                fast, loss, lead = self._step(*fixed, point, embeddings, second)
-            halvings = HALVINGS if self.config.backtrack and not keep and before else 0
-            while (wrong := astray(loss, fast)).any():
-                if not halvings:
-                    # A loss that is not finite is what the step before led to.
-                    here = bool(loss.isfinite().all()) or before is None
-                    at, number = (point, step + 1) if here else (before or point, step)
-                    raise self._diverged(wrong, f"{number} of {steps}", at, embeddings, context)
-                assert before is not None
-                halvings -= 1
-                point = halfway(before, point, wrong)
-                fast, loss, lead = self._step(*fixed, point, embeddings, False)
-            before = point
+            last = bool(loss_weight) and index == steps - 1
+            step = InnerStep(self, context, active, self._lr_factor(index, steps), optimizer, last)
+            start = [t if keep and t.requires_grad else t.detach().requires_grad_() for t in params]
+            second = keep and self._is_second_order(index, steps)
+            output = self._run(step, start, embeddings, second)
+            if self.config.backtrack and not keep and previous is not None:
+                start, output = backtrack(step, previous, start, embeddings, output)
+            params, loss, margin = output
+            if (wrong := non_finite_rows(loss, params)).any():
+                # A loss that is not finite is what the step before led to.
+                here = previous is None or bool(loss.isfinite().all())
+                at, number = (start, index + 1) if here or previous is None else (previous, index)
+                raise self._diverged(wrong, f"{number} of {steps}", at, embeddings, context)
+            previous = start
             losses.append(loss.detach())
-            accuracies.append(((lead > 0) & context.mask).sum(1) / count)
-            active = active & self._inexact(lead, context)
+            accuracies.append(((margin > 0) & context.mask).sum(1) / count)
+            active = active & inexact_rows(self.config, margin, context)
             if last:
-                written = wanted * loss
+                reconstruction = loss_weight * loss
             if not keep or self.config.order == "none":
-                fast = [tensor.detach() for tensor in fast]
-        return fast, written, self._trace(losses, accuracies, context)
+                params = [tensor.detach() for tensor in params]
+        return params, reconstruction, self._trace(losses, accuracies, context)
 
-    def _step(
-        self,
-        context: PackedTokens,
-        active: Tensor,
-        share: float,
-        adams: list[Adam] | None,
-        last: bool,
-        point: list[Tensor],
-        embeddings: Tensor,
-        second: bool,
-    ) -> tuple[list[Tensor], Tensor, Tensor]:
-        """One step from `point`: the new variables, L of each row (B,), and each token's lead (B, T).
-
-        With `second` all of it can be differentiated; else L can be where this is the `last` step.
-        """
-        nll, lead = self._reconstruct(self.fast.project(point), embeddings, context)
-        count = context.lengths.clamp(min=1)
-        loss = (nll * context.mask).sum(1) / count
-        weight = torch.where(lead > SETTLED, self.config.settled_weight, 1.0) * context.mask
-        objective = ((nll * weight).sum(1) / count).sum()
-        gradients = torch.autograd.grad(
-            objective, point, create_graph=second, retain_graph=second or last
-        )
-        moved, moving = [], active & self._inexact(lead, context)
-        sizes = self._sizes(len(point))
-        for index, (start, gradient) in enumerate(zip(point, gradients, strict=True)):
-            move = clip(gradient, self.config.clip_value, self.config.clip_norm)
-            if adams is not None:
-                move = adams[index](move)
-            rows = moving.view(-1, *[1] * (start.ndim - 1))
-            moved.append(torch.where(rows, start - share * sizes[index] * move, start))
-        return moved, loss if second or last else loss.detach(), lead
+    def _run(
+        self, step: InnerStep, params: list[Tensor], embeddings: Tensor, create_graph: bool
+    ) -> StepOutput:
+        if not create_graph or not (self.config.recompute or self.config.compile):
+            return step.run(params, embeddings, create_graph)
+        run = step.run if self._compiled is None else partial(self._compiled, step)
+        return isolated_step(run, params, embeddings, self._weights(), self.config.recompute)
 
     def _diverged(
         self,
         wrong: Tensor,
         step: str,
-        point: list[Tensor],
+        params: list[Tensor],
         embeddings: Tensor,
         context: PackedTokens,
     ) -> DivergenceError:
-        """What to raise where `step`, gone from `point`, went wrong in these rows."""
-        point = [tensor.detach().requires_grad_() for tensor in point]
-        nll, _ = self._reconstruct(self.fast.project(point), embeddings.detach(), context)
+        """Make the error to raise where `step`, gone from `params`, went wrong in these rows."""
+        params = [tensor.detach().requires_grad_() for tensor in params]
+        nll, _ = self.reconstruct(params, embeddings.detach(), context)
         loss = (nll * context.mask).sum(1) / context.lengths.clamp(min=1)
-        gradients = torch.autograd.grad(loss.sum(), point)
+        gradients = torch.autograd.grad(loss.sum(), params)
         norms = torch.cat([gradient.flatten(1) for gradient in gradients], 1).norm(dim=1)
         rows = wrong.nonzero().flatten().tolist()
         return DivergenceError(
@@ -206,64 +166,56 @@ class GradientWriter(nn.Module):
             rows,
         )
 
-    def _inexact(self, lead: Tensor, context: PackedTokens) -> Tensor:
-        """(B,) bool: whether a row, with these leads of its tokens, is still to be descended."""
-        if not self.config.stop_when_exact:
-            return torch.ones_like(context.lengths, dtype=torch.bool)
-        return ((lead <= EXACT) & context.mask).any(1)
-
     def _weights(self) -> list[Tensor]:
-        """Everything besides its variables that a step's outcome depends on and that may be learned."""
-        every = (*self.parameters(), *self._backbone.parameters())
-        return [weight for weight in every if weight.requires_grad]
+        """Return everything besides its params that a step's outcome depends on and that may be learned."""
+        weights = (*self.parameters(), *self._backbone.parameters())
+        return [weight for weight in weights if weight.requires_grad]
 
-    def _steps(self) -> int:
-        most = self.config.most_steps
-        if most is None or not self.training:
+    def _draw_steps(self) -> int:
+        max_steps = self.config.most_steps
+        if max_steps is None or not self.training:
             return self.config.steps
-        return int(torch.randint(self.config.steps, most + 1, ()))
+        return int(torch.randint(self.config.steps, max_steps + 1, ()))
 
-    def _second(self, step: int, steps: int) -> bool:
-        last = self.config.second_steps or steps
-        return self.config.order == "second" and step >= steps - last
+    def _is_second_order(self, step: int, steps: int) -> bool:
+        count = self.config.second_steps or steps
+        return self.config.order == "second" and step >= steps - count
 
-    def _sizes(self, count: int) -> Sequence[Tensor | float]:
-        """The full step size of each variable, as it is learned."""
+    def step_sizes(self, count: int) -> Sequence[Tensor | float]:
+        """Return the full step size of each of `count` params, as it is learned."""
         if self.log_lr is None:
             return [self.config.lr] * count
         size = self.log_lr.exp()
         return [size] * count if size.ndim == 0 else self.fast.unpack(size[None])
 
-    def _share(self, step: int, steps: int) -> float:
-        """Of the full step size."""
+    def _lr_factor(self, step: int, steps: int) -> float:
+        """Return the learning-rate multiplier of a step: with `decay`, a half cosine down to 0.05."""
         if not self.config.decay:
             return 1.0
         return 0.525 + 0.475 * math.cos(math.pi * step / steps)
 
-    def _reconstruct(
-        self,
-        memory: Tensor,
-        embeddings: Tensor,
-        context: PackedTokens,
+    def reconstruct(
+        self, params: Sequence[Tensor], embeddings: Tensor, context: PackedTokens
     ) -> tuple[Tensor, Tensor]:
-        """For each token its negative log-likelihood given [memory; earlier tokens], and its lead over the best
-        other token, in nats, (B, T) each.
+        """Return for each token its negative log-likelihood given [memory; earlier tokens], and its margin over the
+        best other token, in nats, (B, T) each.
         """
+        memory = self.fast.project(params)
         tokens = context.ids.shape[1]
-        pieces = Pieces(tokens, self.config.window or tokens)
-        prefix = self.controls.around_write(memory.repeat_interleave(pieces.count, 0))
+        blocks = OverlappingBlocks(tokens, self.config.window or tokens)
+        prefix = self.controls.around_write(memory.repeat_interleave(blocks.count, 0))
         corrections = None if self.lora is None else self.lora.corrections()
-        inputs = torch.cat([prefix.to(embeddings.dtype), pieces.cut(embeddings)], 1)
+        inputs = torch.cat([prefix.to(embeddings.dtype), blocks.cut(embeddings)], 1)
         hidden = self._backbone.forward(inputs, corrections=corrections).hidden
         hidden = hidden[:, prefix.shape[1] - 1 : -1]
-        logits, ids = self._backbone.logits(hidden, self.head), pieces.cut(context.ids)
+        logits, ids = self._backbone.logits(hidden, self.head), blocks.cut(context.ids)
         nll = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
         with torch.no_grad():
             top = logits.topk(2, dim=-1)
             own = logits.gather(-1, ids[..., None])[..., 0]
             first = top.indices[..., 0] == ids
-            lead = own - torch.where(first, top.values[..., 1], top.values[..., 0])
-        return pieces.join(nll), pieces.join(lead)
+            margin = own - torch.where(first, top.values[..., 1], top.values[..., 0])
+        return blocks.join(nll), blocks.join(margin)
 
     def _trace(
         self, losses: list[Tensor], accuracies: list[Tensor], context: PackedTokens

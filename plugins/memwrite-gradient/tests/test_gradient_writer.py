@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig, naive
-from memwrite_gradient.blocks import Pieces
+from memwrite_gradient.blocks import OverlappingBlocks
 from memwrite_gradient.inner_optimizer import Adam, clip
 from memwrite_specs.testing import MODELS
 from torch import Tensor
@@ -74,13 +74,13 @@ def test_windows_equal_the_oracle(family: str, bar: float, window: int) -> None:
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
-def test_pieces_predict_every_token_once(tokens: int, window: int) -> None:
-    """From pieces of one length, each behind what the one before it predicts last."""
-    pieces, whole = Pieces(tokens, window), torch.arange(2 * tokens).view(2, tokens)
-    cut = pieces.cut(whole)
-    assert torch.equal(pieces.join(cut), whole)
-    assert cut.shape[0] == 2 * pieces.count
-    assert (cut.shape[1] <= window + window // 4) or pieces.count == 1
+def test_blocks_predict_every_token_once(tokens: int, window: int) -> None:
+    """From blocks of one length, each behind what the one before it predicts last."""
+    blocks, whole = OverlappingBlocks(tokens, window), torch.arange(2 * tokens).view(2, tokens)
+    cut = blocks.cut(whole)
+    assert torch.equal(blocks.join(cut), whole)
+    assert cut.shape[0] == 2 * blocks.count
+    assert (cut.shape[1] <= window + window // 4) or blocks.count == 1
 
 
 @settings(max_examples=8)

@@ -15,7 +15,7 @@ SCALES = ("none", "layer", "projection")
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """δ-mem's reader.
+    """Configures δ-mem's reader.
 
     Attributes:
         projections: which of a layer's "q", "k", "v" and "o" are corrected.
@@ -66,7 +66,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class StaticLoraConfig:
-    """Ordinary LoRA.
+    """Configures ordinary LoRA.
 
     Attributes:
         rank: r.
@@ -94,7 +94,7 @@ class StaticLoraConfig:
 
 @dataclass(frozen=True)
 class PerExampleLoraConfig:
-    """LoRA whose matrices are the state.
+    """Configures LoRA whose matrices are the state.
 
     Attributes:
         alpha: corrections are scaled by alpha / r, r being the rank of the projection's matrices.
@@ -109,11 +109,11 @@ class PerExampleLoraConfig:
         _check_positive("alpha", self.alpha)
 
 
-def _check_projections(names: list[str], known: tuple[str, ...]) -> None:
+def _check_projections(names: list[str], choices: tuple[str, ...]) -> None:
     if not names:
-        raise ValueError(f"projections must name at least one of {', '.join(known)}")
+        raise ValueError(f"projections must name at least one of {', '.join(choices)}")
     for name in names:
-        _check_one_of("projections", name, known)
+        _check_one_of("projections", name, choices)
     _check_once("projections", names)
 
 
@@ -122,9 +122,9 @@ def _check_once(name: str, values: list[str] | list[int]) -> None:
         raise ValueError(f"{name} must name each one once, got {values}")
 
 
-def _check_one_of(name: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise ValueError(f"{name} = '{value}': {did_you_mean(value, known)}")
+def _check_one_of(name: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} = '{value}': {did_you_mean(value, choices)}")
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -1,4 +1,4 @@
-"""Inner steps with a graph of their own, run anew or compiled, against the graph kept whole."""
+"""Inner steps with a graph of their own, recomputed or compiled, against the graph kept whole."""
 
 from __future__ import annotations
 
@@ -78,10 +78,10 @@ def test_recomputed_steps_have_the_gradients_of_the_whole_graph(params: dict[str
     assert expected["writer.fast.slots"].abs().max() > 0
 
 
-def test_a_step_run_anew_drops_what_it_dropped() -> None:
+def test_a_recomputed_step_repeats_its_dropout() -> None:
     dropping = {**MODELS["gpt2"], "params": {**MODELS["gpt2"]["params"], "resid_pdrop": 0.5}}
-    whole, anew = (build(dropping, steps=2, recompute=flag) for flag in (False, True))
-    found = gradients(anew)
+    whole, recomputed = (build(dropping, steps=2, recompute=flag) for flag in (False, True))
+    found = gradients(recomputed)
     for name, gradient in gradients(whole).items():
         torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
 
@@ -123,7 +123,7 @@ import sys; sys.path[:0] = {paths}
 from functools import partial
 import torch
 torch.compile = partial(torch.compile, backend="aot_eager")
-from test_apart import CONTEXT, TINY, build, gradients
+from test_recompute import CONTEXT, TINY, build, gradients
 params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1, "window": 4}}
 memory = build(TINY, compile=True, **params)
 for context in (CONTEXT, CONTEXT.columns(0, 4)):
