@@ -169,7 +169,9 @@ def test_tensorboard_is_asked_for_by_name(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_the_running_exact_match_is_a_mean_from_the_first_batch_of_a_stage_on() -> None:
     batch_size, share = 4, torch.tensor(0.8)
-    task = KeyValueTask(KeyValueConfig(pairs=2, curriculum=[1], advance=0.4), load_tokenizer("characters"))
+    task = KeyValueTask(
+        KeyValueConfig(pairs=2, curriculum=[1], advance=0.4), load_tokenizer("characters")
+    )
     advance, told = Advance(task, batch_size), []
     for done in range(40):
         advance.step(share, done)
