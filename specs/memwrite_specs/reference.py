@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite.inference import online
+from memwrite.modules.low_rank import LowRank
 from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin
 from memwrite.plugins.builtin import baselines, readers
 from memwrite.protocols import (
@@ -241,8 +242,10 @@ class FactoredReader(nn.Module):
         )
 
     def _additions(self, tensors: Mapping[str, Tensor], hidden: Tensor) -> ProjectionDeltas:
-        hidden = hidden.to(next(iter(tensors.values())).dtype)
-        return {n: hidden @ tensors[f"A.{n}"].mT @ tensors[f"B.{n}"].mT for n in self._names}
+        return {
+            name: LowRank(tensors[f"A.{name}"], tensors[f"B.{name}"], scale=1.0)(hidden)
+            for name in self._names
+        }
 
 
 def _writer(

@@ -66,7 +66,7 @@ def test_all_pairs_as_a_table() -> None:
             "no law is called 'capasity' (did you mean 'capacity'?",
         ),
         (["gradient", "--backbone", "lama"], "no backbone 'lama'"),
-        (["gradient", "--reader", "lora"], "reads matrix states, but writer 'gradient' emits"),
+        (["gradient", "--reader", "lora"], "but writer 'gradient' emits 'prefix' states"),
         (["gradient", "writer.params.slots=0"], "slots must be at least 1"),
         (["gradient", "slots=2"], "no key 'slots'"),
         (["gradient", "writer.slots=2"], "an override of the writer is writer.params.KEY=VALUE"),

@@ -42,7 +42,7 @@ AT_ONCE = 256  # N G R, how many D exist at a time; more do not stay in the proc
 
 @dataclass(frozen=True)
 class _Group:
-    """N chunks, and what of them does not depend on the state.
+    """N chunks, and the part of their computation that does not depend on the state.
 
     Attributes:
         queries: (N, G, C, Dk).
@@ -65,19 +65,19 @@ class _Group:
     keep: Tensor
 
     def by_keys(self) -> Tensor:
-        """D ⊙ K Kᵀ, (N, G, R, C, C)."""
+        """Return D ⊙ K Kᵀ, (N, G, R, C, C)."""
         return self.between * (self.keys @ self.keys.mT).tril(-1)[:, :, None]
 
     def by_queries(self) -> Tensor:
-        """D ⊙ Q Kᵀ, (N, G, R, C, C)."""
+        """Return D ⊙ Q Kᵀ, (N, G, R, C, C)."""
         return self.between * (self.queries @ self.keys.mT).tril(-1)[:, :, None]
 
     def system(self) -> Tensor:
-        """Diag(erase) (D ⊙ K Kᵀ), (N, G, R, C, C)."""
+        """Return Diag(erase) (D ⊙ K Kᵀ), (N, G, R, C, C)."""
         return self.erase[..., None] * self.by_keys()
 
     def paired(self, later: Tensor, earlier: Tensor) -> Tensor:
-        """Σ D ⊙ (later earlierᵀ) of two (N, G, Dv, C), (N, G, C, C)."""
+        """Return Σ D ⊙ (later earlierᵀ) of two (N, G, Dv, C), (N, G, C, C)."""
         later, earlier = _by_gate(later, self.between), _by_gate(earlier, self.between)
         # As a matrix product of inner dimension 1 it would take ten times as long.
         outer = later.mT * earlier if later.shape[3] == 1 else later.mT @ earlier
@@ -137,7 +137,7 @@ def backward(
 
 
 def _run(group: _Group, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From chunk to chunk: S_0 of each (N, G, Dv, Dk), u (N, G, Dv, C), and the state (G, Dv, Dk) behind the last."""
+    """Go from chunk to chunk and return S_0 of each (N, G, Dv, Dk), u (N, G, Dv, C), and the state (G, Dv, Dk) behind the last."""
     erased = group.erase * group.before
     parts = (group.keys, group.written, erased, group.behind, group.keep, group.system())
     states, updates = [], []
@@ -151,7 +151,7 @@ def _run(group: _Group, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _run_back(group: _Group, grad: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """From the last chunk to the first: A_C of each (N, G, Dv, Dk), a (N, G, Dv, C), and A_0 (G, Dv, Dk) of the first."""
+    """Go from the last chunk to the first and return A_C of each (N, G, Dv, Dk), a (N, G, Dv, C), and A_0 (G, Dv, Dk) of the first."""
     asked = _times(grad, group.by_queries())
     read = (group.before * grad) @ group.queries
     erased = group.erase * group.before
@@ -170,7 +170,7 @@ def _run_back(group: _Group, grad: Tensor, adjoint: Tensor) -> tuple[Tensor, Ten
 def _gradients(
     group: _Group, states: Tensor, updates: Tensor, grad: Tensor, adjoints: Tensor, pulls: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of queries and keys (N, G, Dk, C), and a and p (N, G, Dv, C)."""
+    """Return the gradients of queries and keys (N, G, Dk, C), then a and p (N, G, Dv, C)."""
     erased = group.erase * pulls
     known = group.before * (states @ group.keys.mT) + _times(updates, group.by_keys().mT)
     asked, shown = group.paired(grad, updates), -group.paired(erased, updates)
@@ -187,7 +187,7 @@ def _gradients(
 def _prepare(
     queries: Tensor, keys: Tensor, values: Tensor, log_keep: Tensor, erase: Tensor, write: Tensor
 ) -> _Group:
-    """Of inputs (B, T, H, D)."""
+    """Make the chunks of inputs (B, T, H, D)."""
     gates = (log_keep, erase, write)
     own = max(gate.shape[-1] for gate in gates)
     log_keep, erase, write = (_chunks(gate.expand(-1, -1, -1, own)) for gate in gates)
@@ -205,7 +205,7 @@ def _prepare(
 
 
 def _decay(keep: Tensor) -> Tensor:
-    """Products of `keep` (..., C), (..., C + 1, C + 1): in row t and column s those of s <= i < t; for s > t, ones."""
+    """Return products of `keep` (..., C), (..., C + 1, C + 1): in row t and column s those of s <= i < t; for s > t, ones."""
     decay = keep.new_ones(*keep.shape[:-1], CHUNK + 1, CHUNK + 1)
     for t in range(CHUNK):
         decay[..., t + 1, : t + 1] = decay[..., t, : t + 1] * keep[..., t, None]
@@ -213,17 +213,17 @@ def _decay(keep: Tensor) -> Tensor:
 
 
 def _by_gate(x: Tensor, like: Tensor) -> Tensor:
-    """(..., G, Dv, C) -> (..., G, R, Dv / R, C), with the R of (..., G, R, C, C)."""
+    """Split (..., G, Dv, C) into (..., G, R, Dv / R, C), with the R of (..., G, R, C, C)."""
     return torch.unflatten(x, -2, (like.shape[-3], -1))
 
 
 def _times(x: Tensor, matrices: Tensor) -> Tensor:
-    """Rows (N, G, Dv, C) times the matrices (N, G, R, C, C) of their gates."""
+    """Multiply rows (N, G, Dv, C) by the matrices (N, G, R, C, C) of their gates."""
     return (_by_gate(x, matrices) @ matrices).flatten(-3, -2)
 
 
 def _solved(system: Tensor, right: Tensor, transposed: bool) -> Tensor:
-    """x of (I + system) x = right, or of its transpose: for rows (G, Dv, C), with their gates' (G, R, C, C)."""
+    """Solve (I + system) x = right, or its transpose, for x: for rows (G, Dv, C), with their gates' (G, R, C, C)."""
     columns = _by_gate(right, system).mT
     system = system.mT if transposed else system
     x: Tensor = solve_triangular(system, columns, upper=transposed, unitriangular=True)
@@ -231,26 +231,26 @@ def _solved(system: Tensor, right: Tensor, transposed: bool) -> Tensor:
 
 
 def _together(tokens: Sequence[Tensor]) -> int:
-    """N of the groups that these inputs make."""
+    """Return N, the number of chunks in each group that these inputs make."""
     batch, _, heads, _ = tokens[0].shape
     gates = max(gate.shape[-1] for gate in tokens[3:])
     return max(1, AT_ONCE // max(1, batch * heads * gates))
 
 
 def _split(chunks: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """(B, T, ...), the tokens of so many chunks at a time."""
+    """Split (B, T, ...) into the tokens of so many chunks at a time."""
     return zip(*(torch.split(x, CHUNK * chunks, 1) for x in tensors), strict=True)
 
 
 def _chunks(x: Tensor) -> Tensor:
-    """(B, T, H, D) -> (N, G, D, C); the last chunk is filled up with zeros, which do nothing."""
+    """Reshape (B, T, H, D) to (N, G, D, C); the last chunk is filled up with zeros, which do nothing."""
     x = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % CHUNK))
     x = torch.unflatten(x, 1, (-1, CHUNK))
     return x.permute(1, 0, 3, 4, 2).flatten(1, 2).contiguous()
 
 
 def _tokens(chunks: Sequence[Tensor], like: Tensor) -> Tensor:
-    """Several (N, G, D, C) -> (B, T, H, D), with the B, T and H of `like`."""
+    """Join several (N, G, D, C) into (B, T, H, D), with the B, T and H of `like`."""
     batch, length, heads, _ = like.shape
     x = torch.unflatten(torch.cat(tuple(chunks)), 1, (batch, heads))
     return x.permute(1, 0, 4, 2, 3).flatten(1, 2)[:, :length]

@@ -19,7 +19,7 @@ from memwrite.cli.main import main
 from memwrite.errors import ConfigError, StorageError
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 300, "max_position_embeddings": 64}  # fmt: skip
+         "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 258, "max_position_embeddings": 64}  # fmt: skip
 WIDTHS = {"q": 32, "k": 16, "v": 16, "o": 32}
 ROW = Tokens.from_rows([[1, 2, 3, 4, 5, 6]])
 pytestmark = pytest.mark.filterwarnings("ignore:writer 'delta'")
