@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from memwrite.errors import InputError, did_you_mean
+from memwrite.errors import ConfigError, InputError, did_you_mean
 
 #: Options that mean the same with a memory as without one.
 OPTIONS = frozenset(
@@ -95,10 +95,19 @@ def strip_recommendations(model: Any) -> None:
 
 
 def end_ids(model: Any, eos_id: int) -> tuple[int, ...]:
-    """Return every token that ends an answer: the tokenizer's end token first, then those that the model names."""
+    """Return every token that ends an answer: the tokenizer's end token first, then those that the model names.
+
+    Raises:
+        ConfigError: the model names something that is no token id.
+    """
     named = model.generation_config.eos_token_id
-    named = [] if named is None else [named] if isinstance(named, int) else list(named)
-    known = (int(i) for i in named if 0 <= int(i) < model.config.vocab_size)
+    named = [] if named is None else named if isinstance(named, (list, tuple)) else [named]
+    for token in named:
+        if type(token) is not int:
+            raise ConfigError(
+                f"the model's generation_config.json names the end token {token!r}, which is no token id"
+            )
+    known = (token for token in named if 0 <= token < model.config.vocab_size)
     return tuple(dict.fromkeys([eos_id, *known]))
 
 

@@ -18,7 +18,9 @@ from memwrite.training.run import train
     ("family", "task"), [("qwen3", "babi"), ("llama", "babi"), ("llama", "squad")]
 )
 def test_a_pretrained_model_learns_to_write(family: str, task: str, tmp_path: Path) -> None:
-    config = AutoConfig.for_model(family, **FAMILIES[family])
+    config = AutoConfig.for_model(
+        family, **{**FAMILIES[family], "vocab_size": 258, "bos_token_id": 256, "eos_token_id": 257}
+    )
     model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "qa").write_text(SAMPLES[task])

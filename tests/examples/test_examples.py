@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
@@ -13,6 +15,7 @@ from memwrite_specs import conformance
 from memwrite import Memory, Tokens
 from memwrite.plugins import register, registry
 from memwrite.protocols import LayerInput
+from memwrite.state import KINDS
 
 FOLDER = Path(__file__).parents[2] / "examples"
 
@@ -23,11 +26,32 @@ def example(name: str) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    register(module)
     return module
 
 
-TITANS, GIST = example("titans").TITANS, example("gist").GIST
+@contextmanager
+def registered(*modules: ModuleType) -> Iterator[None]:
+    """Their plugins are installed within this, and nowhere else."""
+    tables = [table.entries for table in registry().tables]
+    before = [dict(entries) for entries in (*tables, KINDS)]
+    try:
+        for module in modules:
+            register(module)
+        yield
+    finally:
+        for entries, old in zip((*tables, KINDS), before, strict=True):
+            entries.clear()
+            entries.update(old)  # type: ignore[arg-type]
+
+
+EXAMPLES = [example("titans"), example("gist")]
+TITANS, GIST = EXAMPLES[0].TITANS, EXAMPLES[1].GIST
+
+
+@pytest.fixture(autouse=True)
+def installed() -> Iterator[None]:
+    with registered(*EXAMPLES):
+        yield
 
 
 @pytest.mark.parametrize(("name", "lines"), [("titans", 70), ("gist", 55)])
@@ -35,7 +59,12 @@ def test_an_example_is_short(name: str, lines: int) -> None:
     assert len((FOLDER / f"{name}.py").read_text().splitlines()) <= lines
 
 
-@conformance(TITANS, reader="lora", reader_params={"init": "random"})
+with registered(*EXAMPLES):
+    titans_laws = conformance(TITANS, reader="lora", reader_params={"init": "random"})
+    gist_laws = conformance(GIST, reader="key-value", backbone="llama")
+
+
+@titans_laws
 def test_titans(law) -> None:
     law()
 
@@ -60,7 +89,7 @@ def test_titans_learns_what_it_reads() -> None:
     assert errors[1] < errors[0] / 5
 
 
-@conformance(GIST, reader="key-value", backbone="llama")
+@gist_laws
 def test_gist(law) -> None:
     law()
 

@@ -163,7 +163,7 @@ def test_a_document_that_diverges_is_skipped_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so is one that the tokenizer cannot read."""
-    write, encode = Memory.write, Memory.encode
+    write, encode = Memory.write, Memory._encoded
 
     def diverging(self: Memory, context: Any, state: Any = None) -> Any:
         rows = [row for row, text in enumerate(context) if text.startswith("bad")]
@@ -171,13 +171,13 @@ def test_a_document_that_diverges_is_skipped_alone(
             raise DivergenceError("not finite", rows)
         return write(self, context, state)
 
-    def reading(self: Memory, texts: str | Sequence[str]) -> Any:
+    def reading(self: Memory, texts: str | Sequence[str], state: Any) -> Any:
         if any(text.startswith("odd") for text in ([texts] if isinstance(texts, str) else texts)):
             raise InputError("cannot be read")
-        return encode(self, texts)
+        return encode(self, texts, state)
 
     monkeypatch.setattr(Memory, "write", diverging)
-    monkeypatch.setattr(Memory, "encode", reading)
+    monkeypatch.setattr(Memory, "_encoded", reading)
     texts = {"a": "one", "b": "bad", "c": "two", "d": "odd", "e": "bad too"}
     tally = written(lines(tmp_path / "docs.jsonl", texts), tmp_path / "s.db")
     assert tally.written == 2
@@ -256,7 +256,8 @@ def test_bad_values_are_refused_before_a_store_is_made(
     path, config, place = (tmp_path / name for name in ("docs.jsonl", "config.yaml", "s.db"))
     lines(path, TEXTS)
     config.write_text(yaml.safe_dump(CONFIG))
-    words = ["write", str(config), "--input", str(path), "--out", str(place)]
+    source = [] if "--input" in option else ["--input", str(path)]
+    words = ["write", str(config), *source, "--out", str(place)]
     done = CliRunner().invoke(main, [*words, *option])
     assert (done.exit_code, done.stderr.count("\n")) == (2, 1)
     assert message in done.stderr
