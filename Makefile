@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 # slipcover costs a tenth of the time, coverage.py on Python 3.11 more than half; `make tests COVER=` goes without.
-COVER := -m slipcover --source memwrite --skip-covered --missing-width 40
+COVER := -m slipcover --source $(CURDIR)/memwrite --skip-covered --missing-width 40
 STAMP := .venv/.installed
 PROJECTS := pyproject.toml constraints.txt specs/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 EDITABLE := -e '.[dev]' -e specs $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/memwrite-*/pyproject.toml))

@@ -26,11 +26,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def alone(memory: Memory, embeddings: Tensor, end: int, options: dict[str, Any]) -> Tensor:
-    """What transformers' own generate gives for embeddings (1, T, D)."""
+    """What transformers' own generate gives for embeddings (1, T, D); the model's own end token ends a text, too."""
     new: Tensor = memory.model.generate(
         inputs_embeds=embeddings,
         attention_mask=torch.ones(embeddings.shape[:2], dtype=torch.int64),
-        eos_token_id=end,
+        eos_token_id=[end, *memory.backbone.info.end_ids],
         pad_token_id=end,
         do_sample=False,
         **options,
