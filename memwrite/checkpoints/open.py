@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -13,6 +12,7 @@ from torch import nn
 
 from memwrite.backbones.loading import built_weights, load_backbone
 from memwrite.backbones.size_limits import MAX_BUILT_WEIGHTS
+from memwrite.backbones.sources import is_local
 from memwrite.backbones.tokenizers import BUILT_IN
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
@@ -129,10 +129,10 @@ def _load_backbone(
     """
     source = config.tokenizer if config.path is None else config.path
     built_in = config.path is None and source in BUILT_IN
-    if not built_in and not os.path.isdir(source):
+    if not built_in and not is_local(source):
         raise StorageError(
             f"'{path}' needs the backbone {header.fingerprint}, looked for in '{source}', which is "
-            f"no folder here: name its folder with --backbone"
+            f"not here: name its folder with --backbone"
         )
     if config.path is None and not force and built_weights(config) > MAX_BUILT_WEIGHTS:
         raise StorageError(

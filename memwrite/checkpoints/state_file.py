@@ -90,7 +90,7 @@ def header_of(memory: Components, state: MemoryState, writer_fingerprint: str) -
     """Describe a state that `memory` wrote, or was opened with."""
     config = memory.config
     backbone = config.backbone
-    if backbone.path is not None and Path(backbone.path).is_dir():
+    if backbone.path is not None and Path(backbone.path).exists():
         backbone = replace(backbone, path=str(Path(backbone.path).resolve()))
     return Header(
         format=FORMAT,

