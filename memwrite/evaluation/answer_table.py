@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from memwrite.config import to_dict
+from memwrite.evaluation.controls import TITLES, table
 
 
 @dataclass(frozen=True)
@@ -65,33 +66,22 @@ class AnswerEvaluation:
 
     def lines(self) -> list[str]:
         """Return a table of the memory and its controls, and one of its groups."""
-        rows = {
-            "memory": self.memory,
-            "zero state": self.zero_state,
-            "another's state": self.shuffled_state,
-            "context visible": self.full_context,
-        }
         lines = [
             f"{self.contexts} contexts with {self.memory.questions} questions, {self.memory.tokens} tokens of "
             f"answer; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
-            *_table(rows),
+            *_table({title: getattr(self, name) for name, title in TITLES.items()}),
         ]
         if len(self.groups) > 1:
             named = {f"{name} ({s.questions})": s for name, s in sorted(self.groups.items())}
-            lines += ["the memory's answers apart (questions):", *_table(named)]
+            lines += ["the memory's answers by group (questions):", *_table(named)]
         return lines
 
 
 def _table(rows: Mapping[str, AnswerScores | None]) -> list[str]:
-    width = max(16, *(len(name) + 1 for name in rows))
     phrases = any(scores and scores.word_f1 is not None for scores in rows.values())
     columns = ["exact match", "95% interval", "tokens right", "bits per token"]
     columns += ["EM in words", "F1"] if phrases else []
-    table = {"": columns, **{name: _cells(scores) for name, scores in rows.items()}}
-    return [
-        (name.ljust(width) + "".join(cell.rjust(17) for cell in cells)).rstrip()
-        for name, cells in table.items()
-    ]
+    return table(columns, {name: _cells(scores) for name, scores in rows.items()})
 
 
 def _cells(scores: AnswerScores | None) -> list[str]:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from memwrite.backbones.generation import text_of
 from memwrite.errors import InputError
 from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
-from memwrite.evaluation.key_value import context_visible
+from memwrite.evaluation.controls import context_visible, evaluation_mode, parts, readings
 from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
 from memwrite.state import MemoryState, Tokens
@@ -30,7 +30,6 @@ from memwrite.utils.progress import track
 _MAX_LOGITS, _MAX_TOKENS = 1 << 28, 1 << 14
 
 
-@torch.no_grad()
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
     """Write every context once and read all of its queries, in evaluation mode.
 
@@ -44,12 +43,8 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
     Raises:
         InputError: the examples have no labelled token.
     """
-    training = memory.training
-    memory.eval()
-    try:
+    with evaluation_mode(memory):
         return _Evaluator(memory, examples).run()
-    finally:
-        memory.train(training)
 
 
 @dataclass(frozen=True)
@@ -91,18 +86,23 @@ class _Evaluator:
         )
         self._context = max((e.context for e in self._examples), key=len)
         self._query = max(queries, key=len)
-        whole = Example(self._context, [self._query], [])
-        self._full = context_visible(memory, whole) if self._context else None
+        needed = len(self._context) + len(self._query)
+        self._visible = context_visible(memory, needed) if self._context else None
         self._answers: dict[str, list[_Answer]] = defaultdict(list)
 
     def run(self) -> AnswerEvaluation:
         floats, size, seen = 0, 0, 0
-        for part in track([*self._batches()], "evaluate", "batch"):
-            state = self._memory.write(collate(part)["batch"].context).state
+        for indices in track([*parts(len(self._examples), self._size())], "evaluate", "batch"):
+            part = [self._examples[index] for index in indices]
+            context = collate(part)["batch"].context
+            state = self._memory.write(context).state
             floats = max(floats, state.floats // len(part))
             size = max(size, state.nbytes // len(part))
-            for name, memory, given in self._readings(part, state):
-                self._answers[name] += self._score(memory, given, part, seen)
+            others = _others([example.context for example in part])
+            for name, reader, given in readings(
+                self._memory, state, self._visible, context, others
+            ):
+                self._answers[name] += self._score(reader, given, part, seen)
             seen += len(part)
         if not self._answers["memory"]:
             raise InputError(
@@ -124,34 +124,19 @@ class _Evaluator:
             groups={name: _scores(answers) for name, answers in groups.items()},
         )
 
-    def _batches(self) -> Iterator[list[Example]]:
-        """Yield parts of nearly one size, of at least 2 examples where there are so many."""
-        total = len(self._examples)
+    def _size(self) -> int:
+        """Return how many examples make a batch."""
         queries = max(len(example.queries) for example in self._examples)
-        size = len(self._context) + queries * len(self._query)
-        limit = min(_MAX_TOKENS, _MAX_LOGITS // self._memory.backbone.tokenizer.vocab_size)
-        count = max(1, total // max(2, limit // size))
-        for part in range(count):
-            yield self._examples[part * total // count : (part + 1) * total // count]
-
-    def _readings(
-        self, part: Sequence[Example], state: MemoryState
-    ) -> Iterator[tuple[str, EvaluatedMemory, MemoryState]]:
-        memory = self._memory
-        yield "memory", memory, state
-        yield "zero_state", memory, state.map(torch.zeros_like)
-        if (others := _others([example.context for example in part])) is not None:
-            yield "shuffled_state", memory, state.rows(torch.tensor(others))
-        if self._full is not None:
-            context = collate(part)["batch"].context
-            yield "full_context", self._full, self._full.write(context).state
+        tokens = len(self._context) + queries * len(self._query)
+        vocabulary = self._memory.backbone.tokenizer.vocab_size
+        return min(_MAX_TOKENS, _MAX_LOGITS // vocabulary) // tokens
 
     def _score(
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example], number: int
     ) -> Iterator[_Answer]:
         """Yield the answers to all queries of a part, whose first example has that number."""
         batch = collate(part)["batch"]
-        if self._full is not None:
+        if self._visible is not None:
             batch.labels[..., 0] = IGNORED
         output = memory.read(state, batch.queries)
         logits, labels = aligned(output, batch.queries.to(output.logits.device), batch.labels)

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from memwrite.backbones.tokenizers import ALPHABET
-from memwrite.config import PartConfig, to_dict
+from memwrite.config import to_dict
+from memwrite.evaluation.controls import (
+    TITLES,
+    context_visible,
+    evaluation_mode,
+    parts,
+    readings,
+    table,
+)
 from memwrite.evaluation.scores import Scores, bits_recalled, score
 from memwrite.state import MemoryState, Tokens
-from memwrite.tasks.base import IGNORED, Batch, EvaluatedMemory, Example, Examples, collate
+from memwrite.tasks.base import IGNORED, Batch, EvaluatedMemory, Examples, collate
 from memwrite.tasks.synthetic import CLOSING
 from memwrite.utils.progress import track
 
 _QUERIES_PER_BATCH = 1024
-
-M = TypeVar("M", bound=EvaluatedMemory)
 
 
 @dataclass(frozen=True)
@@ -85,12 +91,6 @@ class KeyValueEvaluation:
 
     def lines(self) -> list[str]:
         """Return a table of the memory and its controls, and the figures as sentences."""
-        rows = {
-            "memory": self.memory,
-            "zero state": self.zero_state,
-            "another's state": self.shuffled_state,
-            "context visible": self.full_context,
-        }
         columns = ("exact match", "95% interval", "characters", "set recall", "binding")
         most = self.pairs * self._value_bits
         per_float = self.bits_per_float
@@ -98,8 +98,7 @@ class KeyValueEvaluation:
         return [
             f"{self.contexts} contexts of {self.pairs} pairs, each queried; state of "
             f"{self.state_floats:,} numbers, {self.state_bytes:,} bytes",
-            _row("", *columns),
-            *(_row(name, *_cells(scores)) for name, scores in rows.items()),
+            *table(columns, {title: _cells(getattr(self, name)) for name, title in TITLES.items()}),
             f"bits recalled: {self.bits:.1f} of {most:.1f} per context{rate}",
             f"bits gained: {self.bits_gained:.1f} of {most:.1f} per context (likelihood of the values)",
             f"set recall: the answer is some value of the context; binding: and that of its key (by chance "
@@ -109,7 +108,7 @@ class KeyValueEvaluation:
 
 def _cells(scores: Scores | None) -> list[str]:
     if scores is None:
-        return ["too long", *[""] * 4]
+        return ["too long"]
     low, high = scores.interval
     return [
         f"{scores.exact_match:.1%}",
@@ -120,11 +119,6 @@ def _cells(scores: Scores | None) -> list[str]:
     ]
 
 
-def _row(name: str, *cells: str) -> str:
-    return (name.ljust(16) + "".join(cell.rjust(17) for cell in cells)).rstrip()
-
-
-@torch.no_grad()
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     """Write every context once and query all of its pairs, in evaluation mode.
 
@@ -137,29 +131,19 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     """
     if len(examples) < 2:
         raise ValueError(f"at least 2 examples are needed, got {len(examples)}")
-    training = memory.training
-    memory.eval()
-    try:
-        return _evaluate(memory, examples)
-    finally:
-        memory.train(training)
-
-
-def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
-    full = context_visible(memory, examples[0])
+    first = examples[0]
+    ranges = parts(len(examples), _QUERIES_PER_BATCH // len(first.queries))
     answers: dict[str, list[_Answers]] = {}
-    for batch in track([*batches(examples)], "evaluate", "batch"):
-        state = memory.write(batch.context).state
-        readings = {
-            "memory": (memory, state),
-            "zero_state": (memory, state.map(torch.zeros_like)),
-            "shuffled_state": (memory, state.map(lambda tensor: tensor.roll(1, 0))),
-        }
-        if full is not None:
-            readings["full_context"] = (full, full.write(batch.context).state)
-        for name, (reading, given) in readings.items():
-            answers.setdefault(name, []).append(_answers(reading, given, batch))
-    scores = {name: _scored(parts) for name, parts in answers.items()}
+    with evaluation_mode(memory):
+        visible = context_visible(memory, len(first.context) + len(first.queries[0]))
+        for indices in track([*ranges], "evaluate", "batch"):
+            batch = collate([examples[index] for index in indices])["batch"]
+            state = memory.write(batch.context).state
+            # Each context with the state of the one before it, the first with that of the last.
+            others = [row - 1 for row in range(len(indices))]
+            for name, reader, given in readings(memory, state, visible, batch.context, others):
+                answers.setdefault(name, []).append(_answers(reader, given, batch))
+    scores = {name: _scored(batches) for name, batches in answers.items()}
     rows, pairs, length = answers["memory"][-1].targets.shape
     return KeyValueEvaluation(
         contexts=len(examples),
@@ -167,31 +151,12 @@ def _evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation
         value_length=length,
         state_floats=state.floats // rows,
         state_bytes=state.nbytes // rows,
-        surprise=float(torch.cat([part.surprise for part in answers["memory"]]).mean()),
+        surprise=float(torch.cat([batch.surprise for batch in answers["memory"]]).mean()),
         memory=scores["memory"],
         zero_state=scores["zero_state"],
         shuffled_state=scores["shuffled_state"],
         full_context=scores.get("full_context"),
     )
-
-
-def batches(examples: Examples) -> Iterator[Batch]:
-    """Yield batches of at least 2 contexts, so that each has another one's state as a control."""
-    total, pairs = len(examples), len(examples[0].queries)
-    count = max(1, total // max(2, _QUERIES_PER_BATCH // pairs))
-    for part in range(count):
-        indices = range(part * total // count, (part + 1) * total // count)
-        yield collate([examples[index] for index in indices])["batch"]
-
-
-def context_visible(memory: M, example: Example) -> M | None:
-    """Return the backbone with the whole context kept; None where that and a query exceed its positions."""
-    backbone = memory.backbone
-    if len(example.context) + len(example.queries[0]) > backbone.info.positions:
-        return None
-    writer, reader = PartConfig("full-context"), PartConfig("key-value")
-    config = replace(memory.config, writer=writer, reader=reader)
-    return type(memory).from_config(config, backbone=backbone)
 
 
 @dataclass(frozen=True)
@@ -227,7 +192,7 @@ def _values(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def _scored(answers: Sequence[_Answers]) -> Scores:
     return score(
-        torch.cat([part.forced for part in answers]),
-        torch.cat([part.decoded for part in answers]),
-        torch.cat([part.targets for part in answers]),
+        torch.cat([batch.forced for batch in answers]),
+        torch.cat([batch.decoded for batch in answers]),
+        torch.cat([batch.targets for batch in answers]),
     )

@@ -9,7 +9,7 @@ from statistics import median
 
 import torch
 
-from memwrite.evaluation.key_value import context_visible
+from memwrite.evaluation.controls import context_visible
 from memwrite.memory import Memory
 from memwrite.tasks.base import Batch, Example, collate
 
@@ -59,7 +59,8 @@ def cost(memory: Memory, examples: list[Example]) -> Cost:
         memory: in evaluation mode.
         examples: of one length.
     """
-    full = context_visible(memory, examples[0])
+    first = examples[0]
+    full = context_visible(memory, len(first.context) + len(first.queries[0]))
     batches = [collate(part)["batch"] for part in (examples[:1], examples[:BATCH])]
     single, batched = (_seconds(memory, full, batch) for batch in batches)
     kept = full.write(batches[0].context).state.nbytes if full is not None else None
