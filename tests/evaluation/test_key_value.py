@@ -313,5 +313,5 @@ def test_a_state_file_of_a_model_of_characters(tmp_path: Path) -> None:
     batch: Batch = collate([task(pairs=1).training(1, 0)[0]])["batch"]
     ours = memory.read(memory.write("!ab:c1!|").state, batch.queries).logits
     torch.testing.assert_close(reader.read(state, batch.queries).logits, ours)
-    with pytest.raises(StorageError, match="no folder"):
+    with pytest.raises(StorageError, match="is not here"):
         Memory.load(tmp_path / "x.st", backbone="characters")
