@@ -8,12 +8,15 @@ from typing import Any
 from memwrite_specs.testing import FAMILIES as FAMILIES
 from memwrite_specs.testing import (
     LONGEST,
+    NEWER_FAMILIES,
     end_padded,
     plain_generate,
     plain_logits,
     query_batches,
 )
 from memwrite_specs.testing import WINDOW as WINDOW
+from memwrite_specs.testing.families import add as add
+from memwrite_specs.testing.families import architecture as architecture
 from memwrite_specs.testing.families import built as built
 from memwrite_specs.testing.families import model
 from memwrite_specs.testing.families import weight as weight
@@ -24,6 +27,7 @@ from memwrite.config import BackboneConfig
 from memwrite.plugins.builtin.readers import PrefixReader
 
 LONG = LONGEST
+EVERY = {**FAMILIES, **NEWER_FAMILIES}
 many, plain, continued, filled = query_batches, plain_logits, plain_generate, end_padded
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from memwrite.errors import ConfigError
 from memwrite.protocols import LayerActivations
@@ -95,8 +96,14 @@ def _observed(original: str) -> Callable[..., Any]:
             observer(LayerActivations(layer, hidden, query, key, value, float(scale)))
         if original == "eager":
             # Every family has an eager function of its own.
-            family = sys.modules[type(module).__module__]
-            return family.eager_attention_forward(module, query, key, value, mask, **rest)
+            return _eager_of(module)(module, query, key, value, mask, **rest)
         return ALL_ATTENTION_FUNCTIONS[original](module, query, key, value, mask, **rest)
 
     return attention
+
+
+def _eager_of(module: nn.Module) -> Callable[..., Any]:
+    """Return the eager attention of a module's family; Falcon has none, and is like Llama."""
+    family = sys.modules[type(module).__module__]
+    found: Callable[..., Any] = getattr(family, "eager_attention_forward", eager_attention_forward)
+    return found

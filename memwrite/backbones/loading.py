@@ -38,7 +38,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
         if config.path is not None:
             source = _model_source(config.path)
             model, tokenizer = _pretrained(config, source), load_tokenizer(source)
-            _check_bytes(model.config, tokenizer, config.path)
+            _check_bytes(model.config.get_text_config(), tokenizer, config.path)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
             model = _built(config, tokenizer)

@@ -8,9 +8,10 @@ checkpointing, which replays a layer with its keywords, recomputes right), and o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.pytorch_utils import Conv1D
 
+from memwrite.backbones.attention_sizes import AttentionSizes
 from memwrite.errors import ConfigError
 from memwrite.protocols import Delta, Gate, LayerAdapter, ProjectionDeltas
 
@@ -29,23 +31,47 @@ KEYWORD = "memwrite_corrections"
 #: in the order in which it packs it.
 _ATTENTION = (
     {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "o"},
+    {"q_proj": "q", "k_proj": "k", "v_proj": "v", "out_proj": "o"},
+    {"q_proj": "q", "k_proj": "k", "v_proj": "v", "dense": "o"},
     {"c_attn": "q k v", "c_proj": "o"},
     {"qkv_proj": "q k v", "o_proj": "o"},
+    {"query_key_value": "q k v", "dense": "o"},
 )
+#: Those that pack what belongs to one key head after the other.
+_BY_HEAD = frozenset({"query_key_value"})
 _MLP = (
     {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"},
     {"gate_up_proj": "gate up", "down_proj": "down"},
     {"up_proj": "up", "down_proj": "down"},
     {"c_fc": "up", "c_proj": "down"},
+    {"dense_h_to_4h": "up", "dense_4h_to_h": "down"},
+    {"w1": "gate", "w3": "up", "w2": "down"},
+    {"fc1": "up", "fc2": "down"},
 )
+#: What families call a layer's attention, and its MLP.
+_ATTENTION_MODULES = ("self_attn", "attn", "attention", "self_attention")
+_MLP_MODULES = ("mlp", "feed_forward")
 
-# Live from a layer's entry to its exit; context variables, so threads never share them. Not all families hand keywords
-# on from a layer to its attention.
+# In force while the model runs without a cache that carries them; a context variable, so threads never share it. Not all
+# families hand keywords on to their layers, or from a layer to its attention.
 _corrections: ContextVar[Mapping[int, LayerAdapter] | None] = ContextVar(
     "memwrite_corrections", default=None
 )
 # Lives from an attention module's entry to its layer's exit; a context variable, so threads never share it.
 _deltas: ContextVar[ProjectionDeltas | None] = ContextVar("memwrite_deltas", default=None)
+
+
+@contextmanager
+def correcting(corrections: Mapping[int, LayerAdapter] | None) -> Iterator[None]:
+    """Hold adapters in force for what the calling thread runs within this."""
+    if not corrections:
+        yield
+        return
+    token = _corrections.set(corrections)
+    try:
+        yield
+    finally:
+        _corrections.reset(token)
 
 
 class _CarriesAdapters(Cache):  # type: ignore[misc]
@@ -84,30 +110,61 @@ class AdapterStaticCache(_CarriesAdapters, StaticCache):  # type: ignore[misc]
     """A cache whose size is fixed when it is made."""
 
 
+@dataclass(frozen=True)
+class _Packed:
+    """One projection module, and what it computes.
+
+    Attributes:
+        module: a linear layer.
+        names: of what it packs, in order; "" for what nobody may change.
+        widths: of each of these.
+        groups: how many times the order comes again: GPT-NeoX packs q, k and v of the first head, then of the second.
+    """
+
+    module: nn.Module
+    names: tuple[str, ...]
+    widths: tuple[int, ...]
+    groups: int
+
+    def parts(self, outputs: Tensor) -> dict[str, Tensor]:
+        """Return the parts of (..., outputs) by name."""
+        if len(self.names) == 1:
+            return {self.names[0]: outputs}
+        sizes = [width // self.groups for width in self.widths]
+        shape = (*outputs.shape[:-1], self.groups, -1)
+        grouped = torch.split(outputs.reshape(shape), sizes, -1)
+        return {n: part.flatten(-2) for n, part in zip(self.names, grouped, strict=True)}
+
+    def joined(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Put parts together again."""
+        if len(self.names) == 1:
+            return parts[self.names[0]]
+        shape = (*parts[self.names[0]].shape[:-1], self.groups, -1)
+        grouped = [parts[name].reshape(shape) for name in self.names]
+        return torch.cat(grouped, -1).flatten(-2)
+
+
 class Projections:
-    """The projections of every layer of a transformers causal language model.
+    """The projections of every attention layer of a transformers causal language model, and of the MLP behind it.
 
     Args:
         model: the language model.
-        widths: output widths of q, k, v and o, which packed modules do not tell.
+        sizes: of its attention.
 
     Raises:
         ConfigError: the model is built in a way we do not know.
     """
 
-    def __init__(self, model: nn.Module, widths: Mapping[str, int]) -> None:
-        self._layers: list[dict[str, tuple[nn.Module, tuple[str, ...]]]] = []
-        self._widths = widths
+    def __init__(self, model: nn.Module, sizes: AttentionSizes) -> None:
+        self._layers: list[dict[str, _Packed]] = []
         for block, attention in zip(blocks(model), attention_modules(model), strict=True):
-            packed = _packed(attention, _ATTENTION)
+            packed = _packed(attention, _ATTENTION, sizes)
             if not packed:
                 raise ConfigError(f"the projections of {type(attention).__name__} were not found")
-            mlp = getattr(block, "mlp", None)
-            if isinstance(mlp, nn.Module):
-                packed += _packed(mlp, _MLP)
-            self._layers.append(
-                {name: (module, names) for module, names in packed for name in names}
-            )
+            mlp = _child(block, _MLP_MODULES)
+            if mlp is not None:
+                packed += _packed(mlp, _MLP, sizes)
+            self._layers.append({name: p for p in packed for name in p.names if name})
 
     def weight(self, layer: int, name: str) -> Tensor:
         """Return the weight (output width, input width) of one projection, packed or not.
@@ -120,18 +177,9 @@ class Projections:
             raise ConfigError(
                 f"layer {layer} of this model has no projection '{name}' that can be changed (known: {known})"
             )
-        module, names = self._layers[layer][name]
-        weight: Any = module.weight
-        if isinstance(module, Conv1D):
-            weight = weight.T
-        split: Tensor = torch.split(weight, self.sizes(weight.shape[0], names))[names.index(name)]
-        return split
-
-    def sizes(self, total: int, names: Sequence[str]) -> list[int]:
-        """Return the output widths of what a module of `total` outputs packs."""
-        if set(names) <= self._widths.keys():
-            return [self._widths[name] for name in names]
-        return [total // len(names)] * len(names)
+        packed = self._layers[layer][name]
+        weight: Any = packed.module.weight
+        return packed.parts(weight if isinstance(packed.module, Conv1D) else weight.T)[name].T
 
     def names(self, layer: int) -> frozenset[str]:
         """Return the names of the projections of one layer."""
@@ -141,16 +189,15 @@ class Projections:
         """Make every layer of `model` take adapters and a bias."""
         modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
         for layer, (block, attention, projections) in enumerate(modules):
-            known = frozenset(projections)
             parameters = inspect.signature(block.forward).parameters.values()
-            hands_on = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-            block.register_forward_pre_hook(partial(_receive, hands_on), with_kwargs=True)
+            if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
+                block.register_forward_pre_hook(_drop_keyword, with_kwargs=True)
             attention.register_forward_pre_hook(
-                partial(_enter, layer, known, block), with_kwargs=True
+                partial(_enter, layer, frozenset(projections), block), with_kwargs=True
             )
             block.register_forward_hook(_leave, always_call=True)
-            for module, names in {id(m): (m, n) for m, n in projections.values()}.values():
-                module.register_forward_hook(partial(_change, names, self))
+            for packed in {id(p): p for p in projections.values()}.values():
+                packed.module.register_forward_hook(partial(_change, packed))
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
@@ -159,10 +206,8 @@ def attention_modules(model: nn.Module) -> list[nn.Module]:
     Raises:
         ConfigError: the model is built in a way we do not know.
     """
-    candidates = [
-        getattr(block, "self_attn", None) or getattr(block, "attn", None) for block in blocks(model)
-    ]
-    modules = [module for module in candidates if isinstance(module, nn.Module)]
+    candidates = [_child(block, _ATTENTION_MODULES) for block in blocks(model)]
+    modules = [module for module in candidates if module is not None]
     if not modules or len(modules) != len(candidates):
         raise ConfigError(f"the attention layers of {type(model).__name__} were not found")
     return modules
@@ -179,14 +224,33 @@ def blocks(model: nn.Module) -> Sequence[nn.Module]:
     return getattr(base, "layers", None) or getattr(base, "h", None) or ()
 
 
+def _child(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
+    """Return the first module of these names."""
+    children = (getattr(block, name, None) for name in names)
+    return next((child for child in children if isinstance(child, nn.Module)), None)
+
+
 def _packed(
-    module: nn.Module, families: Sequence[Mapping[str, str]]
-) -> list[tuple[nn.Module, tuple[str, ...]]]:
-    """Return each projection module with the names of what it computes; [] where the names are none that we know."""
-    for names in families:
-        if all(isinstance(getattr(module, name, None), nn.Module) for name in names):
-            return [(getattr(module, name), tuple(what.split())) for name, what in names.items()]
+    module: nn.Module, families: Sequence[Mapping[str, str]], sizes: AttentionSizes
+) -> list[_Packed]:
+    """Return the projection modules; [] where the names are none that we know."""
+    for family in families:
+        children = {name: getattr(module, name, None) for name in family}
+        if all(isinstance(child, nn.Module) for child in children.values()):
+            return [_described(name, children[name], what, sizes) for name, what in family.items()]
     return []
+
+
+def _described(name: str, module: Any, what: str, sizes: AttentionSizes) -> _Packed:
+    names, weight = tuple(what.split()), module.weight
+    total = weight.shape[1 if isinstance(module, Conv1D) else 0]
+    if names == ("q", "k", "v"):
+        groups = sizes.projected if name in _BY_HEAD else 1
+        return _Packed(module, names, tuple(sizes.widths[n] for n in names), groups)
+    if names == ("q",) and total == 2 * sizes.widths["q"]:
+        # Qwen3-Next packs each head's query with a gate on what the head reads.
+        return _Packed(module, ("q", ""), (total // 2, total // 2), sizes.heads)
+    return _Packed(module, names, (total // len(names),) * len(names), 1)
 
 
 def _full_precision(like: Tensor) -> AbstractContextManager[object]:
@@ -196,13 +260,10 @@ def _full_precision(like: Tensor) -> AbstractContextManager[object]:
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
-def _receive(
-    hands_on: bool, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _drop_keyword(
+    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if torch.compiler.is_compiling():
-        return args, kwargs
-    # It stays among the keywords where it can, since gradient checkpointing replays the layer without this hook.
-    _corrections.set(kwargs.get(KEYWORD) if hands_on else kwargs.pop(KEYWORD, None))
+    kwargs.pop(KEYWORD, None)
     return args, kwargs
 
 
@@ -214,7 +275,7 @@ def _enter(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    cache = kwargs.get("past_key_values")
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
     corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
     if torch.compiler.is_compiling():
@@ -267,21 +328,15 @@ def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any, layer
 
 def _leave(_module: nn.Module, _args: Any, _output: Any) -> None:
     if not torch.compiler.is_compiling():
-        _corrections.set(None)
         _deltas.set(None)
 
 
 def _change(
-    names: Sequence[str],
-    projections: Projections,
-    _module: nn.Module,
-    args: tuple[Tensor, ...],
-    output: Tensor,
+    packed: _Packed, _module: nn.Module, args: tuple[Tensor, ...], output: Tensor
 ) -> Tensor | None:
     deltas = None if torch.compiler.is_compiling() else _deltas.get()
-    if not deltas or not any(name in deltas for name in names):
+    if not deltas or not any(name in deltas for name in packed.names):
         return None
-    parts = torch.split(output, projections.sizes(output.shape[-1], names), -1)
 
     def value(delta: Delta) -> Tensor:
         with _full_precision(output):
@@ -295,5 +350,6 @@ def _change(
         part = part * value(delta.factor).to(part.dtype)
         return part if delta.delta is None else part + value(delta.delta).to(part.dtype)
 
-    new = [changed(part, deltas.get(name)) for name, part in zip(names, parts, strict=True)]
-    return new[0] if len(new) == 1 else torch.cat(new, dim=-1)
+    return packed.joined(
+        {name: changed(part, deltas.get(name)) for name, part in packed.parts(output).items()}
+    )

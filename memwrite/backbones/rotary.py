@@ -20,15 +20,23 @@ def positions(config: Any) -> int:
 
     Beyond it a memory that was prefilled would be read with other frequencies than it was written with, and a row would
     depend on the row beside it.
+
+    Raises:
+        ConfigError: the model names none.
     """
-    longest = int(config.max_position_embeddings)
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is None:
+        raise ConfigError(
+            f"'{config.model_type}' does not say how many positions it has; models whose attention is biased by "
+            f"distance (ALiBi) are not supported: take one with rotary positions"
+        )
     for parameters in _rope_parameters(config):
         if parameters.get("rope_type") in _LENGTH_DEPENDENT:
             original = parameters.get("original_max_position_embeddings") or getattr(
                 config, "original_max_position_embeddings", None
             )
-            longest = min(longest, int(original or longest))
-    return longest
+            longest = min(longest, original or longest)
+    return int(longest)
 
 
 def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Tensor) -> Tensor:

@@ -12,14 +12,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from memwrite.backbones import attention_observer, generation, ngram_embedding, rotary
+from memwrite.backbones import attention_observer, falcon, generation, ngram_embedding, rotary
+from memwrite.backbones.attention_sizes import AttentionSizes
 from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
+from memwrite.backbones.multimodal import text_part
 from memwrite.backbones.projection_hooks import (
     KEYWORD,
     AdapterCache,
     AdapterStaticCache,
     Projections,
     attention_modules,
+    correcting,
 )
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer
@@ -44,30 +47,14 @@ class TransformersBackbone:
     """
 
     def __init__(self, model: Any, tokenizer: Tokenizer, needs_saving: bool = False) -> None:
-        self.model = model
+        model = self.model = text_part(model)
         self.tokenizer = tokenizer
         self.needs_saving = needs_saving
         config = self._config = model.config
-        if config.get_text_config() is not config:
-            raise ConfigError(
-                f"'{config.model_type}' is a language model within a larger model, which is not supported: "
-                f"save its '{config.get_text_config().model_type}' part as a model of its own"
-            )
-        attention_modules(model)  # a model without attention has none of the sizes below
-        head_dim = getattr(config, "head_dim", None) or (
-            config.hidden_size // config.num_attention_heads
-        )
-        self._head_dim = int(head_dim)
+        layers = attention_modules(model)  # a model without attention has none of the sizes below
+        self._sizes = AttentionSizes.of(config)
         self._fingerprint = CachedDigest(self._take_fingerprint)
         self._fingerprint_v1 = CachedDigest(self._take_fingerprint_v1)
-        self._kv_heads = int(
-            getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-        )
-        if config.num_attention_heads % self._kv_heads:
-            raise ConfigError(
-                f"the model's {config.num_attention_heads} attention heads cannot share "
-                f"{self._kv_heads} key heads: num_key_value_heads must divide num_attention_heads"
-            )
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model only "
@@ -75,12 +62,10 @@ class TransformersBackbone:
             )
         generation.strip_recommendations(model)
         self.windows = Windows(config)
-        query_width = config.num_attention_heads * self._head_dim
-        kv_width = self._kv_heads * self._head_dim
-        widths = {"q": query_width, "k": kv_width, "v": kv_width, "o": config.hidden_size}
-        self._projections = Projections(model, widths)
+        self._projections = Projections(model, self._sizes)
         self._projections.install_hooks(model)
-        self._attention = attention_observer.install(model, attention_modules(model))
+        falcon.attach(model, layers)
+        self._attention = attention_observer.install(model, layers)
 
     @property
     def info(self) -> BackboneInfo:
@@ -91,9 +76,9 @@ class TransformersBackbone:
             architecture=config.model_type,
             hidden_size=config.hidden_size,
             layers=config.num_hidden_layers,
-            heads=config.num_attention_heads,
-            kv_heads=self._kv_heads,
-            head_dim=self._head_dim,
+            heads=self._sizes.heads,
+            kv_heads=self._sizes.kv_heads,
+            head_dim=self._sizes.head_dim,
             vocab_size=config.vocab_size,
             positions=rotary.positions(config),
             bos_id=self.tokenizer.bos_id,
@@ -158,7 +143,8 @@ class TransformersBackbone:
         extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
         cache = AdapterCache() if cached else None
         self._fill(cache, past)
-        with attention_observer.observing(observe, self.info.layers):
+        observing = attention_observer.observing(observe, self.info.layers)
+        with correcting(corrections), observing:
             output = self.model.base_model(
                 inputs_embeds=embeddings.to(self.info.dtype),
                 attention_mask=self.windows.mask(past, length, self.info.dtype),
@@ -210,6 +196,10 @@ class TransformersBackbone:
             logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
         else:
             logits = F.linear(hidden.to(head.dtype), head)
+        if factor := getattr(self._config, "logit_scale", None):
+            logits = logits * factor
+        if divisor := getattr(self._config, "logits_scaling", None):
+            logits = logits / divisor
         if cap := getattr(self._config, "final_logit_softcapping", None):
             logits = (logits / cap).tanh() * cap
         return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -55,21 +55,9 @@ UNUSABLE: dict[str, dict[str, Any]] = {
         "type": "qwen3",
         "params": {**MODELS["llama"]["params"], "layer_types": ["chunked_attention"] * 2},
     },
-    "'granite' computes its logits": {
-        "type": "granite",
-        "params": {**MODELS["llama"]["params"], "logits_scaling": 8.0},
-    },
-    "'gemma3_text' part": {
-        "type": "gemma3",
-        "params": {
-            "text_config": {**MODELS["llama"]["params"], "vocab_size": 258},
-            "vision_config": {
-                "hidden_size": 16,
-                "num_hidden_layers": 1,
-                "num_attention_heads": 2,
-                "intermediate_size": 16,
-            },
-        },
+    r"biased by distance .ALiBi.": {
+        "type": "bloom",
+        "params": {"hidden_size": 32, "n_layer": 1, "n_head": 4},
     },
     "no tokenizer": {"type": "gpt2", "tokenizer": "/no/such/folder"},
     "backbone.path": {"path": "/no/such/folder"},
@@ -89,6 +77,22 @@ def test_what_cannot_be_built_is_one_sentence(message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         load(**UNUSABLE[message])
     assert "\n" not in str(caught.value)
+
+
+def test_a_family_with_another_head_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits would be other ones."""
+    from transformers import LlamaForCausalLM
+
+    forward = LlamaForCausalLM.forward
+
+    def halved(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    monkeypatch.setattr(LlamaForCausalLM, "forward", halved)
+    with pytest.raises(ConfigError, match="'llama' computes its logits in a way"):
+        load(**MODELS["llama"])
 
 
 def test_a_missing_gpu_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Tokens
+from memwrite.backbones.generation import until_end
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.projection_hooks import attention_modules, blocks
 from memwrite.backbones.transformers import TransformersBackbone
@@ -29,14 +30,10 @@ _LONG = {
     "rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0, 5.0, 6.0, 7.0],
     "original_max_position_embeddings": 24, "factor": 2.0,
 }  # fmt: skip
-#: More ways of building a layer: keywords that are not handed on, interleaved and partial rotations, no gate, rotations
-#: that depend on the length.
+#: More ways of building a layer: interleaved rotations, rotations that depend on the length.
 MORE: dict[str, tuple[str, dict[str, Any]]] = {
-    **{name: (name, params) for name, params in families.FAMILIES.items()},
-    "stablelm": ("stablelm", {**_LLAMA, "use_qkv_bias": True, "use_parallel_residual": True}),
+    **{name: (families.architecture(name), params) for name, params in families.EVERY.items()},
     "glm": ("glm", {**_LLAMA, "head_dim": 8, "pad_token_id": 0}),
-    "starcoder2": ("starcoder2", _LLAMA),
-    "olmo2": ("olmo2", _LLAMA),
     "longrope": (
         "phi3",
         {**_LLAMA, "sliding_window": None, "rope_parameters": _LONG, "original_max_position_embeddings": 24},
@@ -51,11 +48,9 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
-#: Those whose attention is another, and those whose projections are.
-ATTENDING = [*families.FAMILIES, "stablelm"]
-each_family = pytest.mark.parametrize("family", ATTENDING)
+each_family = pytest.mark.parametrize("family", families.EVERY)
 each_rotation = pytest.mark.parametrize("family", MORE)
-each_layer = pytest.mark.parametrize("family", [*ATTENDING, "glm", "starcoder2", "olmo2"])
+each_layer = pytest.mark.parametrize("family", [*families.EVERY, "glm"])
 each_attention = pytest.mark.parametrize("attention", ["eager", "sdpa"])
 pytestmark = pytest.mark.filterwarnings("ignore:memory and text are longer")
 
@@ -95,7 +90,8 @@ def attended(backbone: TransformersBackbone) -> Iterator[list[Tensor]]:
     outputs: list[Tensor] = []
     hooks = []
     for attention in attention_modules(backbone.model):
-        module: Any = getattr(attention, "o_proj", None) or attention.c_proj
+        names = ("o_proj", "c_proj", "dense")
+        module: Any = next(getattr(attention, n) for n in names if hasattr(attention, n))
         hooks.append(module.register_forward_pre_hook(lambda _, args: outputs.append(args[0])))
     try:
         yield outputs
@@ -168,7 +164,8 @@ def test_attention_is_what_was_observed(
         torch.testing.assert_close(output, expected, **bar(family))
         assert each.hidden.shape == (2, 4, backbone.info.hidden_size)
     if layer_norm := getattr(blocks(backbone.model)[0], "input_layernorm", None):
-        torch.testing.assert_close(seen[0].hidden, layer_norm(embeddings))
+        scale = getattr(backbone.model.config, "embedding_multiplier", 1)
+        torch.testing.assert_close(seen[0].hidden, layer_norm(scale * embeddings))
 
 
 @each_family
@@ -219,7 +216,7 @@ def test_generation_under_a_bias_is_the_first_choice_of_reads(family: str, atten
     ).tolist()
     for row, ids in enumerate(queries):
         alone = Conditioning(key_values=past.rows(torch.tensor([row])))
-        for token in new[row]:
+        for token in until_end(new[row], backbone.info.end_ids):
             logits = reading.read(backbone, alone, Tokens.from_rows([ids])).logits[0, -1]
             assert int(logits.argmax()) == token
             ids = [*ids, token]
@@ -296,13 +293,15 @@ def edited(backbone: TransformersBackbone, deltas: Any, row: int, factor: float)
     """The plain model with the changes worked into its weights and biases."""
     kept = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
     with torch.no_grad():
-        for module in {
-            module for layer in backbone._projections._layers for module, _ in layer.values()
-        }:
+        for module in {p.module for layer in backbone._projections._layers for p in layer.values()}:
             if getattr(module, "bias", None) is not None:
                 module.bias.mul_(factor)
-        for key, weight in weights_of(backbone).items():
-            weight.mul_(factor).add_(deltas[key][row])
+        for (layer, name), weight in weights_of(backbone).items():
+            change = (factor - 1) * weight + deltas[layer, name][row]
+            if name in "qkvo":
+                families.add(backbone.model, layer, name, change)
+            else:
+                weight.add_(change)
     try:
         yield backbone.model
     finally:
@@ -364,6 +363,13 @@ def test_layers_that_lose_changes_when_they_are_replayed_say_so() -> None:
     backbone.forward(embeddings)
     with pytest.raises(ConfigError, match="turn it off"):
         backbone.forward(embeddings, corrections={0: adapter})
+
+
+def test_a_falcon_with_alibi_is_refused() -> None:
+    """Its attention depends on the number of slots before a token, which a memory changes."""
+    _, params = MORE["falcon:new"]
+    with pytest.raises(ConfigError, match="take one with rotary positions"):
+        load_backbone(BackboneConfig(type="falcon", params={**params, "alibi": True}))
 
 
 def test_a_rotation_that_depends_on_the_length_is_used_within_its_original_one() -> None:

@@ -99,7 +99,7 @@ def merged(model: nn.Module, matrices: Mapping[str, Tensor], layers: Any) -> Ite
     for name in (name for name in "qkvo" if f"A.{name}" in matrices):
         for index, layer in enumerate(layers):
             down, up = matrices[f"A.{name}"][index], matrices[f"B.{name}"][index]
-            families.weight(model, layer, name).add_(ALPHA / len(down) * up @ down)
+            families.add(model, layer, name, ALPHA / len(down) * up @ down)
     try:
         yield
     finally:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from memwrite import Memory
 from memwrite.backbones.projection_hooks import attention_modules
@@ -51,12 +52,50 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gemma3_text": _GEMMA,
 }
 
+# Falcon says elsewhere how many key heads it has, and divides the rest as it likes.
+_WIDE = {k: v for k, v in _COMMON.items() if k not in ("num_key_value_heads", "intermediate_size")}
+
+#: More types, a word behind a colon telling variants of one type apart.
+NEWER_FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {
+        **_COMMON,
+        "use_sliding_window": True,
+        "sliding_window": WINDOW,
+        "layer_types": _ALTERNATING,
+    },
+    "olmo": {**_COMMON, "clip_qkv": 0.8},
+    "olmo2": _COMMON,
+    "olmo3": {**_COMMON, "sliding_window": WINDOW, "layer_types": _ALTERNATING},
+    "granite": {
+        **_COMMON,
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+        "residual_multiplier": 0.5,
+        "attention_multiplier": 0.2,
+    },
+    "cohere": {**_COMMON, "logit_scale": 0.5, "pad_token_id": 0},
+    "gpt_neox": {k: v for k, v in _COMMON.items() if k != "num_key_value_heads"},
+    "falcon:new": {**_WIDE, "new_decoder_architecture": True, "num_kv_heads": 2},
+    "falcon:one-key-head": {**_WIDE, "multi_query": True},
+    "falcon:sequential": {**_WIDE, "multi_query": False, "parallel_attn": False, "bias": True},
+    "stablelm": {**_COMMON, "use_qkv_bias": True, "qk_layernorm": True},
+    "stablelm:parallel": {**_COMMON, "use_parallel_residual": True},
+    "nemotron": {**_COMMON, "head_dim": 12},
+    "phi": _COMMON,
+    "starcoder2": _COMMON,
+}
+
+
+def architecture(family: str) -> str:
+    """Return the type of transformers' model that a family is."""
+    return family.partition(":")[0]
+
 
 def model(family: str, attention: str = "sdpa", **params: Any) -> dict[str, Any]:
     """Return the backbone part of a config, in float64, with further parameters of the model."""
     return {
-        "type": family,
-        "params": {**FAMILIES[family], **params},
+        "type": architecture(family),
+        "params": {**{**FAMILIES, **NEWER_FAMILIES}[family], **params},
         "dtype": "float64",
         "attention": attention,
     }
@@ -75,16 +114,44 @@ def built(family: str, attention: str, writer: str, reader: str) -> Memory:
 
 
 def weight(language_model: nn.Module, layer: int, name: str) -> Any:
-    """Return a view (out, in) of the weight of projection q, k, v or o, by the layout of the family's own code."""
+    """Return the weight (out, in) of projection q, k, v or o, by the layout of the family's own code.
+
+    It is a view, but where a module packs projections head by head.
+    """
+    held, rows = _rows(language_model, layer, name)
+    return held[rows]
+
+
+def add(language_model: nn.Module, layer: int, name: str, change: Tensor) -> None:
+    """Add (out, in) to the weight of projection q, k, v or o in place."""
+    held, rows = _rows(language_model, layer, name)
+    held[rows] += change
+
+
+def _rows(language_model: Any, layer: int, name: str) -> tuple[Tensor, slice | Tensor]:
+    """Return a module's weight (out, in), and which of its rows compute a projection."""
     module: Any = attention_modules(language_model)[layer]
-    if hasattr(module, f"{name}_proj"):
-        return getattr(module, f"{name}_proj").weight.data
+    config, everything = language_model.config, slice(None)
+    for own in (f"{name}_proj", {"o": "dense"}.get(name, "")):
+        if hasattr(module, own):
+            return getattr(module, own).weight.data, everything
     if hasattr(module, "c_attn"):
-        return (
-            module.c_proj.weight.data.T
-            if name == "o"
-            else module.c_attn.weight.data.T.chunk(3)["qkv".index(name)]
-        )
-    # Phi-3: 4 query heads, then 2 of keys, then 2 of values, each 8 wide.
-    start, end = {"q": (0, 32), "k": (32, 48), "v": (48, 64)}[name]
-    return module.qkv_proj.weight.data[start:end]
+        if name == "o":
+            return module.c_proj.weight.data.T, everything
+        start = 32 * "qkv".index(name)
+        return module.c_attn.weight.data.T, slice(start, start + 32)
+    if hasattr(module, "qkv_proj"):
+        # Phi-3: 4 query heads, then 2 of keys, then 2 of values, each 8 wide.
+        start, end = {"q": (0, 32), "k": (32, 48), "v": (48, 64)}[name]
+        return module.qkv_proj.weight.data, slice(start, end)
+    # GPT-NeoX and Falcon: the query heads that share a key head, that key head, its value head, and so on.
+    held = module.query_key_value.weight.data
+    every = torch.arange(held.shape[0]).view(_key_heads(config), -1, 8)
+    part = {"q": slice(-2), "k": slice(-2, -1), "v": slice(-1, None)}[name]
+    return held, every[:, part].flatten()
+
+
+def _key_heads(config: Any) -> int:
+    if config.model_type == "falcon" and config.new_decoder_architecture:
+        return 2
+    return 1 if config.model_type == "falcon" and config.multi_query else 4
