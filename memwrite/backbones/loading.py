@@ -20,6 +20,7 @@ from memwrite.backbones.transformers import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
 from memwrite.protocols import ProjectionDeltas
+from memwrite.utils.progress import announcing
 from memwrite.utils.rng import seeded
 
 # A run folder keeps the model it trained in here.
@@ -34,7 +35,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
             not supported.
     """
     device = _device(config.device)
-    with seeded(seed):
+    with seeded(seed), announcing(f"Loading '{config.path or config.type}'"):
         if config.path is not None:
             source = _model_source(config.path)
             model, tokenizer = _pretrained(config, source), load_tokenizer(source)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,36 +19,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 _SQLITE = b"SQLite format 3\0"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-
-
-class NotAConfig(click.ClickException):
-    """A language model was given where a config or a run folder belongs; the message has lines to copy."""
-
-    exit_code = 2
-
-
-def check_config(source: str) -> None:
-    """Refuse a language model in place of a config, before anything is imported that takes time.
-
-    Raises:
-        NotAConfig: it is the folder of a model, or no file and perhaps the hub id of one.
-    """
-    path = Path(source)
-    if path.is_dir() and not (path / "config.yaml").is_file() and (path / "config.json").is_file():
-        problem = f"'{source}' is the folder of a language model, not a config or a run folder."
-    elif not path.exists() and _HUB_ID.fullmatch(source) and path.suffix not in (".yaml", ".yml"):
-        problem = (
-            f"there is no config or run folder '{source}' (`memwrite train CONFIG` makes run folders). "
-            f"Is it a language model on the hub?"
-        )
-    else:
-        return
-    raise NotAConfig(
-        f"{problem} Put the model into a YAML file with a writer and a reader (`memwrite plugins` lists them), "
-        f"and give that file:\n\n"
-        f"backbone: {{path: {source}}}\nwriter: {{name: full-context}}\nreader: {{name: key-value}}"
-    )
 
 
 def once(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> str | None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from memwrite.cli._config import Source
 from memwrite.errors import InputError, MemwriteError
 
 SKIPPED = 3
@@ -20,7 +21,7 @@ _MAX_PRINTED = 20
 
 
 def write_file(
-    config: str,
+    source: Source,
     overrides: Sequence[str],
     path: Path,
     out: str,
@@ -52,7 +53,7 @@ def write_file(
         lifetime = None if days is None else _lifetime(days)
         if Path(out).exists() and Path(out).samefile(path):
             raise InputError(f"'{out}' is the file of documents: name another file with --out")
-        memory = Memory.from_config(config, overrides)
+        memory = Memory.from_config(source, overrides)
         with Store(out) as store:
             tally = write_documents(memory, path, store, batch_size, lifetime)
             size = store.size()

@@ -13,6 +13,7 @@ import click
 import memwrite
 from memwrite.errors import MemwriteError
 from memwrite.utils.entry_points import installed
+from memwrite.utils.progress import show_progress
 
 
 class _Group(click.Group):
@@ -38,7 +39,8 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         was, warnings.formatwarning = warnings.formatwarning, _sentence
         try:
-            return super().invoke(ctx)
+            with show_progress():
+                return super().invoke(ctx)
         except MemwriteError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(2)

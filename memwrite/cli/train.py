@@ -6,14 +6,13 @@ import os
 
 import click
 
-from memwrite.cli._options import check_config
+from memwrite.cli._config import Source, config_options
 
 
 @click.command()
-@click.argument("config")
-@click.argument("overrides", nargs=-1)
-def train(config: str, overrides: tuple[str, ...]) -> None:
-    """Train what CONFIG describes.
+@config_options
+def train(source: Source, overrides: tuple[str, ...]) -> None:
+    """Train what CONFIG describes, or the writer and reader of --model.
 
     OVERRIDES change the config, as in training.out=runs/mine training.steps=2000.
 
@@ -38,13 +37,12 @@ def train(config: str, overrides: tuple[str, ...]) -> None:
     Several processes: torchrun --nproc-per-node 2 -m memwrite train CONFIG, on as many GPUs with backbone.device=cuda.
     training.batch_size is of all processes together; training.accumulate=4 takes it in four parts, to save memory.
     """
-    check_config(config)
     from memwrite.errors import ConfigError
     from memwrite.training.run import train as run
 
     first = os.environ.get("RANK", "0") == "0"
     try:
-        out = run(config, overrides)
+        out = run(source, overrides)
     except ConfigError:
         if first:
             raise

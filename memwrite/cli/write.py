@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from memwrite.cli._options import check_config, once, read_text
+from memwrite.cli._config import Source, config_options
+from memwrite.cli._options import once, read_text
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
 
 
 @click.command()
-@click.argument("config")
-@click.argument("overrides", nargs=-1)
+@config_options
 @click.option(
     "--context",
     multiple=True,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 @click.option("--days", type=click.FloatRange(min=0), help="Until what --input writes expires.")
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def write(
-    config: str,
+    source: Source,
     overrides: tuple[str, ...],
     context: str | None,
     documents: str | None,
@@ -53,7 +53,8 @@ def write(
 ) -> None:
     """Write a text into a memory state, or many documents into a store of memories.
 
-    CONFIG is a YAML file or a run folder; OVERRIDES change it, as in writer.params.slots=8.
+    CONFIG is a YAML file or a run folder; OVERRIDES change it, as in writer.params.slots=8. Without one, --model and
+    --writer say what to build.
 
     With --context the text becomes one state file. With --input each line's text becomes a memory in the store OUT,
     under the line's id (its number, if it has none): a file, or a URL like s3://bucket/memories. The same command again
@@ -62,30 +63,27 @@ def write(
     """
     if (context is None) == (documents is None):
         raise click.UsageError("give either --context, a text, or --input, a file of documents")
-    check_config(config)
     if documents is not None:
         from memwrite.cli.documents import write_file
 
-        write_file(config, overrides, Path(documents), out, batch_size, days, as_json)
+        write_file(source, overrides, Path(documents), out, batch_size, days, as_json)
         return
     assert context is not None
-    _write_text(config, overrides, context, out, as_json)
+    _write_text(source, overrides, context, out, as_json)
 
 
 def _write_text(
-    config: str, overrides: tuple[str, ...], context: str, out: str, as_json: bool
+    source: Source, overrides: tuple[str, ...], context: str, out: str, as_json: bool
 ) -> None:
     text = read_text(context)
     from memwrite.utils.atomic import check_target
 
-    check_target(Path(out), context, config)
+    check_target(Path(out), context, *([source] if isinstance(source, str) else []))
     from memwrite.memory import Memory
-    from memwrite.utils.progress import show_progress
 
-    memory = Memory.from_config(config, overrides)
+    memory = Memory.from_config(source, overrides)
     tokens = memory.encode(text)
-    with show_progress():
-        written = memory.write(tokens)
+    written = memory.write(tokens)
     memory.save(written.state, out)
     report: dict[str, Any] = {
         "out": out,

@@ -40,7 +40,7 @@ class Report:
 
 @tuned_cpu()
 def evaluate_run(
-    run: Path,
+    run: Path | Mapping[str, Any],
     overrides: Sequence[str] = (),
     seed: int | None = None,
     examples: int | None = None,
@@ -48,7 +48,8 @@ def evaluate_run(
     """Evaluate a memory on the task of its config, or on another one that the overrides name.
 
     Args:
-        run: a folder made by `memwrite train`, or the YAML file of a memory that needs no training.
+        run: a folder made by `memwrite train`, or the YAML file, or the config itself, of a memory that needs no
+            training.
         overrides: of its config, each as `key.path=value`. Where they name other files (task.params.files), all of
             these are evaluated unless task.params.held_out is given too.
         seed: of fresh examples; None for the ones held out in training.
@@ -58,7 +59,7 @@ def evaluate_run(
         ConfigError: there is no such run or file, it has no task, or an override or a number is wrong.
         InputError: there is nothing to evaluate, or a file is damaged.
     """
-    if not run.exists():
+    if isinstance(run, Path) and not run.exists():
         raise ConfigError(
             f"'{run}' is neither a run folder nor a config: make a run folder with `memwrite train CONFIG`"
         )
@@ -67,7 +68,7 @@ def evaluate_run(
     part = PartConfig(name, _evaluation_params(plugin, params, overridden, examples))
     config: Any = part_config(plugin.config, part.params, "task.params")
     memory = Memory.from_config(run, overrides)
-    if run.is_file():
+    if isinstance(run, Mapping) or run.is_file():
         _warn_if_untrained(memory)
     chosen = _examples(plugin.build(config, memory.backbone.tokenizer), seed, examples)
     evaluate = plugin.evaluate or answers.evaluate
@@ -75,13 +76,16 @@ def evaluate_run(
         return Report(part, evaluate(memory, chosen))
 
 
-def _task(run: Path, overrides: Sequence[str]) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
+def _task(
+    run: Path | Mapping[str, Any], overrides: Sequence[str]
+) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
     """Return the task's name, its parameters, and those of them that the overrides set."""
-    source = run / CONFIG_FILE if run.is_dir() else run
+    source = run / CONFIG_FILE if isinstance(run, Path) and run.is_dir() else run
     trained = load_config(source).task
     task = load_config(source, overrides).task
     if task is None:
-        raise ConfigError(f"'{run}' has no task: name one, as in task.name=squad")
+        what = f"'{run}'" if isinstance(run, Path) else "the config"
+        raise ConfigError(f"{what} has no task: name one, as in task.name=squad")
     overridden = OmegaConf.from_dotlist(list(overrides)).get("task", {}).get("params") or {}
     params = dict(task.params)
     if trained is not None and task.name != trained.name:

@@ -177,6 +177,21 @@ class Registry:
             if reads_kind(reader.accepts, writer.emits)
         ]
 
+    def reader_for(self, writer: str) -> ReaderPlugin:
+        """Return the reader to take where none is named: the first, by name, that names the writer's kind of state itself.
+
+        Raises:
+            PluginError: there is no such writer.
+            IncompatiblePair: no installed reader reads its states.
+        """
+        kind = self.writer(writer).emits
+        readers = [r for r in self.readers.all() if reads_kind(r.accepts, kind)]
+        if not readers:
+            raise IncompatiblePair(
+                f"no installed reader reads the '{kind}' states of writer '{writer}': see `memwrite plugins`"
+            )
+        return min(readers, key=lambda reader: (kind not in reader.accepts, reader.name))
+
     def add(self, owner: Owner, load: Callable[[], object]) -> None:
         """Load a hook module and take what it declares, guarding the import and each hook call on its own.
 

@@ -1,9 +1,11 @@
-"""Progress bars that a writer may always report to and that only show where somebody is watching."""
+"""What takes a while says so on standard error: always within `show_progress`, and else only where somebody is watching."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -12,12 +14,16 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 
+#: Seconds between the lines that a log gets, and before the first one.
+EVERY = 10.0
+PATIENCE = 3.0
+
 _shown: ContextVar[bool] = ContextVar("memwrite_progress", default=False)
 
 
 @contextmanager
 def show_progress() -> Iterator[None]:
-    """Within this, `track` draws a bar on standard error if that is a terminal."""
+    """Within this, `track` and `announcing` tell how far they are; the command line does so."""
     token = _shown.set(True)
     try:
         yield
@@ -31,8 +37,48 @@ def announce(sentence: str) -> None:
         print(sentence, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def announcing(sentence: str) -> Iterator[None]:
+    """Say so when what is done within this takes more than a few seconds, and again every ten."""
+    if not _shown.get():
+        yield
+        return
+    done, start = threading.Event(), time.monotonic()
+
+    def tell() -> None:
+        wait = PATIENCE
+        while not done.wait(wait):
+            print(f"{sentence} ... {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+            wait = EVERY
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def track(steps: Iterable[T], label: str, unit: str = "step") -> Iterator[T]:
-    """The same items, counted on a progress bar when one is wanted."""
-    yield from tqdm(
-        steps, desc=label, unit=unit, leave=False, disable=None if _shown.get() else True
-    )
+    """Yield the same items, and show how many are done: a bar on a terminal, else a line every ten seconds."""
+    if _shown.get() and not sys.stderr.isatty():
+        yield from _logged(steps, label, unit)
+    else:
+        yield from tqdm(steps, desc=label, unit=unit, leave=False, disable=not _shown.get())
+
+
+def _logged(steps: Iterable[T], label: str, unit: str) -> Iterator[T]:
+    total = len(steps) if isinstance(steps, Sized) else None
+    start = last = time.monotonic()
+    for done, item in enumerate(steps, 1):
+        yield item
+        now = time.monotonic()
+        if now - last < EVERY:
+            continue
+        last = now
+        line = f"{label}: {done} {unit}s in {now - start:.0f} s"
+        if total is not None:
+            left = (now - start) / done * (total - done)
+            line = f"{label}: {done} of {total} {unit}s in {now - start:.0f} s, about {left:.0f} s left"
+        print(line, file=sys.stderr, flush=True)

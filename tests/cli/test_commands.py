@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gguf_files
 import pytest
 import safetensors.torch
 import torch
@@ -218,10 +219,10 @@ def test_damaged_state(folder: Path, tmp_path: Path, damage: object, part: str) 
     sentence(run("ask", bad, "x"), str(bad), part)
 
 
-def test_a_model_in_place_of_a_config_is_answered_with_a_config(
+def test_a_model_in_place_of_a_config_is_answered_with_a_command(
     folder: Path, tmp_path: Path
 ) -> None:
-    """A folder and a hub id are named, and the three lines that are printed can be used as they are."""
+    """A folder, a file, a hub id and a short name; the command that is printed can be used as it is."""
     from memwrite import Memory
 
     model = tmp_path / "model"
@@ -234,16 +235,61 @@ def test_a_model_in_place_of_a_config_is_answered_with_a_config(
             run("write", "someone/some-model", *words),
             "no config or run folder 'someone/some-model'",
         ),
+        (run("write", "smollm2-135m", *words), "the name of a language model?"),
+        (run("write", "models/some.gguf", *words), "'models/some.gguf' is a language model"),
         (run("eval", model), "is the folder of a language model"),
         (run("train", model), "is the folder of a language model"),
     ):
         assert result.exit_code == 2
         assert result.stderr.startswith("Error: ")
         assert part in result.stderr
-        config = yaml.safe_load(result.stderr.split("\n\n")[1])
-        assert config["writer"] == {"name": "full-context"}
-    (tmp_path / "config.yaml").write_text(run("write", model, *words).stderr.split("\n\n")[1])
-    assert run("write", tmp_path / "config.yaml", *words).exit_code == 0
+        line = result.stderr.split("\n\n")[1].split()
+        assert line[1] in ("write", "eval", "train")
+        assert line[2:] == ["--model", line[3], "--writer", "full-context"]
+    given = run("write", model, *words).stderr.split("\n\n")[1].split()
+    assert run(*given[1:], *words).exit_code == 0
+
+
+def test_a_model_with_a_writer_needs_no_config(folder: Path, tmp_path: Path) -> None:
+    """The state is that of the config which says the same; a reader that fits is found."""
+    from memwrite.checkpoints.state_file import load_state
+
+    path = gguf_files.write(tmp_path / "tiny.gguf", gguf_files.llama(max_position_embeddings=256))
+    words = ("--context", folder / "doc.txt", "--out", tmp_path / "x.st")
+    overrides = ("writer.params.slots=3", "writer.params.steps=1", "seed=7")
+    done = run("write", "--model", path, "--writer", "gradient", *words, *overrides)
+    assert done.exit_code == 0, done.stderr
+    header = load_state(tmp_path / "x.st").header
+    assert (header.reader.name, header.seed) == ("prefix", 7)
+    assert header.writer.params == {"slots": 3, "steps": 1}
+    assert header.backbone["path"] == str(path)
+    asked = run("ask", tmp_path / "x.st", "he", "--max-new-tokens", 3)
+    assert asked.exit_code == 0, asked.stderr
+    for reader in ("prefix", "key-value"):
+        result = run("write", "--model", path, "--writer", "gradient", "--reader", reader, *words)
+        assert result.exit_code == (0 if reader == "prefix" else 2), result.stderr
+    (tmp_path / "docs.jsonl").write_text('{"id": "a", "text": "he"}')
+    many = ("--input", tmp_path / "docs.jsonl", "--out", tmp_path / "mem.db")
+    assert run("write", "--model", path, "--writer", "gradient", *many, *overrides).exit_code == 0
+    result = run("eval", "--model", path, "--writer", "full-context", "seed=1")
+    sentence(result, "the config has no task")
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ((), "give a config or a run folder, or a language model with --model"),
+        (("seed=1",), "give a config or a run folder"),
+        (("cram.yaml", "--model", "x", "--writer", "gradient"), "not both"),
+        (("cram.yaml", "--writer", "gradient"), "go with --model"),
+        (("--model", "x"), "--model needs a --writer (known: "),
+        (("--model", "x", "--writer", "gardient"), "did you mean 'gradient'"),
+    ],
+)
+def test_what_is_written_by_is_said_once(folder: Path, words: tuple[str, ...], part: str) -> None:
+    result = run("write", *words, "--context", folder / "doc.txt", "--out", folder / "x.st")
+    assert result.exit_code == 2
+    assert part in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize("option", ["--context", "--input"])
