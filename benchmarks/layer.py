@@ -75,8 +75,8 @@ def measure(length: int, times: int) -> dict[str, float]:
                 hooked, **{KEYWORD: {0: correction(f)}}
             ),
         }
-        found = in_turn(works, times, time.perf_counter)
-        result[name] = ratio(found["ours"], found["plain"]).median - 1
+        seconds = in_turn(works, times, time.perf_counter)
+        result[name] = ratio(seconds["ours"], seconds["plain"]).median - 1
     return result
 
 
@@ -86,13 +86,13 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=15)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    found = measure(options.length, options.times)
+    shares = measure(options.length, options.times)
     if options.json:
-        print(json.dumps({"rank": RANK, "length": options.length, **found}))
+        print(json.dumps({"rank": RANK, "length": options.length, **shares}))
         return
     print(f"δ-mem r={RANK} on q and o, added to the frozen layer's time, batch 1:")
-    print(f"  {options.length} tokens at once: {found['prefill']:+.1%}")
-    print(f"  each of {DECODED} decoded tokens: {found['decode']:+.1%}")
+    print(f"  {options.length} tokens at once: {shares['prefill']:+.1%}")
+    print(f"  each of {DECODED} decoded tokens: {shares['decode']:+.1%}")
 
 
 if __name__ == "__main__":

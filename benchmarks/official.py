@@ -17,7 +17,7 @@ CHECKOUT = "MEMWRITE_OFFICIAL_GRADMEM"
 
 
 def official_model(memory: Memory) -> Any:
-    """Their model, in training mode, with the weights and settings of a gradient memory (SGD, own head, no projection).
+    """Return their model, in training mode, with the weights and settings of a gradient memory (SGD, own head, no projection).
 
     Raises:
         KeyError: the environment names no checkout.
@@ -47,7 +47,7 @@ def official_model(memory: Memory) -> Any:
 
 
 def outputs(model: Any, batch: Batch) -> dict[str, Tensor]:
-    """Their "loss" and "predictions" (B, T + 1, V) for contexts with one query each."""
+    """Return their "loss" and "predictions" (B, T + 1, V) for contexts with one query each."""
     ids = {"context_input_ids": batch.context.ids, "query_input_ids": batch.queries.ids[:, 0]}
-    found: dict[str, Tensor] = model(ids, labels=batch.labels[:, 0])
-    return found
+    result: dict[str, Tensor] = model(ids, labels=batch.labels[:, 0])
+    return result

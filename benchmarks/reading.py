@@ -56,16 +56,16 @@ CONFIG = {
 
 
 def rereading(memory: Memory, ids: Tensor) -> Callable[[], object]:
-    """transformers' own way to the token behind `ids` (1, T)."""
+    """Return a call of transformers' own `generate` that computes the token behind `ids` (1, T)."""
     mask, end = torch.ones_like(ids), memory.backbone.info.eos_id
     options = {"max_new_tokens": 1, "do_sample": False, "pad_token_id": end}
     return partial(memory.model.generate, ids, attention_mask=mask, **options)
 
 
 def ways(memory: Memory, length: int) -> dict[str, Callable[[], object]]:
-    """To the first token behind a context of so many tokens: its memory "asked", and all of it "reread"."""
-    draw = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 256, (1, length + QUESTION), generator=draw)
+    """Return the two ways to the first token behind a context of `length` tokens: the memory "asked", the text "reread"."""
+    rng = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, 256, (1, length + QUESTION), generator=rng)
     state = memory.write(Tokens.from_rows(ids[:, :length].tolist())).state
     question = Tokens.from_rows(ids[:, length:].tolist())
     return {
@@ -80,17 +80,17 @@ def by_length() -> list[dict[str, float]]:
     cache = memory.prefills = PrefillCache()
     info, rows = memory.backbone.info, []
     for length in LENGTHS:
-        found = in_turn(ways(memory, length), PAIRS, time.perf_counter)
-        less = ratio(found["reread"], found["asked"])
+        seconds = in_turn(ways(memory, length), PAIRS, time.perf_counter)
+        speedup = ratio(seconds["reread"], seconds["asked"])
         numbers = 2 * info.layers * info.kv_heads * info.head_dim
         rows.append(
             {
                 "tokens": length,
-                "reread_ms": 1e3 * median(found["reread"]),
-                "ask_ms": 1e3 * median(found["asked"]),
-                "ratio": less.median,
-                "low": less.low,
-                "high": less.high,
+                "reread_ms": 1e3 * median(seconds["reread"]),
+                "ask_ms": 1e3 * median(seconds["asked"]),
+                "ratio": speedup.median,
+                "low": speedup.low,
+                "high": speedup.high,
                 "cache_bytes": 4 * numbers * (length + QUESTION),
                 "state_bytes": memory.writer.init(1).nbytes,
                 "prefilled_bytes": cache.nbytes // len(cache),
@@ -101,7 +101,7 @@ def by_length() -> list[dict[str, float]]:
 
 @torch.no_grad()
 def by_accuracy() -> list[dict[str, Any]]:
-    """Of trained models: what they answer rightly, what they keep of a context, and what a question costs them."""
+    """Return what trained models answer right, the bytes that they keep of a context, and the time of a question."""
     rows = []
     for name, count in TRAINED:
         steps = [] if name.startswith("full") else ["writer.params.steps=5"]
@@ -112,21 +112,21 @@ def by_accuracy() -> list[dict[str, Any]]:
         context = Tokens.from_rows([[10 + i % 50 for i in range(7 * count + 1)]])
         state, question = memory.write(context).state, Tokens.from_rows([[11, 12, 13]])
         asking = partial(memory.generate, state, question, max_new_tokens=1)
-        asked = in_turn({name: asking}, PAIRS, time.perf_counter)[name]
+        seconds = in_turn({name: asking}, PAIRS, time.perf_counter)[name]
         rows.append(
             {
                 "model": name,
                 "pairs": count,
                 "exact_match": result.memory.exact_match,
                 "bytes": result.state_bytes,
-                "ask_ms": 1e3 * median(asked),
+                "ask_ms": 1e3 * median(seconds),
             }
         )
     return rows
 
 
 def plot(report: dict[str, Any], path: Path) -> None:
-    """Time and bytes: over the context's length, and over pairs that trained models answer nearly all of."""
+    """Plot time and bytes against the length of the context, and against the pairs that trained models answer."""
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     above, below = figure.subplots(2, 2)
     bytes_of = {
@@ -151,8 +151,8 @@ def plot(report: dict[str, Any], path: Path) -> None:
             axes.plot([r["pairs"] for r in rows], [r[name] for r in rows], "o-", label=legend)
             for row in rows:
                 where = row["pairs"], row[name]
-                told = f"{row['exact_match']:.1%}"
-                axes.annotate(told, where, (0, 5), textcoords="offset points", fontsize=7)
+                share = f"{row['exact_match']:.1%}"
+                axes.annotate(share, where, (0, 5), textcoords="offset points", fontsize=7)
         _finish(axes, "pairs (and how many are answered)", label, (8, 16, 32))
     below[0].set(yscale="linear", ylim=(0, None))
     figure.savefig(path, dpi=120)

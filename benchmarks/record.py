@@ -42,12 +42,12 @@ ORACLE, OFFICIAL = "oracle", "official code"
 
 
 def scans(rounds: int) -> Iterator[Row]:
-    """The delta rule over a sequence, forward and backward, float32."""
+    """Time the delta rule over a sequence, forward and backward, in float32."""
     for rank, tokens in scan.SIZES:
         inputs = scan.inputs_of(rank, tokens)
         runs = scan.algorithms()
-        works = {name: scan.in_pieces(run, inputs)[1] for name, run in runs.items()}
-        found = in_turn(works, rounds)
+        works = {name: scan.works_of(run, inputs)[1] for name, run in runs.items()}
+        seconds = in_turn(works, rounds)
         reads = {name: run(*inputs)[0] for name, run in runs.items()}
         for baseline in ("loop", "δ-mem's loop"):
             if baseline in runs:
@@ -55,14 +55,14 @@ def scans(rounds: int) -> Iterator[Row]:
                     "scan",
                     f"rank {rank}, {tokens:,} tokens, forward and backward",
                     OFFICIAL if baseline != "loop" else ORACLE,
-                    found["compiled"],
-                    found[baseline],
-                    apart=_apart(reads["compiled"], reads[baseline]),
+                    seconds["compiled"],
+                    seconds[baseline],
+                    difference=_difference(reads["compiled"], reads[baseline]),
                 )
 
 
 def writes(rounds: int) -> Iterator[Row]:
-    """A context into a state; contexts and models of the paper's size, with random weights."""
+    """Time writes of contexts and models of the paper's size, with random weights."""
     yield from _beside_oracles(rounds)
     for steps in (1, 2, 5):
         yield from _beside_passes(steps, rounds)
@@ -88,7 +88,7 @@ def _beside_oracles(rounds: int) -> Iterator[Row]:
         ),
     }
     for name, (ours, oracle) in oracles.items():
-        found = in_turn(
+        times = in_turn(
             {
                 "one": partial(ours.write, first),
                 "batch": partial(ours.write, context),
@@ -96,25 +96,25 @@ def _beside_oracles(rounds: int) -> Iterator[Row]:
             },
             rounds,
         )
-        apart = _apart(ours.write(first).state["memory"][0], oracle())
+        difference = _difference(ours.write(first).state["memory"][0], oracle())
         rows = len(context.ids)
         for what, seconds in (
-            ("one context", found["one"]),
-            (f"each of {rows} contexts at once", [s / rows for s in found["batch"]]),
+            ("one context", times["one"]),
+            (f"each of {rows} contexts at once", [s / rows for s in times["batch"]]),
         ):
             yield compared(
-                "write", f"{name}, {what}", ORACLE, seconds, found["oracle"], apart=apart
+                "write", f"{name}, {what}", ORACLE, seconds, times["oracle"], difference=difference
             )
 
 
 def _beside_passes(steps: int, rounds: int) -> Iterator[Row]:
     what = f"gradient writer, K={steps}, {second_order.BATCH} contexts"
-    found = alone(second_order.inference, steps, rounds)
-    yield compared("write", what, "bare model's passes", found["write"], found["bare"])
+    seconds = alone(second_order.inference, steps, rounds)
+    yield compared("write", what, "bare model's passes", seconds["write"], seconds["bare"])
     if official.CHECKOUT in os.environ:
-        found = alone(answering, steps, rounds)
+        seconds = alone(answering, steps, rounds)
         what = f"{what} and an answer"
-        yield compared("write", what, OFFICIAL, found["ours"], found["theirs"])
+        yield compared("write", what, OFFICIAL, seconds["ours"], seconds["theirs"])
 
 
 def _forward() -> Memory:
@@ -129,7 +129,7 @@ def _forward() -> Memory:
 
 
 def answering(steps: int, rounds: int) -> dict[str, list[float]]:
-    """Contexts written and asked by memwrite and by the authors' code, without training; to be called in a fresh process."""
+    """Return the seconds of a write and a read by memwrite and by the authors' code, without training; to be called in a fresh process."""
     torch.set_num_threads(1)
     memory = second_order.memory_of(steps).eval()
     batch = second_order.batch_of(memory)
@@ -146,17 +146,23 @@ def answering(steps: int, rounds: int) -> dict[str, list[float]]:
 
 
 def training(rounds: int) -> Iterator[Row]:
-    """A training step through K inner steps: time and peak memory, every way in a process of its own."""
-    known = official.CHECKOUT in os.environ
+    """Measure time and peak memory of a training step through K inner steps, every way in a process of its own."""
+    has_official = official.CHECKOUT in os.environ
     for steps in (1, 2, 5):
-        ways = [*(["official"] if known else []), *second_order.WAYS]
+        ways = [*(["official"] if has_official else []), *second_order.WAYS]
         costs = {way: alone(second_order.training_step, way, steps, rounds) for way in ways}
         base = costs[ways[0]]
         for way in ways[1:]:
             what = f"K={steps}, {way.removeprefix('memwrite, ').replace('memwrite', 'as it is')}"
-            baseline, apart = OFFICIAL if known else ORACLE, abs(costs[way].loss - base.loss)
+            baseline = OFFICIAL if has_official else ORACLE
+            difference = abs(costs[way].loss - base.loss)
             row = compared(
-                "training step", what, baseline, costs[way].rounds, base.rounds, apart=apart
+                "training step",
+                what,
+                baseline,
+                costs[way].rounds,
+                base.rounds,
+                difference=difference,
             )
             yield row
             used, instead = costs[way].bytes / 2**20, base.bytes / 2**20
@@ -168,32 +174,32 @@ def training(rounds: int) -> Iterator[Row]:
 
 @torch.no_grad()
 def reads(rounds: int) -> Iterator[Row]:
-    """The first token of an answer, from a memory and from the context read again by transformers."""
+    """Time the first token of an answer, from a memory and from the context read again by transformers."""
     memory = Memory.from_config(reading.CONFIG)
     memory.prefills = PrefillCache()
     for length in (256, 1024, 4096):
         runs = reading.ways(memory, length)
-        found = in_turn(runs, 3 * rounds, time.perf_counter)
+        seconds = in_turn(runs, 3 * rounds, time.perf_counter)
         yield compared(
             "read",
             f"first token, context of {length:,} tokens",
             "context read again",
-            found["asked"],
-            found["reread"],
+            seconds["asked"],
+            seconds["reread"],
         )
 
 
 def stores(rounds: int) -> Iterator[Row]:
-    """Documents into a store, and one memory among many."""
+    """Time documents written into a store, and one memory read among many."""
     memory, memories = Memory.from_config(storing.MODEL), 100_000
     with tempfile.TemporaryDirectory() as name:
-        found = storing.bulk(memory, Path(name), rounds)
+        seconds = storing.bulk(memory, Path(name), rounds)
         yield compared(
             "store",
             f"{storing.DOCUMENTS:,} documents written and kept, in batches",
             "one at a time",
-            found["batches"],
-            found["one at a time"],
+            seconds["batches"],
+            seconds["one at a time"],
         )
         kept = storing.keeping(memory, Path(name), memories)
         yield compared(
@@ -205,7 +211,7 @@ def stores(rounds: int) -> Iterator[Row]:
         )
 
 
-def _apart(ours: Tensor, theirs: Tensor) -> float:
+def _difference(ours: Tensor, theirs: Tensor) -> float:
     return (ours - theirs).abs().max().item()
 
 

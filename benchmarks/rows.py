@@ -23,7 +23,7 @@ class Row:
         ours: seconds or bytes.
         theirs: seconds or bytes.
         unit: "s" or "MB".
-        apart: the largest difference between both results; None where they are not numbers.
+        difference: the largest difference between both results; None where they are not numbers.
     """
 
     part: str
@@ -33,18 +33,18 @@ class Row:
     ours: float
     theirs: float
     unit: str = "s"
-    apart: float | None = None
+    difference: float | None = None
 
 
 def compared(
     part: str, what: str, baseline: str, ours: list[float], theirs: list[float], **extra: Any
 ) -> Row:
-    """A row of seconds."""
+    """Return a row that compares seconds."""
     return Row(part, what, baseline, ratio(theirs, ours), median(ours), median(theirs), **extra)
 
 
 def table(rows: list[Row], about: str) -> str:
-    """The report as Markdown."""
+    """Return the report as Markdown."""
     lines = [
         "# The benchmark of record",
         "",
@@ -52,14 +52,14 @@ def table(rows: list[Row], about: str) -> str:
         "core, except for the documents. \"Times as long\" is how many times as long the baseline took: the "
         "median of the rounds, with quartiles. \"Oracle\" is the plain loop in this repository or, where there "
         "is none, the plain way through the graph. \"Official code\" is the authors' own, from checkouts that "
-        "`MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Apart\" is the largest difference "
+        "`MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Difference\" is the largest one "
         "between the two results. `make bench` made this page.",
         "",
         about,
         "",
         "![Ratios and their quartiles](benchmarks/ratios.png)",
         "",
-        "| part | memwrite | beside | times as long | ours | theirs | apart |",
+        "| part | memwrite | beside | times as long | ours | theirs | difference |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in rows:
@@ -68,16 +68,16 @@ def table(rows: list[Row], about: str) -> str:
             if row.times.low < row.times.high
             else ""
         )
-        apart = "" if row.apart is None else f"{row.apart:.0e}"
+        difference = "" if row.difference is None else f"{row.difference:.0e}"
         lines.append(
             f"| {row.part} | {row.what} | {row.baseline} | {_number(row.times.median)}{spread} | "
-            f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {apart} |"
+            f"{_amount(row.ours, row.unit)} | {_amount(row.theirs, row.unit)} | {difference} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _number(number: float) -> str:
-    """Three digits, and never an exponent."""
+    """Format with three digits, and never with an exponent."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
@@ -88,7 +88,7 @@ def _amount(amount: float, unit: str) -> str:
 
 
 def plot(rows: list[Row], path: Path) -> None:
-    """Every ratio with its quartiles, on one logarithmic axis."""
+    """Plot every ratio with its quartiles, on one logarithmic axis."""
     figure = Figure(figsize=(10, 0.9 + 0.22 * len(rows)), layout="constrained")
     axes = figure.subplots()
     places = range(len(rows), 0, -1)

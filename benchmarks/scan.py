@@ -30,7 +30,7 @@ Work = Callable[[], None]
 
 
 def inputs_of(rank: int, tokens: int) -> list[Tensor]:
-    """δ-mem's, of one sequence and one head: unit queries and keys, coupled gates for every row of S, float32."""
+    """Return inputs as in δ-mem, of one sequence and one head: unit queries and keys, coupled gates for every row of S, float32."""
     generator = torch.Generator().manual_seed(0)
     queries, keys, values, score = torch.randn(4, 1, tokens, 1, rank, generator=generator)
     score = score - 1.5
@@ -41,7 +41,7 @@ def inputs_of(rank: int, tokens: int) -> list[Tensor]:
 
 
 def official(folder: str) -> Run:
-    """The authors' loop, which takes no head axis."""
+    """Return the authors' loop, which takes no head axis."""
     sys.path.insert(0, folder)
     from deltamem.core.delta_impl import DeltaMemAttention  # type: ignore[import-not-found]
 
@@ -56,8 +56,8 @@ def official(folder: str) -> Run:
     return run
 
 
-def in_pieces(run: Run, inputs: Sequence[Tensor]) -> tuple[Work, Work]:
-    """Forward without a graph, and forward and backward."""
+def works_of(run: Run, inputs: Sequence[Tensor]) -> tuple[Work, Work]:
+    """Return two works: forward without a graph, and forward and backward."""
     leaves = [x.clone().requires_grad_() for x in inputs]
 
     def forward() -> None:
@@ -72,7 +72,7 @@ def in_pieces(run: Run, inputs: Sequence[Tensor]) -> tuple[Work, Work]:
 
 
 def algorithms() -> dict[str, Run]:
-    """The loops first."""
+    """Return all algorithms by name, the loops first."""
     runs: dict[str, Run] = {"loop": naive.scan}
     if CHECKOUT in os.environ:
         runs["δ-mem's loop"] = official(os.environ[CHECKOUT])
@@ -82,13 +82,13 @@ def algorithms() -> dict[str, Run]:
 
 
 def measure(rank: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
-    """A row of the table for each algorithm; the loop comes first."""
+    """Return a row of the table for each algorithm; the loop comes first."""
     inputs = inputs_of(rank, tokens)
     expected, _ = naive.scan(*(x.double() for x in inputs))
     runs = algorithms()
-    pieces = {name: in_pieces(run, inputs) for name, run in runs.items()}
-    forward = in_turn({name: piece[0] for name, piece in pieces.items()}, rounds)
-    both = in_turn({name: piece[1] for name, piece in pieces.items()}, rounds)
+    works = {name: works_of(run, inputs) for name, run in runs.items()}
+    forward = in_turn({name: work[0] for name, work in works.items()}, rounds)
+    both = in_turn({name: work[1] for name, work in works.items()}, rounds)
     return [
         {
             "rank": rank,
@@ -105,7 +105,9 @@ def measure(rank: int, tokens: int, rounds: int) -> list[dict[str, Any]]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Each runs all, in turn.")
+@click.option(
+    "--rounds", default=5, show_default=True, help="Rounds; in each, all algorithms take a turn."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def main(rounds: int, as_json: bool) -> None:
     """Time the scan and compare it with the float64 oracle."""

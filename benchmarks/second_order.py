@@ -52,7 +52,7 @@ WAYS: dict[str, tuple[dict[str, Any], int]] = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one training step: CPU seconds in every round, peak memory above that of the model, and the loss."""
+    """The cost of one training step: CPU seconds in every round, peak memory above that of the model, and the loss."""
 
     rounds: list[float]
     bytes: int
@@ -60,12 +60,12 @@ class Cost:
 
     @property
     def seconds(self) -> float:
-        """Median."""
+        """The median over rounds."""
         return median(self.rounds)
 
 
 def memory_of(steps: int, run: str | None = None, **params: Any) -> Memory:
-    """The paper's writer with K = `steps`, from seed 0, or with the model, slots and head of a run of its kind."""
+    """Return the paper's writer with K = `steps`, from seed 0, or with the model, slots and head of a run of its kind."""
     trained = None if run is None else Memory.from_config(run)
     writer = {"slots": SLOTS, "steps": steps, "lr": 0.04, "write_head": True}
     backbone = {
@@ -91,14 +91,14 @@ def memory_of(steps: int, run: str | None = None, **params: Any) -> Memory:
 
 
 def batch_of(memory: Memory) -> Batch:
-    """Contexts with one query each."""
+    """Return a batch of contexts with one query each."""
     drawn = KeyValueTask(KeyValueConfig(pairs=PAIRS), memory.backbone.tokenizer).training(BATCH, 0)
     examples = [drawn[index] for index in range(BATCH)]
     return collate([Example(e.context, e.queries[:1], e.labels[:1]) for e in examples])["batch"]
 
 
 def parts_of(batch: Batch, count: int) -> list[Batch]:
-    """As many batches of the same rows."""
+    """Return `count` batches of equal size that make up `batch`."""
     rows = [slice(start, start + BATCH // count) for start in range(0, BATCH, BATCH // count)]
     return [Batch(batch.context.rows(r), batch.queries.rows(r), batch.labels[r]) for r in rows]
 
@@ -117,23 +117,23 @@ def training_step(way: str, steps: int, rounds: int, run: str | None = None) -> 
 
     def step() -> float:
         model.zero_grad()
-        found = 0.0
+        total = 0.0
         for batch in batches:
             value = loss(batch) / parts
             value.backward()
-            found += float(value.detach())
-        return found
+            total += float(value.detach())
+        return total
 
     if way != "official":
         step = tuned_cpu()(step)  # as `memwrite train` does
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = step()  # and the first call, which does not count
+    loss_value = step()  # also the first call, which is not timed
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return Cost(in_turn({way: step}, rounds)[way], peak * 1024, found)
+    return Cost(in_turn({way: step}, rounds)[way], peak * 1024, loss_value)
 
 
 def inference(steps: int, rounds: int, run: str | None = None) -> dict[str, list[float]]:
-    """CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
+    """Return the CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
     torch.set_num_threads(1)
     memory = memory_of(steps, run).eval().requires_grad_(False)
     context = batch_of(memory).context
@@ -153,28 +153,28 @@ def inference(steps: int, rounds: int, run: str | None = None) -> dict[str, list
 
 
 def alone(work: Callable[..., Any], *arguments: Any) -> Any:
-    """`work(*arguments)` in a fresh process."""
+    """Return `work(*arguments)`, called in a fresh process."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *arguments).result()
 
 
 @click.command()
 @click.option("--steps", default="1,2,5", help="Numbers K of inner steps.")
-@click.option("--rounds", default=5, help="Steps measured, of which the median counts.")
+@click.option("--rounds", default=5, help="Training steps to measure; the median counts.")
 @click.option("--run", help="Folder of a trained run without n-grams; its weights are used.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(steps: str, rounds: int, run: str | None, as_json: bool) -> None:
-    """Time and memory of a training step, and time of a write."""
-    known = CHECKOUT in os.environ
-    ways = [*(["official"] if known else []), *WAYS]
+    """Print time and memory of a training step, and the time of a write."""
+    has_official = CHECKOUT in os.environ
+    ways = [*(["official"] if has_official else []), *WAYS]
     rows = []
     for count in map(int, steps.split(",")):
         costs: dict[str, Cost] = {
             way: alone(training_step, way, count, rounds, run) for way in ways
         }
         base = costs[ways[0]]
-        found = alone(inference, count, rounds, run)
-        written = ratio(found["write"], found["bare"]).median
+        seconds = alone(inference, count, rounds, run)
+        written = ratio(seconds["write"], seconds["bare"]).median
         for way, cost in costs.items():
             row = {
                 "K": count,
@@ -192,7 +192,7 @@ def main(steps: str, rounds: int, run: str | None, as_json: bool) -> None:
                     f"{row['megabytes']:7.0f} MB {row['memory']:5.2f}x  loss {cost.loss:.6f}"
                 )
         rows.append(
-            {"K": count, "way": "write", "seconds": median(found["write"]), "time": written}
+            {"K": count, "way": "write", "seconds": median(seconds["write"]), "time": written}
         )
         if not as_json:
             click.echo(f"K={count} a write at inference, of the bare passes: {written:.2f}x")

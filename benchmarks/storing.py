@@ -36,10 +36,10 @@ DOCUMENTS, ROUNDS, READS, AT_ONCE = 1000, 3, 500, 1000
 
 
 def bulk(memory: Memory, folder: Path, rounds: int) -> dict[str, list[float]]:
-    """Seconds for all documents, in "batches" and "one at a time", in every round."""
-    draw = random.Random(0)
+    """Return the seconds for all documents, in "batches" and "one at a time", in every round."""
+    rng = random.Random(0)
     texts = {
-        str(i): "|".join("".join(draw.choices(ALPHABET, k=5)) for _ in range(draw.randint(4, 16)))
+        str(i): "|".join("".join(rng.choices(ALPHABET, k=5)) for _ in range(rng.randint(4, 16)))
         for i in range(DOCUMENTS)
     }
     path = folder / "docs.jsonl"
@@ -60,7 +60,7 @@ def bulk(memory: Memory, folder: Path, rounds: int) -> dict[str, list[float]]:
 
 
 def keeping(memory: Memory, folder: Path, memories: int) -> dict[str, Any]:
-    """Bytes of a store of so many, and seconds to read ("read") and put ("put") one of them, and a state file ("file")."""
+    """Return the bytes of each entry, and the seconds to "read" and "put" one entry and to read a state "file"."""
     shape = memory.writer.spec.shapes["memory"]
     rows = MemoryState(memory.writer.spec, {"memory": torch.randn(AT_ONCE, *shape)})
     one, path = rows.rows(slice(0, 1)), folder / "one.safetensors"
@@ -68,16 +68,16 @@ def keeping(memory: Memory, folder: Path, memories: int) -> dict[str, Any]:
     with Store(folder / "store.db") as store:
         for start in range(0, memories, AT_ONCE):
             store.put_rows([f"user-{i}" for i in range(start, start + AT_ONCE)], memory, rows)
-        draw = random.Random(1)
-        key = partial(draw.randrange, memories)
+        rng = random.Random(1)
+        key = partial(rng.randrange, memories)
         runs = {
             "read": lambda: store.get(f"user-{key()}", memory),
             "put": lambda: store.put(f"user-{key()}", memory, one),
             "file": lambda: load_state(path),
         }
-        found = in_turn(runs, READS, time.perf_counter)
+        seconds = in_turn(runs, READS, time.perf_counter)
         each = (folder / "store.db").stat().st_size / store.size().memories
-    return {"bytes_each": each, **found}
+    return {"bytes_each": each, **seconds}
 
 
 def main() -> None:

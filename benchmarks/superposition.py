@@ -23,11 +23,11 @@ from memwrite.tasks.key_value import ALPHABET, KeyValueConfig, KeyValueTask
 
 
 def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
-    """The share of values, of `length` characters each, of which every character is the answer."""
-    right, drawn = 0, torch.Generator().manual_seed(0)
+    """Return the share of values, of `length` characters each, of which every character is answered right."""
+    right, rng = 0, torch.Generator().manual_seed(0)
     for _ in range(trials):
-        codes = torch.randn(pairs * length, len(ALPHABET), numbers, generator=drawn)
-        values = torch.randint(len(ALPHABET), (pairs * length, 1), generator=drawn)
+        codes = torch.randn(pairs * length, len(ALPHABET), numbers, generator=rng)
+        values = torch.randint(len(ALPHABET), (pairs * length, 1), generator=rng)
         memory = codes.take_along_dim(values[..., None], 1).sum((0, 1))
         exact = (codes @ memory).argmax(1, keepdim=True) == values
         right += int(exact.view(pairs, length).all(1).sum())
@@ -35,10 +35,10 @@ def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
 
 
 def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
-    """(contexts, characters, numbers): the gradient of each value's character, of length one."""
+    """Return the gradient of each value's characters, scaled to length one, as (contexts, characters, numbers)."""
     assert memory.config.task is not None
     task = KeyValueTask(KeyValueConfig(**memory.config.task.params), memory.backbone.tokenizer)
-    examples, found = task.fresh(contexts, seed), []
+    examples, gradients = task.fresh(contexts, seed), []
     for index in range(contexts):
         context = collate([examples[index]])["batch"].context
         slots = memory.writer.init(1)["memory"].detach().requires_grad_()
@@ -49,12 +49,12 @@ def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
         starts = (context.ids[0] == memory.backbone.tokenizer.encode(":")[0]).nonzero() + 1
         places = (starts + torch.arange(task.config.value_length)).flatten()
         rows = [torch.autograd.grad(nll[place], slots, retain_graph=True)[0] for place in places]
-        found.append(F.normalize(torch.stack(rows).flatten(1), dim=1))
-    return torch.stack(found)
+        gradients.append(F.normalize(torch.stack(rows).flatten(1), dim=1))
+    return torch.stack(gradients)
 
 
 def spread(codes: Tensor) -> tuple[float, float]:
-    """Root mean square of the inner products of two of a context, and the participation ratio of all."""
+    """Return the root mean square of the inner products within a context, and the participation ratio of all codes."""
     products = codes @ codes.mT
     others = ~torch.eye(codes.shape[1], dtype=torch.bool)
     power = torch.linalg.svdvals(codes.flatten(0, 1)).square()
@@ -64,12 +64,14 @@ def spread(codes: Tensor) -> tuple[float, float]:
 
 
 @click.command()
-@click.option("--pairs", default="8,16,32,48,64", help="As in 16,32.")
-@click.option("--numbers", default=1024, help="Of the memory.")
-@click.option("--length", default=2, help="Of a value, in characters.")
+@click.option("--pairs", default="8,16,32,48,64", help="Numbers of pairs, as in 16,32.")
+@click.option("--numbers", default=1024, help="Numbers in the memory.")
+@click.option("--length", default=2, help="Characters of a value.")
 @click.option("--trials", default=64, help="Contexts drawn for each count of pairs.")
-@click.option("--run", type=click.Path(exists=True, path_type=Path), help="A gradient writer's.")
-@click.option("--contexts", default=16, help="Of the run's task.")
+@click.option(
+    "--run", type=click.Path(exists=True, path_type=Path), help="Run folder of a gradient writer."
+)
+@click.option("--contexts", default=16, help="Contexts of the run's task.")
 def main(
     pairs: str, numbers: int, length: int, trials: int, run: Path | None, contexts: int
 ) -> None:

@@ -46,11 +46,11 @@ Curve = list[tuple[float, float]]
 
 
 def ours(seed: int) -> Curve:
-    """memwrite's own, to the end of its config; to be called in a fresh process."""
+    """Return the curve of memwrite's recipe, to the end of its config; to be called in a fresh process."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [f"seed={seed}", f"training.out={folder}/run", f"training.until={GOAL}"]
-        train(CONFIG, wanted)
+        overrides = [f"seed={seed}", f"training.out={folder}/run", f"training.until={GOAL}"]
+        train(CONFIG, overrides)
         log = Path(folder, "run", "log.jsonl").read_text().splitlines()
     return [
         (e["cpu_seconds"], e["eval_exact_match"])
@@ -60,7 +60,7 @@ def ours(seed: int) -> Curve:
 
 
 def theirs(init: float, rate: float, warmup: int, seed: int, seconds: float) -> Curve:
-    """The authors' code; to be called in a fresh process."""
+    """Return the curve of the authors' code; to be called in a fresh process."""
     torch.set_num_threads(1)
     memory = _start(init, seed)
     model = official_model(memory)
@@ -69,16 +69,16 @@ def theirs(init: float, rate: float, warmup: int, seed: int, seconds: float) -> 
     optimizer = AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     warming = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min((n + 1) / warmup, 1.0))
     curve: Curve = []
-    begun = time.process_time()
+    start = time.process_time()
     for step, batch in enumerate(_batches(task.training(1_000_000, seed)), 1):
         optimizer.zero_grad()
         outputs(model, batch)["loss"].backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         warming.step()
-        if step % EVERY == 0 or time.process_time() - begun > seconds:
+        if step % EVERY == 0 or time.process_time() - start > seconds:
             recalled = _recalled(model, held_out)
-            curve.append((time.process_time() - begun, recalled))
+            curve.append((time.process_time() - start, recalled))
             if recalled >= GOAL or curve[-1][0] > seconds:
                 break
     return curve
@@ -105,7 +105,7 @@ def _start(init: float, seed: int) -> Memory:
 
 
 def _batches(examples: Examples) -> Iterator[Batch]:
-    """One query a context, each time another's turn."""
+    """Yield batches with one query per context, the next one in every context."""
     for start in range(0, len(examples), BATCH):
         rows = []
         for index in range(start, start + BATCH):
@@ -115,21 +115,21 @@ def _batches(examples: Examples) -> Iterator[Batch]:
 
 
 def _recalled(model: Any, batches: list[Batch]) -> float:
-    """Exact match; their write needs gradients even then."""
+    """Return the exact match; the authors' write needs gradients even here."""
     right = []
     for batch in batches:
         labels = batch.labels[:, 0]
-        found = outputs(model, batch)["predictions"][:, :-1].argmax(-1)
-        right.append(((found == labels) | (labels == IGNORED)).all(1))
+        predicted = outputs(model, batch)["predictions"][:, :-1].argmax(-1)
+        right.append(((predicted == labels) | (labels == IGNORED)).all(1))
     return float(torch.cat(right).float().mean())
 
 
 @click.command()
 @click.option("--seconds", default=1200.0, help="CPU seconds for each of the official recipes.")
-@click.option("--seeds", default="0", help="As in 0,1,2.")
+@click.option("--seeds", default="0", help="Seeds, as in 0,1,2.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def main(seconds: float, seeds: str, as_json: bool) -> None:
-    """What each recipe recalls after how many CPU seconds."""
+    """Print what each recipe recalls after how many CPU seconds."""
     rows = []
     for seed in map(int, seeds.split(",")):
         curves = {"memwrite": alone(ours, seed)}
@@ -140,8 +140,8 @@ def main(seconds: float, seeds: str, as_json: bool) -> None:
             reached = next((spent for spent, recalled in curve if recalled >= GOAL), None)
             rows.append({"recipe": name, "seed": seed, "seconds": reached, "curve": curve})
             if not as_json:
-                told = "  ".join(f"{spent:.0f} s {recalled:.1%}" for spent, recalled in curve)
-                click.echo(f"{name}, seed {seed}: {told}")
+                points = "  ".join(f"{spent:.0f} s {recalled:.1%}" for spent, recalled in curve)
+                click.echo(f"{name}, seed {seed}: {points}")
     if as_json:
         click.echo(json.dumps({"torch": torch.__version__, "rows": rows}))
 

@@ -1,4 +1,4 @@
-"""Time of things that run in turn, and the ratio of two of them with its spread."""
+"""Timing of runs that take turns, and the ratio of two of them with its spread."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """By how many times one thing takes longer than another: median of the rounds, and their quartiles."""
+    """How many times as long one run takes as another: the median over rounds, and the quartiles."""
 
     median: float
     low: float
@@ -21,7 +21,7 @@ class Ratio:
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
-    """Of things that ran in turn."""
+    """Return the ratio of the times of two runs, from `in_turn`."""
     rounds = sorted(a / b for a, b in zip(slow, fast, strict=True))
     quarter = len(rounds) // 4
     return Ratio(statistics.median(rounds), rounds[quarter], rounds[-1 - quarter])
@@ -32,15 +32,15 @@ def in_turn(
     rounds: int,
     clock: Callable[[], float] = time.process_time,
 ) -> dict[str, list[float]]:
-    """Seconds of each in every round, after one round that does not count.
+    """Return the seconds of each run in every round, after one round that does not count.
 
     By default they are CPU seconds of this process, which other work on the machine disturbs less.
     """
-    found: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(rounds + 1):
         for name, run in runs.items():
-            begun = clock()
+            start = clock()
             run()
             if turn:
-                found[name].append(clock() - begun)
-    return found
+                seconds[name].append(clock() - start)
+    return seconds

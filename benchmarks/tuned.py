@@ -1,8 +1,8 @@
-"""What `tuned_cpu` spares in a training step of a trained gradient writer, on one core.
+"""What `tuned_cpu` saves in a training step of a trained gradient writer, on one core.
 
     python benchmarks/tuned.py
 
-The model is models/gradmem-kv-32-k1to5-0, asked for every pair of 24 contexts. With and without run in processes of their own.
+The model is models/gradmem-kv-32-k1to5-0, queried for every pair of 24 contexts. Each way runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BATCH = 24
 
 
 def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
-    """CPU seconds; to be called in a fresh process."""
+    """Return the CPU seconds of each step; to be called in a fresh process."""
     torch.set_num_threads(1)
     one = ["writer.params.steps=1", "writer.params.most_steps=null"]
     memory = Memory.from_config(MODEL, one).train()
@@ -42,10 +42,10 @@ def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
 
 
 @click.command()
-@click.option("--pairs", default="16,32", help="As in 16,32.")
-@click.option("--rounds", default=5, help="Steps measured.")
+@click.option("--pairs", default="16,32", help="Numbers of pairs, as in 16,32.")
+@click.option("--rounds", default=5, help="Steps to measure.")
 def main(pairs: str, rounds: int) -> None:
-    """How many times as long a step takes without."""
+    """Print how many times as long a step takes without `tuned_cpu`."""
     for count in map(int, pairs.split(",")):
         without, tuned = (alone(training_step, count, way, rounds) for way in (False, True))
         click.echo(f"{count} pairs: {ratio(without, tuned)}")

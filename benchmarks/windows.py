@@ -1,9 +1,9 @@
-"""What `writer.params.window` spares: a context in pieces beside the whole of it, in one run on one core.
+"""What `writer.params.window` saves: a context in blocks beside the whole of it, in one run on one core.
 
     python benchmarks/windows.py
 
-The model is models/gradmem-kv-64-k5-0 with two steps and contexts longer than it was trained for. A training step asks for
-every pair; a write is one of inference.
+The model is models/gradmem-kv-64-k5-0 with two steps and contexts longer than it was trained for. A training step queries
+every pair; a write is one at inference.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BATCH = 4
 
 
 def memory_of(window: int | None) -> Memory:
-    """The model with more positions, which writes in pieces of so many tokens, or contexts whole."""
+    """Return the model with more positions, which writes in blocks of `window` tokens, or whole contexts for None."""
     params = {"steps": 2, "most_steps": "null", "window": window or "null"}
     changed = [POSITIONS, *(f"writer.params.{name}={value}" for name, value in params.items())]
     memory = Memory.from_config(MODEL / "config.yaml", changed)
@@ -37,13 +37,13 @@ def memory_of(window: int | None) -> Memory:
 
 
 def batch_of(memory: Memory, pairs: int) -> Batch:
-    """Contexts of so many pairs, all asked for."""
+    """Return contexts of that many pairs, all of them queried."""
     drawn = KeyValueTask(KeyValueConfig(pairs=pairs), memory.backbone.tokenizer).training(BATCH, 0)
     return collate([drawn[index] for index in range(BATCH)])["batch"]
 
 
 def seconds(pairs: int, window: int | None, rounds: int) -> tuple[list[float], list[float]]:
-    """CPU seconds of training steps and of writes; to be called in a fresh process."""
+    """Return the CPU seconds of training steps and of writes; to be called in a fresh process."""
     torch.set_num_threads(1)
     memory = memory_of(window)
     batch = batch_of(memory, pairs)
@@ -58,19 +58,19 @@ def seconds(pairs: int, window: int | None, rounds: int) -> tuple[list[float], l
 
     ways: dict[str, Callable[[], object]] = {"train": train, "write": write}
     with tuned_cpu():
-        found = in_turn(ways, rounds)
-    return found["train"], found["write"]
+        times = in_turn(ways, rounds)
+    return times["train"], times["write"]
 
 
 @click.command()
-@click.option("--pairs", default="32,64,128,256", help="As in 32,64.")
-@click.option("--window", default=64, help="Tokens of a piece.")
-@click.option("--rounds", default=3, help="Measured of each.")
+@click.option("--pairs", default="32,64,128,256", help="Numbers of pairs, as in 32,64.")
+@click.option("--window", default=64, help="Tokens of a block.")
+@click.option("--rounds", default=3, help="Rounds to measure.")
 def main(pairs: str, window: int, rounds: int) -> None:
-    """How many times as long whole contexts take."""
+    """Print how many times as long whole contexts take."""
     for count in map(int, pairs.split(",")):
-        whole, pieces = (alone(seconds, count, way, rounds) for way in (None, window))
-        train, write = (ratio(slow, fast) for slow, fast in zip(whole, pieces, strict=True))
+        whole, blocks = (alone(seconds, count, way, rounds) for way in (None, window))
+        train, write = (ratio(slow, fast) for slow, fast in zip(whole, blocks, strict=True))
         click.echo(f"{count} pairs: a training step {train}, a write {write}")
 
 

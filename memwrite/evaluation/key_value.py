@@ -80,6 +80,11 @@ class KeyValueEvaluation:
         """Bits recalled per number of the state; None for a state without numbers."""
         return self.bits / self.state_floats if self.state_floats else None
 
+    @property
+    def bits_gained_per_float(self) -> float | None:
+        """Bits gained per number of the state; None for a state without numbers."""
+        return self.bits_gained / self.state_floats if self.state_floats else None
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain data."""
         return {

@@ -18,7 +18,7 @@ from memwrite_bench.cli import bench
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.config import Config, load_config
-from memwrite.evaluation import key_value as kv
+from memwrite.evaluation.key_value import KeyValueEvaluation
 from memwrite.evaluation.scores import Scores, wilson
 
 CONFIG: dict[str, Any] = {
@@ -76,29 +76,29 @@ def fake_result(cell: Cell, exact: float = 0.5, outcome: Any = "measured") -> Me
     """As if `exact` of 100 independent answers had been right."""
     scores = Scores(exact, wilson(exact, 100), 100, exact, exact, exact)
     none = replace(scores, exact_match=0.0, binding=None)
-    recall = kv.KeyValueEvaluation(
+    recall = KeyValueEvaluation(
         cell.contexts, cell.pairs, 2, 32, 128, 5.0, scores, none, none, None
     )
-    spent = Cost(Seconds(1, 0.25, 0.5, None, None), Seconds(4, 0.5, 1.0, 0.25, 2.0), 999)
-    told = (recall, spent) if outcome == "measured" else (None, None)
+    cost = Cost(Seconds(1, 0.25, 0.5, None, None), Seconds(4, 0.5, 1.0, 0.25, 2.0), 999)
+    measured = (recall, cost) if outcome == "measured" else (None, None)
     place = (cell.run.fingerprint, cell.pairs, cell.steps, cell.seed, cell.contexts)
-    return Measured(*place, outcome, "" if outcome == "measured" else "so it is", *told, "here")
+    return Measured(*place, outcome, "" if outcome == "measured" else "a reason", *measured, "here")
 
 
 def any_result(cell: Cell) -> Measured:
     """Figures all different from each other, or a failure."""
-    chance = random.Random(cell.name)
+    rng = random.Random(cell.name)
 
     def scores() -> Scores:
-        drawn = [chance.random() for _ in range(4)]
+        drawn = [rng.random() for _ in range(4)]
         return Scores(drawn[0], wilson(drawn[0], 100), 100, *drawn[1:])
 
     def seconds(batch: int) -> Seconds:
-        return Seconds(batch, *(chance.lognormvariate(-3, 2) for _ in range(4)))
+        return Seconds(batch, *(rng.lognormvariate(-3, 2) for _ in range(4)))
 
-    outcome = chance.choices(["measured", "too long", "diverged"], [8, 1, 1])[0]
-    sizes = (cell.contexts, cell.pairs, 2, chance.randrange(9**6), chance.randrange(9**6))
-    recall = kv.KeyValueEvaluation(*sizes, 9 * chance.random(), *(scores() for _ in range(4)))
-    spent = Cost(seconds(1), seconds(chance.randrange(2, 99)), chance.randrange(9**8))
-    found = fake_result(cell, 0, outcome)
-    return replace(found, recall=recall, cost=spent) if found.recall else found
+    outcome = rng.choices(["measured", "too long", "diverged"], [8, 1, 1])[0]
+    sizes = (cell.contexts, cell.pairs, 2, rng.randrange(9**6), rng.randrange(9**6))
+    recall = KeyValueEvaluation(*sizes, 9 * rng.random(), *(scores() for _ in range(4)))
+    cost = Cost(seconds(1), seconds(rng.randrange(2, 99)), rng.randrange(9**8))
+    result = fake_result(cell, 0, outcome)
+    return replace(result, recall=recall, cost=cost) if result.recall else result

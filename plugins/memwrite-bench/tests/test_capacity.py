@@ -30,7 +30,7 @@ from memwrite_bench.capacity.runs import Run, open_runs, training_digest
 from memwrite import Memory
 from memwrite.config import load_config, to_dict
 from memwrite.errors import InputError
-from memwrite.evaluation import key_value as kv
+from memwrite.evaluation.key_value import evaluate
 from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 
 
@@ -45,16 +45,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_a_cell_is_what_the_evaluation_says_and_what_the_tensors_weigh(runs: list[Path]) -> None:
     [run] = open_runs(runs[:1])
     memory = run.memory(1)
-    found = measure(Cell(run, 3, 1, seed=5, contexts=4), memory)
+    result = measure(Cell(run, 3, 1, seed=5, contexts=4), memory)
     fresh = KeyValueTask(KeyValueConfig(pairs=3), memory.backbone.tokenizer).fresh(4, 5)
-    assert found.outcome == "measured"
-    assert found.recall == kv.evaluate(memory, fresh)
-    assert (found.recall.state_floats, found.recall.state_bytes) == (32, 128)
-    assert found.cost is not None
+    assert result.outcome == "measured"
+    assert result.recall == evaluate(memory, fresh)
+    assert (result.recall.state_floats, result.recall.state_bytes) == (32, 128)
+    assert result.cost is not None
     length = len(fresh[0].context)
-    assert found.cost.kv_bytes == 2 * length * 16 * 4 + length + 8
-    assert (found.cost.single.batch, found.cost.batched.batch) == (1, 4)
-    for seconds in (found.cost.single, found.cost.batched):
+    assert result.cost.kv_bytes == 2 * length * 16 * 4 + length + 8
+    assert (result.cost.single.batch, result.cost.batched.batch) == (1, 4)
+    for seconds in (result.cost.single, result.cost.batched):
         assert all(value and 0 < value < 60 for value in to_dict(seconds).values())
 
 
@@ -73,19 +73,19 @@ def test_steps_are_those_asked_for(runs: list[Path]) -> None:
 def test_too_long_is_said_and_not_dropped(runs: list[Path], pairs: int, reason: str) -> None:
     """Nine pairs are 64 tokens, and the two slots want positions too; the context alone would fit."""
     [run] = open_runs(runs[:1])
-    found = measure(Cell(run, pairs, 1, 0, 2), run.memory(1))
-    assert (found.outcome, found.recall, found.cost) == ("too long", None, None)
-    assert reason in found.reason
+    result = measure(Cell(run, pairs, 1, 0, 2), run.memory(1))
+    assert (result.outcome, result.recall, result.cost) == ("too long", None, None)
+    assert reason in result.reason
 
 
 def test_a_context_that_fits_without_its_queries_is_measured(runs: list[Path]) -> None:
     """But the full context is not, which needs the positions behind it."""
     [gradient, full] = open_runs([runs[0], runs[3]])
-    found = measure(Cell(gradient, 8, 1, 0, 2), gradient.memory(1))
-    assert found.recall is not None
-    assert found.recall.full_context is None
-    assert found.cost is not None
-    assert (found.cost.kv_bytes, found.cost.single.prefill) == (None, None)
+    result = measure(Cell(gradient, 8, 1, 0, 2), gradient.memory(1))
+    assert result.recall is not None
+    assert result.recall.full_context is None
+    assert result.cost is not None
+    assert (result.cost.kv_bytes, result.cost.single.prefill) == (None, None)
     assert measure(Cell(full, 8, None, 0, 2), full.memory(None)).outcome == "too long"
 
 
@@ -93,10 +93,10 @@ def test_divergence_is_a_result(tmp_path: Path) -> None:
     params = {"slots": 2, "steps": 3, "lr": 1e38, "init_std": 1e-4}
     writer = {"name": "gradient", "params": params}
     [run] = open_runs([save(tmp_path / "wild", writer=writer)])
-    found = measure(Cell(run, 2, 3, 0, 4), run.memory(3))
-    assert (found.outcome, found.recall, found.cost) == ("diverged", None, None)
-    assert "diverged at step 1" in found.reason
-    assert Measured.from_dict(json.loads(cells.as_json(found))) == found
+    result = measure(Cell(run, 2, 3, 0, 4), run.memory(3))
+    assert (result.outcome, result.recall, result.cost) == ("diverged", None, None)
+    assert "diverged at step 1" in result.reason
+    assert Measured.from_dict(json.loads(cells.as_json(result))) == result
 
 
 # ---- runs --------------------------------------------------------------------------------------

@@ -110,7 +110,7 @@ def test_the_page_tells_of_the_runs(made: tuple[Path, Result]) -> None:
 
 def numbers(text: str) -> list[tuple[float, float]]:
     """The numbers in a cell, each with how far it may be off by rounding."""
-    found = []
+    values = []
     for word in text.replace(",", "").replace("(", " ").replace(")", " ").split():
         digits = word.rstrip("%×")
         try:
@@ -120,8 +120,8 @@ def numbers(text: str) -> list[tuple[float, float]]:
         behind = len(digits.partition(".")[2]) if "e" not in digits else 0
         off = max(0.5 * 10**-behind if "." in digits else 0.5, 0.006 * abs(value))
         percent = 100 if word.endswith("%") else 1
-        found.append((value / percent, off / percent * 1.001))
-    return found
+        values.append((value / percent, off / percent * 1.001))
+    return values
 
 
 def test_every_number_in_the_tables_is_one_of_the_json(
@@ -148,10 +148,10 @@ def test_every_number_in_the_tables_is_one_of_the_json(
     assert {len(row["failures"]) for _, row in rows} >= {0, 1}
     for table, names in shown.items():
         assert len(page.tables[table]) == 1 + len(rows)
-        for (group, row), told in zip(rows, page.tables[table][1:], strict=True):
-            assert told[0].startswith(group["label"])
-            assert told[1:3] == [str(row["pairs"]), str(row["steps"])]
-            for name, text in zip(names.split(), told[3:], strict=True):
+        for (group, row), line in zip(rows, page.tables[table][1:], strict=True):
+            assert line[0].startswith(group["label"])
+            assert line[1:3] == [str(row["pairs"]), str(row["steps"])]
+            for name, text in zip(names.split(), line[3:], strict=True):
                 check(row, name, text, 1000 if table == 2 else 1)
 
 
@@ -161,17 +161,17 @@ def check(row: Any, name: str, text: str, per_second: int) -> None:
     if figure is None:
         assert text == ("diverged" if row["diverged"] else "too long")
         return
-    wanted = [figure["interval"][end] for end in ("low", "high")] if name == "interval" else [
+    expected = [figure["interval"][end] for end in ("low", "high")] if name == "interval" else [
         figure["mean"], *([len(row["failures"])] * bool(row["failures"])),
         *([figure["least"], figure["most"]] * (row["measured"] > 1)),
     ]  # fmt: skip
     if name.endswith(("write", "read", "prefill")):
-        wanted = [number * per_second for number in wanted]
+        expected = [number * per_second for number in expected]
         if row["failures"]:
-            wanted[1] /= per_second
-    told = numbers(text)
-    assert len(told) == len(wanted), (name, text, figure)
-    for (value, off), number in zip(told, wanted, strict=True):
+            expected[1] /= per_second
+    values = numbers(text)
+    assert len(values) == len(expected), (name, text, figure)
+    for (value, off), number in zip(values, expected, strict=True):
         assert abs(value - number) <= off, (name, text, figure)
 
 
@@ -185,10 +185,10 @@ def test_the_summary_is_of_the_own_number_of_pairs(made: tuple[Path, Result]) ->
         [row] = [r for r in toy["rows"] if (r["pairs"], r["steps"]) == (2, steps)]
         exact = row["figures"]["exact_match"]
         assert line[1:6] == ["gradient", "2", "N=2, K=1 to 2", str(steps), "32"]
-        wanted = [exact["mean"], exact["least"], exact["most"]]
-        wanted += [exact["interval"]["low"], exact["interval"]["high"]]
-        told = [value for cell in line[6:9] for value, _ in numbers(cell)]
-        assert told == pytest.approx(wanted, abs=0.00051)
+        expected = [exact["mean"], exact["least"], exact["most"]]
+        expected += [exact["interval"]["low"], exact["interval"]["high"]]
+        values = [value for cell in line[6:9] for value, _ in numbers(cell)]
+        assert values == pytest.approx(expected, abs=0.00051)
         assert line[9] == exact["interval"]["over"] == "contexts"
     assert lines[2][9] == "contexts"
 
@@ -269,7 +269,7 @@ def test_help_is_enough() -> None:
 
 
 def test_the_command_is_declared_as_an_entry_point() -> None:
-    """`memwrite bench` is found once this distribution is installed."""
+    """`memwrite bench` is available once this distribution is installed."""
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
     (point,) = project["entry-points"]["memwrite.commands"].items()
     command = EntryPoint(*point, "memwrite.commands").load()

@@ -128,11 +128,11 @@ def test_a_run_with_a_failed_cell_is_counted_and_named() -> None:
     ]
     [group] = summarise(planned, results)
     [two, four] = group.rows
-    assert (two.measured, two.diverged, two.failures) == (2, True, ["toy-s1: diverged: so it is"])
+    assert (two.measured, two.diverged, two.failures) == (2, True, ["toy-s1: diverged: a reason"])
     assert (four.measured, four.diverged, four.failures) == (
         2,
         False,
-        ["toy-s2: too long: so it is"],
+        ["toy-s2: too long: a reason"],
     )
     assert two.figures["exact_match"] is not None
     assert len(two.figures["exact_match"].runs) == 2
@@ -164,23 +164,23 @@ def test_runs_from_one_folder_are_a_group_whatever_seed_its_name_ends_in() -> No
     assert group.name == "from"
 
 
-def test_every_figure_is_told_of_a_cell() -> None:
+def test_every_figure_has_a_place_in_a_result() -> None:
     [cell] = plan([fake_run("toy")], [2], [1], [0], 4)
-    told = {name: spread(name, [[fake_result(cell, 0.25)]]) for name in FIGURES}
-    means = {name: figure.mean for name, figure in told.items() if figure}
+    spreads = {name: spread(name, [[fake_result(cell, 0.25)]]) for name in FIGURES}
+    means = {name: figure.mean for name, figure in spreads.items() if figure}
     assert means["bits_gained_per_float"] == pytest.approx(2 * (2 * math.log2(62) - 5) / 32)
     assert (means["write"], means["batch_write_ratio"], means["batch_read_ratio"]) == (0.25, 2, 0.5)
-    assert told["write_ratio"] is told["context_visible"] is None
+    assert spreads["write_ratio"] is spreads["context_visible"] is None
     assert all(0 <= means[name] <= 1 for name in SHARES & means.keys())
 
 
 @given(st.integers(1, 5000))
 def test_default_pairs(own: int) -> None:
-    found = default_pairs(own)
-    assert own in found
-    assert found == sorted(set(found))
-    assert all(n == own or (n & (n - 1) == 0 and 2 <= n <= 2 * own) for n in found)
-    assert max(found) > own or own == max(found) == 1 or max(found) * 2 > 2 * own
+    pairs = default_pairs(own)
+    assert own in pairs
+    assert pairs == sorted(set(pairs))
+    assert all(n == own or (n & (n - 1) == 0 and 2 <= n <= 2 * own) for n in pairs)
+    assert max(pairs) > own or own == max(pairs) == 1 or max(pairs) * 2 > 2 * own
 
 
 @given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.3))

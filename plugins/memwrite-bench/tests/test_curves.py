@@ -42,25 +42,25 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def test_a_full_square_state() -> None:
     """Width 64, 64 pairs, 64 values; a single pass."""
-    found = {rule: measure_linear(rule, 64, [64]).points[0].exact_match for rule in RULES}
-    assert found[hebbian] == pytest.approx(0.994, abs=0.005)
-    assert found[delta] == pytest.approx(0.863, abs=0.02)
-    assert found[ridge] == pytest.approx(1, abs=0.001)
+    exact = {rule: measure_linear(rule, 64, [64]).points[0].exact_match for rule in RULES}
+    assert exact[hebbian] == pytest.approx(0.994, abs=0.005)
+    assert exact[delta] == pytest.approx(0.863, abs=0.02)
+    assert exact[ridge] == pytest.approx(1, abs=0.001)
 
 
 def test_only_the_delta_rule_forgets_what_was_overwritten() -> None:
     """24 keys of width 64, each written eight times."""
-    found = {rule: measure_linear(rule, 64, [24], rewrites=8).points[0] for rule in RULES}
-    assert found[delta].exact_match == pytest.approx(0.993, abs=0.005)
-    assert found[hebbian].exact_match == pytest.approx(0.155, abs=0.02)
-    assert found[ridge].exact_match == pytest.approx(0.155, abs=0.03)
+    points = {rule: measure_linear(rule, 64, [24], rewrites=8).points[0] for rule in RULES}
+    assert points[delta].exact_match == pytest.approx(0.993, abs=0.005)
+    assert points[hebbian].exact_match == pytest.approx(0.155, abs=0.02)
+    assert points[ridge].exact_match == pytest.approx(0.155, abs=0.03)
 
 
 @pytest.mark.parametrize(("width", "pairs"), [(8, 3.4), (16, 14), (32, 44), (64, 134)])
 def test_pairs_that_a_hebbian_memory_holds(width: int, pairs: float) -> None:
     grid = [round(pairs * part) for part in (0.6, 0.8, 1, 1.2)]
-    found = measure_linear(hebbian, width, grid, trials=100).pairs_at(0.9)
-    assert found == pytest.approx(pairs, rel=0.15)
+    pairs_held = measure_linear(hebbian, width, grid, trials=100).pairs_at(0.9)
+    assert pairs_held == pytest.approx(pairs, rel=0.15)
 
 
 # ---- the measure -------------------------------------------------------------------------------
@@ -209,9 +209,9 @@ class Notebook:
         return WriteOutput(MemoryState(StateSpec("own", {"kept": (20,)}), {"kept": kept}))
 
     def read(self, state: MemoryState, queries: Tokens) -> ReadOutput:
-        kept, asked = state["kept"].long(), queries.ids[..., 2]
-        found = (asked[..., None] == kept[:, None, 1::5]).long().argmax(-1)
-        answers = F.one_hot(kept[:, 3::5].gather(1, found), 70).float()
+        kept, keys = state["kept"].long(), queries.ids[..., 2]
+        places = (keys[..., None] == kept[:, None, 1::5]).long().argmax(-1)
+        answers = F.one_hot(kept[:, 3::5].gather(1, places), 70).float()
         return ReadOutput(answers[:, :, None].expand(*queries.ids.shape, -1), None)
 
 
@@ -286,12 +286,12 @@ def test_bits_per_float_of_the_published_table(
     exact: list[float], floats: int, published: float, best: int
 ) -> None:
     """GradMem (arXiv 2603.13875), keys and values of two characters: the best of its four numbers of pairs."""
-    found = {
+    rates = {
         pairs: pairs * bits_recalled(share, 2) / floats
         for pairs, share in zip((16, 32, 64, 96), exact, strict=True)
     }
-    assert max(found, key=found.__getitem__) == best
-    assert found[best] == pytest.approx(published, abs=0.6 * 10 ** -len(str(published)[2:]))
+    assert max(rates, key=rates.__getitem__) == best
+    assert rates[best] == pytest.approx(published, abs=0.6 * 10 ** -len(str(published)[2:]))
 
 
 @given(st.integers(2, 5000), st.floats(0, 1), st.floats(0, 1))

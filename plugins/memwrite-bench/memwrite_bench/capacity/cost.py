@@ -35,6 +35,16 @@ class Seconds:
     prefill: float | None
     visible_read: float | None
 
+    @property
+    def write_ratio(self) -> float | None:
+        """The time of a write as a multiple of `prefill`."""
+        return self.write / self.prefill if self.prefill else None
+
+    @property
+    def read_ratio(self) -> float | None:
+        """The time of a read as a multiple of `visible_read`."""
+        return self.read / self.visible_read if self.visible_read else None
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -3,52 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
-from typing import Literal
+from typing import Any, Literal
 
-from memwrite.evaluation.key_value import KeyValueEvaluation
 from memwrite.evaluation.scores import wilson
 from memwrite_bench.capacity.cells import Result
-from memwrite_bench.capacity.cost import Cost
 
-#: The figures of each cell. Bits are per context; times are seconds, of one context and of a batch.
-FIGURES: Mapping[str, Callable[[KeyValueEvaluation, Cost], float | None]] = {
-    "exact_match": lambda recall, cost: recall.memory.exact_match,
-    "token_accuracy": lambda recall, cost: recall.memory.token_accuracy,
-    "set_recall": lambda recall, cost: recall.memory.set_recall,
-    "binding": lambda recall, cost: recall.memory.binding,
-    "bits_recalled": lambda recall, cost: recall.bits,
-    "bits_gained": lambda recall, cost: recall.bits_gained,
-    "bits_per_float": lambda recall, cost: recall.bits_per_float,
-    "bits_gained_per_float": lambda recall, cost: _ratio(recall.bits_gained, recall.state_floats),
-    "zero_state": lambda recall, cost: recall.zero_state.exact_match,
-    "shuffled_state": lambda recall, cost: recall.shuffled_state.exact_match,
-    "context_visible": lambda recall, cost: (
-        recall.full_context.exact_match if recall.full_context else None
-    ),
-    "state_floats": lambda recall, cost: recall.state_floats,
-    "state_bytes": lambda recall, cost: recall.state_bytes,
-    "kv_bytes": lambda recall, cost: cost.kv_bytes,
-    "write": lambda recall, cost: cost.single.write,
-    "prefill": lambda recall, cost: cost.single.prefill,
-    "write_ratio": lambda recall, cost: _ratio(cost.single.write, cost.single.prefill),
-    "read": lambda recall, cost: cost.single.read,
-    "visible_read": lambda recall, cost: cost.single.visible_read,
-    "read_ratio": lambda recall, cost: _ratio(cost.single.read, cost.single.visible_read),
-    "batch": lambda recall, cost: cost.batched.batch,
-    "batch_write": lambda recall, cost: cost.batched.write,
-    "batch_prefill": lambda recall, cost: cost.batched.prefill,
-    "batch_write_ratio": lambda recall, cost: _ratio(cost.batched.write, cost.batched.prefill),
-    "batch_read": lambda recall, cost: cost.batched.read,
-    "batch_visible_read": lambda recall, cost: cost.batched.visible_read,
-    "batch_read_ratio": lambda recall, cost: _ratio(cost.batched.read, cost.batched.visible_read),
+_TIMES = ("write", "prefill", "write_ratio", "read", "visible_read", "read_ratio")
+
+#: The figures of each cell, and where a `Result` holds them. Bits are per context; times are seconds, of one context
+#: and of a batch.
+FIGURES: Mapping[str, str] = {
+    "exact_match": "recall.memory.exact_match",
+    "token_accuracy": "recall.memory.token_accuracy",
+    "set_recall": "recall.memory.set_recall",
+    "binding": "recall.memory.binding",
+    "bits_recalled": "recall.bits",
+    "bits_gained": "recall.bits_gained",
+    "bits_per_float": "recall.bits_per_float",
+    "bits_gained_per_float": "recall.bits_gained_per_float",
+    "zero_state": "recall.zero_state.exact_match",
+    "shuffled_state": "recall.shuffled_state.exact_match",
+    "context_visible": "recall.full_context.exact_match",
+    "state_floats": "recall.state_floats",
+    "state_bytes": "recall.state_bytes",
+    "kv_bytes": "cost.kv_bytes",
+    **{name: f"cost.single.{name}" for name in _TIMES},
+    "batch": "cost.batched.batch",
+    **{f"batch_{name}": f"cost.batched.{name}" for name in _TIMES},
 }
 
-#: Those from 0 to 1.
+#: Figures from 0 to 1.
 SHARES = frozenset(
-    (
+    [
         "exact_match",
         "token_accuracy",
         "set_recall",
@@ -56,7 +45,7 @@ SHARES = frozenset(
         "zero_state",
         "shuffled_state",
         "context_visible",
-    )
+    ]
 )
 
 #: An interval over training seeds needs at least so many runs, and so does a claim that one group is better.
@@ -64,10 +53,6 @@ FEWEST_RUNS = 3
 
 # Two-sided 95% quantiles of Student's t for 1 to 10 degrees of freedom.
 _T_95 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281)
-
-
-def _ratio(what: float, to: float | None) -> float | None:
-    return what / to if to else None
 
 
 @dataclass(frozen=True)
@@ -114,15 +99,23 @@ def spread(name: str, runs: Sequence[Sequence[Result]]) -> Spread | None:
     """
     means = []
     for results in runs:
-        values = [FIGURES[name](r.recall, r.cost) for r in results if r.recall and r.cost]
-        if known := [value for value in values if value is not None]:
-            means.append(mean(known))
+        values = [_figure(name, result) for result in results]
+        if measured := [value for value in values if value is not None]:
+            means.append(mean(measured))
     if not means:
         return None
     interval = _over_runs(means, 1.0 if name in SHARES else math.inf)
     if name == "exact_match":
         interval = _at_least(_over_contexts(runs), interval)
     return Spread(mean(means), min(means), max(means), interval, means)
+
+
+def _figure(name: str, result: Result) -> float | None:
+    """Return a figure of a result; None where there is none, as for a context that is too long."""
+    value: Any = result
+    for attribute in FIGURES[name].split("."):
+        value = None if value is None else getattr(value, attribute)
+    return None if value is None else float(value)
 
 
 def _over_runs(means: Sequence[float], most: float) -> Interval | None:
