@@ -1,4 +1,4 @@
-"""YAML and overrides -> validated dataclasses. Every mistake gets one sentence: what, where, what is known."""
+"""Configurations: YAML and overrides become validated dataclasses. An error says what is wrong, where, and what is allowed."""
 
 from __future__ import annotations
 
@@ -62,13 +62,10 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.type is None):
-            raise ConfigError("give either backbone.path or backbone.type, not both and not none")
-        for key, known in (
-            ("dtype", DTYPES),
-            ("attention", ("sdpa", "eager")),
-        ):
-            if (value := getattr(self, key)) not in known:
-                raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, known)}")
+            raise ConfigError("set either backbone.path or backbone.type, not both")
+        for key, options in (("dtype", DTYPES), ("attention", ("sdpa", "eager"))):
+            if (value := getattr(self, key)) not in options:
+                raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, options)}")
         if self.ngram not in NGRAMS:
             raise ConfigError(f"backbone.ngram must be from 1 to {NGRAMS[-1]}, got {self.ngram}")
         if self.lora_rank < 0 or self.lora_alpha <= 0:
@@ -151,12 +148,9 @@ class TrainingConfig:
                 raise ConfigError(f"training.{key} must be at least 1, got {getattr(self, key)}")
         if self.until is not None and not 0 < self.until <= 1:
             raise ConfigError(f"training.until must be above 0 and at most 1, got {self.until}")
-        if self.save_dtype not in DTYPES:
-            hint = did_you_mean(self.save_dtype, DTYPES)
-            raise ConfigError(f"training.save_dtype = '{self.save_dtype}': {hint}")
-        if self.schedule not in SCHEDULES:
-            hint = did_you_mean(self.schedule, SCHEDULES)
-            raise ConfigError(f"training.schedule = '{self.schedule}': {hint}")
+        for key, options in (("save_dtype", DTYPES), ("schedule", SCHEDULES)):
+            if (value := getattr(self, key)) not in options:
+                raise ConfigError(f"training.{key} = '{value}': {did_you_mean(value, options)}")
         if self.learning_rate <= 0:
             raise ConfigError(f"training.learning_rate must be positive, got {self.learning_rate}")
 

@@ -67,7 +67,7 @@ def export_run(format: str, run: str | Path, out: str | Path) -> None:
     """
     plugin = registry().importer(format)
     if plugin.save is None:
-        raise ConfigError(f"folders of '{format}' can be imported, but not written")
+        raise ConfigError(f"'{format}' can only import: name an importer that can also export")
     if Path(out).exists():
         raise StorageError(f"'{out}' exists already: name another folder with --out")
     memory = Memory.from_config(run)
@@ -76,21 +76,26 @@ def export_run(format: str, run: str | Path, out: str | Path) -> None:
 
 
 def _load(memory: Memory, weights: Mapping[str, Tensor], source: str) -> None:
-    # A language model of its own folder has its weights already.
-    theirs = "model." if memory.config.backbone.path is not None else "."
-    own = {n: t for n, t in memory.state_dict().items() if not n.startswith(theirs)}
+    # A language model from a folder has its weights already.
+    loaded = memory.config.backbone.path is not None
+    expected = {
+        name: tensor
+        for name, tensor in memory.state_dict().items()
+        if not (loaded and name.startswith("model."))
+    }
     for name, tensor in weights.items():
-        if name not in own:
+        if name not in expected:
             raise StorageError(
                 f"'{source}' holds the weight '{name}', which this memory does not have"
             )
-        if own[name].shape != tensor.shape:
+        if expected[name].shape != tensor.shape:
             raise StorageError(
                 f"'{source}' holds '{name}' with the shape {tuple(tensor.shape)}, but this memory has "
-                f"{tuple(own[name].shape)}"
+                f"{tuple(expected[name].shape)}"
             )
-    present = {own[name].data_ptr() for name in weights}
-    for name, tensor in own.items():
-        if tensor.numel() and tensor.data_ptr() not in present:
+    # Tied weights share their memory, and need to be given only once.
+    given = {expected[name].data_ptr() for name in weights}
+    for name, tensor in expected.items():
+        if tensor.numel() and tensor.data_ptr() not in given:
             raise StorageError(f"'{source}' lacks the weight '{name}'")
     memory.load_state_dict(dict(weights), strict=False)

@@ -14,11 +14,11 @@ class MemwriteError(Exception):
 
 
 class PluginError(MemwriteError):
-    """Something is wrong with a plugin or with asking for one."""
+    """A plugin is broken, missing, or not usable here."""
 
 
 class PluginNotFound(PluginError):
-    """No installed plugin provides the name asked for."""
+    """No installed plugin provides the requested name."""
 
 
 class PluginBroken(PluginError):
@@ -26,7 +26,7 @@ class PluginBroken(PluginError):
 
 
 class PluginConflict(PluginError):
-    """Two distributions provide one name."""
+    """Two distributions provide the same name."""
 
 
 class PluginApiMismatch(PluginError):
@@ -57,7 +57,7 @@ class DivergenceError(MemwriteError, ArithmeticError):
     """A write, or a step of training, produced numbers that are not finite.
 
     Attributes:
-        rows: those of the batch in which it did; () where that is not known.
+        rows: the rows of the batch that diverged; () where they are not known.
     """
 
     def __init__(self, message: str, rows: Iterable[int] = ()) -> None:
@@ -70,8 +70,8 @@ class StorageError(MemwriteError):
 
 
 def did_you_mean(name: str, options: Iterable[str]) -> str:
-    """The end of an error sentence: the nearest option when there is one, and all options."""
-    known = sorted(options)
-    near = difflib.get_close_matches(name, known, n=1)
+    """Return the end of an error message: the option nearest to `name` if one is near, and all options."""
+    names = sorted(options)
+    near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"{hint}known: {', '.join(known) or 'none'}"
+    return f"{hint}known: {', '.join(names) or 'none'}"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memwrite.errors import ContractViolation
 
-#: Tensors that only further writes need have names that begin so; every kind of state may have them.
+#: The prefix of names of tensors that only further writes need; every kind of state may have such tensors.
 LATENT = "latent."
 
 
@@ -63,7 +63,7 @@ class Tokens:
 
     @property
     def lengths(self) -> Tensor:
-        """The number of real tokens of each row, (B,) or (B, Q) int64."""
+        """Return the number of real tokens of each row, (B,) or (B, Q) int64."""
         return self.mask.sum(-1)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
@@ -72,7 +72,7 @@ class Tokens:
         return type(self)(change(self.ids), change(self.mask), segments)
 
     def to(self, device: torch.device | str) -> Self:
-        """Return a copy on `device` (the same tensors where they are there already)."""
+        """Return the tokens on `device`; tensors that are on it already are shared."""
         return self.map(lambda tensor: tensor.to(device))
 
     def clone(self) -> Self:
@@ -99,14 +99,10 @@ class Tokens:
         """Return `packed()` and the original column (..., T') of every packed one."""
         order = (~self.mask).to(torch.uint8).argsort(dim=-1, stable=True)
         order = order[..., : int(self.lengths.max()) if self.mask.numel() else 0]
-        moved = [
-            None if tensor is None else tensor.gather(-1, order)
-            for tensor in (self.ids, self.mask, self.segments)
-        ]
-        ids, mask, segments = moved
-        assert ids is not None
-        assert mask is not None
-        return PackedTokens(ids, mask, segments), order
+        segments = None if self.segments is None else self.segments.gather(-1, order)
+        return PackedTokens(
+            self.ids.gather(-1, order), self.mask.gather(-1, order), segments
+        ), order
 
 
 @dataclass(frozen=True)
@@ -127,7 +123,7 @@ class PackedTokens(Tokens):
             raise ValueError("padding stands before a real token: call Tokens.packed()")
 
 
-#: Gives the reads (B, T, H, Dv) of queries (B, T, H, Dk) from one layer's tensors (B, ...).
+#: (one layer's tensors (B, ...), queries (B, T, H, Dk)) -> reads (B, T, H, Dv).
 Recall = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 
@@ -137,12 +133,12 @@ class StateKind:
 
     Attributes:
         name: what specs, files and readers call it.
-        required: tensor name -> its axes behind the batch axis, as words: "L H Dv Dk". Axes of one name have one size.
-            "L" stands for the layers of the spec and comes first.
-        optional: tensors that a state may have besides, likewise.
-        dtypes: of tensors that are of another dtype than the state's.
-        recall: how one layer's tensors answer queries, so that the `lora` reader serves the kind; None where it has no
-            such answer. The axes then name H, Dk and Dv.
+        required: tensor name -> the names of its axes behind the batch axis, such as "L H Dv Dk". Axes with the same
+            name have the same size. "L", the layers of the spec, comes first.
+        optional: further tensors that a state may have, in the same form.
+        dtypes: the dtypes of tensors that do not have the state's dtype.
+        recall: computes what one layer's tensors answer to queries. The `lora` reader reads every kind that has a
+            recall; its axes must include L, H, Dk and Dv. None where the kind has none.
         summary: one line for people.
 
     Raises:
@@ -165,27 +161,26 @@ class StateKind:
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
-        """The axis names of every tensor, required or optional."""
+        """Return the axis names of every tensor, required or optional."""
         return {name: tuple(a.split()) for name, a in {**self.required, **self.optional}.items()}
 
     def sizes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-        """The size of every axis, by its name.
+        """Return the size of every axis, by the axis's name.
 
         Raises:
             ContractViolation: the shapes are not those of this kind.
         """
         axes = self.axes
-        own = {name: shape for name, shape in shapes.items() if not name.startswith(LATENT)}
-        counts = {name: len(shape) for name, shape in own.items()}
-        if not self.required.keys() <= own.keys() or any(
-            len(axes.get(name, ())) != count or name not in axes for name, count in counts.items()
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith(LATENT)}
+        if not self.required.keys() <= shapes.keys() or any(
+            name not in axes or len(axes[name]) != len(shape) for name, shape in shapes.items()
         ):
             raise ContractViolation(
                 f"a '{self.name}' state has the tensors {dict(self.required)} and may have "
-                f"{dict(self.optional)} (name: axes behind the batch) besides 'latent.*', but this spec has {dict(own)}"
+                f"{dict(self.optional)} (name: axes behind the batch) besides 'latent.*', but this spec has {shapes}"
             )
         sizes: dict[str, int] = {}
-        for name, shape in own.items():
+        for name, shape in shapes.items():
             for axis, size in zip(axes[name], shape, strict=True):
                 if sizes.setdefault(axis, size) != size:
                     raise ContractViolation(
@@ -196,14 +191,14 @@ class StateKind:
 
 
 def _matrix_recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
-    """r = S q."""
+    """Return the reads r = S q."""
     return torch.einsum("bhvk,bthk->bthv", tensors["S"].to(queries.dtype), queries)
 
 
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
-#: Kinds by name: those that the core knows, and those that plugins declare (hook `memwrite_kinds`). A spec of a kind that
-#: is not here is not held to names and axes.
+#: Kinds by name: the core's own, and those that plugins declare (hook `memwrite_kinds`). The names and axes of a spec are
+#: checked only where its kind is in this table.
 KINDS: dict[str, StateKind] = {
     kind.name: kind
     for kind in (
@@ -255,19 +250,20 @@ class TensorSpec:
 
 @dataclass(frozen=True, init=False)
 class StateSpec:
-    """How big a memory is, per example: never a function of the context's length.
+    """The size of a memory, per example: never a function of the context's length.
 
     Attributes:
-        kind: the name of a `StateKind`, or a name of its own.
-        tensors: name -> `TensorSpec`. A tuple is short for one: its dtype is what the kind says, else the state's, and
-            it is per layer where the kind's axes begin with "L" or, for a kind that is not declared, where the leading
-            axis has as many elements as there are layers.
-        layers: backbone layers that the leading axis of per-layer tensors stands for; () where there is none.
-        dtype: of every tensor that does not say otherwise.
+        kind: the name of a `StateKind`, or any other name.
+        tensors: name -> `TensorSpec`. A shape alone is short for one: its dtype is what the kind says, else the state's,
+            and it is per layer where the kind's axes begin with "L" or, for a kind that is not declared, where the
+            leading axis has as many elements as there are layers.
+        layers: the backbone layers that the leading axis of per-layer tensors stands for; () for none.
+        dtype: the dtype of every tensor whose `TensorSpec` names none.
         bounded: False only for baselines that keep everything; their shapes are those of an empty state.
 
     Raises:
-        ContractViolation: a declared kind has other tensors or axes, or a per-layer tensor another number of layers.
+        ContractViolation: the tensors or axes are not those of a declared kind, or a per-layer tensor has another number
+            of layers.
     """
 
     kind: str
@@ -284,25 +280,24 @@ class StateSpec:
         dtype: torch.dtype = torch.float32,
         bounded: bool = True,
     ) -> None:
-        known = KINDS.get(kind)
-        axes = {} if known is None else known.axes
-        dtypes = {} if known is None else known.dtypes
+        declared = KINDS.get(kind)
+        axes = {} if declared is None else declared.axes
+        dtypes = {} if declared is None else declared.dtypes
 
-        def full(name: str, given: TensorSpec | tuple[int, ...]) -> TensorSpec:
-            if isinstance(given, TensorSpec):
-                return replace(given, dtype=None if given.dtype == dtype else given.dtype)
-            counted = bool(layers) and tuple(given[:1]) == (len(layers),)
-            leading = axes[name][:1] == ("L",) if name in axes else counted
-            own = dtypes.get(name)
-            return TensorSpec(tuple(given), None if own == dtype else own, leading)
+        def complete(name: str, spec: TensorSpec | tuple[int, ...]) -> TensorSpec:
+            if not isinstance(spec, TensorSpec):
+                counted = bool(layers) and tuple(spec[:1]) == (len(layers),)
+                per_layer = axes[name][:1] == ("L",) if name in axes else counted
+                spec = TensorSpec(tuple(spec), dtypes.get(name), per_layer)
+            return replace(spec, dtype=None) if spec.dtype == dtype else spec
 
-        specs = {name: full(name, given) for name, given in tensors.items()}
+        specs = {name: complete(name, spec) for name, spec in tensors.items()}
         for name, value in (
             ("kind", kind), ("tensors", specs), ("layers", layers), ("dtype", dtype), ("bounded", bounded),
         ):  # fmt: skip
             object.__setattr__(self, name, value)
-        if known is not None:
-            known.sizes(self.shapes)
+        if declared is not None:
+            declared.sizes(self.shapes)
         for name, spec in specs.items():
             if spec.per_layer and layers and spec.shape[:1] != (len(layers),):
                 raise ContractViolation(
@@ -315,19 +310,18 @@ class StateSpec:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor behind the batch axis, by name."""
+        """Return the shape of every tensor behind the batch axis, by name."""
         return {name: spec.shape for name, spec in self.tensors.items()}
 
     @property
     def sizes(self) -> dict[str, int]:
-        """The size of every axis of a declared kind, by the axis's name; {} for other kinds."""
-        known = KINDS.get(self.kind)
-        return {} if known is None else known.sizes(self.shapes)
+        """Return the size of every axis of a declared kind, by the axis's name; {} for other kinds."""
+        declared = KINDS.get(self.kind)
+        return {} if declared is None else declared.sizes(self.shapes)
 
     def dtype_of(self, name: str) -> torch.dtype:
-        """The dtype of the tensor `name`."""
-        own = self.tensors[name].dtype
-        return self.dtype if own is None else own
+        """Return the dtype of the tensor `name`."""
+        return self.tensors[name].dtype or self.dtype
 
     def zeros(self, batch: int, device: torch.device | str | None = None) -> MemoryState:
         """Make a state of `batch` rows of zeros."""
@@ -340,17 +334,17 @@ class StateSpec:
         )
 
     def admits(self, other: StateSpec) -> bool:
-        """Whether a state of `other` can stand where one of this was declared."""
+        """Return whether a state of the spec `other` may take the place of a state of this spec."""
         return self == other or (not self.bounded and self.kind == other.kind)
 
     @property
     def floats(self) -> int:
-        """Numbers per example, over all tensors."""
+        """Return the number of elements per example, over all tensors."""
         return sum(prod(shape) for shape in self.shapes.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes per example, over all tensors."""
+        """Return the number of bytes per example, over all tensors."""
         return sum(prod(s) * self.dtype_of(n).itemsize for n, s in self.shapes.items())
 
 
@@ -394,17 +388,17 @@ class MemoryState:
 
     @property
     def batch_size(self) -> int | None:
-        """The number of rows B; None for a state without tensors, which fits any batch."""
+        """Return the number of rows B; None for a state without tensors, which fits any batch."""
         return next((tensor.shape[0] for tensor in self.tensors.values()), None)
 
     @property
     def floats(self) -> int:
-        """Numbers held, measured from the tensors, all rows together."""
+        """Return the number of elements of all rows together, measured from the tensors."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @property
     def nbytes(self) -> int:
-        """Bytes held, measured from the tensors, all rows together."""
+        """Return the number of bytes of all rows together, measured from the tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
@@ -412,11 +406,11 @@ class MemoryState:
         return replace(self, tensors={name: change(t) for name, t in self.tensors.items()})
 
     def to(self, device: torch.device | str) -> MemoryState:
-        """Return a copy on `device` (the same tensors where they are there already)."""
+        """Return the state on `device`; tensors that are on it already are shared."""
         return self.map(lambda tensor: tensor.to(device))
 
     def detach(self) -> MemoryState:
-        """Return the same numbers without their graph."""
+        """Return the same values without their graph."""
         return self.map(torch.detach)
 
     def clone(self) -> MemoryState:
@@ -453,10 +447,11 @@ class MemoryState:
         if self.spec != other.spec:
             raise ContractViolation("only states of one spec can be mixed row by row")
 
-        def chosen(name: str, own: Tensor) -> Tensor:
-            return torch.where(rows.view(-1, *[1] * (own.ndim - 1)), own, other[name])
-
-        return replace(self, tensors={name: chosen(name, t) for name, t in self.tensors.items()})
+        mixed = {
+            name: torch.where(rows.view(-1, *[1] * (tensor.ndim - 1)), tensor, other[name])
+            for name, tensor in self.tensors.items()
+        }
+        return replace(self, tensors=mixed)
 
     @staticmethod
     def stack(states: Sequence[MemoryState]) -> MemoryState:
@@ -469,5 +464,5 @@ class MemoryState:
             raise ContractViolation("only states of one spec can be stacked, and at least one")
         spec = states[0].spec
         return MemoryState(
-            spec, {name: torch.cat([s.tensors[name] for s in states]) for name in spec.tensors}
+            spec, {name: torch.cat([s[name] for s in states]) for name in spec.tensors}
         )

@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees either the old content or all of the new one."""
+"""Atomic writing of files: a reader sees either the old content or all of the new one."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from memwrite.errors import StorageError
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it, where they do not exist.
+    """Make the folder `path` and its parents, where they do not exist.
 
     Raises:
-        StorageError: it cannot be made.
+        StorageError: the folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -30,11 +30,11 @@ def check_target(path: Path, *inputs: str | Path) -> None:
     """Refuse a path that `write_bytes` would refuse, before any work is done for it.
 
     Args:
-        path: the file that is to be made.
-        inputs: what the work reads; no result may replace it.
+        path: the file that will be written.
+        inputs: the files that the work reads, none of which `path` may replace.
 
     Raises:
-        StorageError: there is no folder for it, it may not be written, is no regular file, or is one of the inputs.
+        StorageError: there is no folder for the file, it may not be written, is no regular file, or is one of the inputs.
     """
     target = Path(os.path.realpath(path))
     if not target.parent.is_dir():
@@ -44,23 +44,21 @@ def check_target(path: Path, *inputs: str | Path) -> None:
     _mode_of(path)
     for source in inputs:
         if os.path.exists(source) and os.path.exists(path) and os.path.samefile(source, path):
-            raise StorageError(
-                f"'{path}' cannot be written: it is what is read, so name another file"
-            )
+            raise StorageError(f"'{path}' cannot be written: it is also read, so name another file")
 
 
 def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
-    """Write `data` so that `path` holds either what it held before or all of it.
+    """Write `data` so that `path` holds either its old content or all of the new one.
 
-    A link is followed: its target is replaced. A file that is there keeps its mode.
+    A link is followed, and its target is replaced. An existing file keeps its mode.
 
     Args:
         path: where to write.
         data: what to write.
-        private: whether only its owner may read a new file; by default its mode is what the umask allows.
+        private: whether only its owner may read a new file; by default the umask decides.
 
     Raises:
-        StorageError: the place cannot be written, or is no regular file.
+        StorageError: `path` cannot be written, or is no regular file.
     """
     try:
         mode = _mode_of(path)
@@ -84,7 +82,7 @@ def write_bytes(path: Path, data: bytes, private: bool = False) -> None:
 
 
 def _mode_of(path: Path) -> int | None:
-    """Return the permissions of the file at `path`, links followed; None where there is none."""
+    """Return the permissions of the file at `path`, following links; None if there is no file."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
@@ -98,7 +96,7 @@ def _mode_of(path: Path) -> int | None:
 
 @contextmanager
 def saving(folder: Path) -> Iterator[None]:
-    """Turn the errors of a library that writes files into `folder` in its own way into one of ours.
+    """Turn the errors of a library that writes files into `folder` by itself into a `StorageError`.
 
     Raises:
         StorageError: the library cannot write.

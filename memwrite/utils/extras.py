@@ -1,4 +1,4 @@
-"""Imports of packages that only some commands need, see the extras in pyproject.toml."""
+"""Imports of optional packages, which the extras in pyproject.toml install."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from memwrite.errors import MemwriteError
 
 
 class MissingExtra(MemwriteError, ImportError):
-    """A package is not installed that only an extra of memwrite brings."""
+    """A package that only an extra of memwrite installs is missing."""
 
 
 @contextmanager
 def extra(name: str) -> Iterator[None]:
-    """Name the extra to install where an import within this block finds no package.
+    """Name the extra to install if an import within this block finds no package.
 
     Args:
-        name: of the extra, as in pyproject.toml.
+        name: the name of the extra in pyproject.toml.
 
     Raises:
         MissingExtra: a package is not installed.

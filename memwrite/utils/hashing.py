@@ -1,4 +1,4 @@
-"""Digests of tensors, and a cheap way to see whether weights have changed: hashing a large model takes seconds."""
+"""Digests of tensors, and a cheap test whether weights have changed, because hashing a large model takes seconds."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 
 
 def versions_of(weights: Iterable[Tensor]) -> tuple[object, ...]:
-    """Return where each weight lies, its dtype, and how often it was changed in place."""
+    """Return the address and dtype of each weight, and how often it was changed in place."""
     return tuple((w.data_ptr(), w.dtype, 0 if w.is_inference() else w._version) for w in weights)
 
 
 class CachedDigest:
-    """A digest that is taken again only when the weights that it depends on have changed.
+    """A digest that is computed again only when the weights that it depends on have changed.
 
     Args:
-        take: gives the digest as it is now.
+        compute: returns the current digest.
     """
 
-    def __init__(self, take: Callable[[], str]) -> None:
-        self._take = take
+    def __init__(self, compute: Callable[[], str]) -> None:
+        self._compute = compute
         self._last: tuple[object, str] | None = None
 
     def of(self, weights: Iterable[Tensor]) -> str:
         """Return the digest, which depends on `weights`."""
-        now = versions_of(weights)
+        versions = versions_of(weights)
         last = self._last
-        if last is None or last[0] != now:
-            self._last = last = now, self._take()
+        if last is None or last[0] != versions:
+            self._last = last = versions, self._compute()
         return last[1]
 
 

@@ -1,4 +1,4 @@
-"""Weights are drawn and loaded by one thread at a time."""
+"""torch's random number generator, which one thread at a time uses to draw and load weights."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _turn = RLock()
 
 @contextmanager
 def seeded(seed: int | None = None) -> Iterator[None]:
-    """Draw from torch's generator as it is after `seed`, by default as it is, and leave it as it was.
+    """Seed torch's generator within this block, where `seed` is not None, and restore its state afterwards.
 
-    Threads take turns: that generator, and what transformers sets while it makes a model, are the whole process's. A
-    thread that samples an answer meanwhile takes no turn, and draws from it too.
+    Threads take turns, because the generator, and what transformers sets while it makes a model, belong to the whole
+    process. A thread that samples an answer meanwhile does not take a turn, and draws from the same generator.
     """
     with _turn, torch.random.fork_rng(devices=[]):
         if seed is not None:

@@ -33,13 +33,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        ("write config.yaml --context text --out text", "it is what is read"),
-        ("write config.yaml --context text --out link", "it is what is read"),
-        ("write config.yaml --context text --out config.yaml", "it is what is read"),
+        ("write config.yaml --context text --out text", "it is also read"),
+        ("write config.yaml --context text --out link", "it is also read"),
+        ("write config.yaml --context text --out config.yaml", "it is also read"),
         ("write config.yaml --context text --out /dev/null", "it is no regular file"),
         ("write config.yaml --context text --out .", "it is no regular file"),
         ("write config.yaml --context text --out none/a.st", "there is no folder"),
-        ("store get s.db a --out s.db", "it is what is read"),
+        ("store get s.db a --out s.db", "it is also read"),
     ],
 )
 def test_what_is_no_place_for_a_state_is_refused(folder: Path, words: str, reason: str) -> None:

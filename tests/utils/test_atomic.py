@@ -83,5 +83,5 @@ def test_targets_are_checked_before_the_work(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="there is no folder"):
         check_target(tmp_path / "none" / "new")
     for source, out in (("text", "text"), ("text", "link"), ("link", "text")):
-        with pytest.raises(StorageError, match="it is what is read"):
+        with pytest.raises(StorageError, match="it is also read"):
             check_target(tmp_path / out, tmp_path / source)
