@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memwrite import build
+from memwrite.backbones.conversation import Place, say
 from memwrite.backbones.generation import text_of
 from memwrite.backbones.segmentation import batch_segments, opened, tokenize_segments
 from memwrite.backbones.transformers import TransformersBackbone
@@ -56,6 +57,9 @@ class Memory(nn.Module):
 
     Attributes:
         prefills: a `PrefillCache` where states are to be asked more than once; None, the default, for none.
+        chat: whether a plain question is a user's message. It is where the model has a chat template, unless the memory
+            was configured for a task, whose prompts have a form of their own, or was opened from a state file whose
+            context is a mere text. A context that lives on as keys and values is then the beginning of that message.
 
     Raises:
         IncompatiblePair: the reader does not read what the writer emits.
@@ -77,6 +81,7 @@ class Memory(nn.Module):
         self._modules["writer"] = cast("WriterModule | None", writer)
         self.reader = cast(ReaderModule, reader)
         self.prefills: PrefillCache | None = None
+        self.chat = backbone.tokenizer.has_template and config.task is None
         self._written_by = ""
         self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
 
@@ -175,7 +180,7 @@ class Memory(nn.Module):
             IncompatiblePair: this memory's reader does not read such a state.
         """
         self.check_state(state)
-        header = header_of(self.components, state, self.writer_fingerprint)
+        header = header_of(self.components, state, self.writer_fingerprint, self.chat)
         return StateFile(header, state, self.reader.state_dict())
 
     @classmethod
@@ -217,6 +222,7 @@ class Memory(nn.Module):
         parts, state = opening.from_state_file(file, path, backbone, device, force)
         memory = cls(*parts).to(parts.backbone.info.device).eval()
         memory._written_by = file.header.writer_fingerprint
+        memory.chat = memory.chat and file.header.chat
         return memory, state
 
     def adopt(self, file: StateFile, path: str) -> MemoryState:
@@ -235,24 +241,38 @@ class Memory(nn.Module):
 
     # ---- write ---------------------------------------------------------------------------------
 
-    def encode(self, texts: str | Sequence[str]) -> Tokens:
-        """Return contexts as tokens, one row per text, each opened as the tokenizer does and closed by the end token.
+    def encode(self, texts: str | Sequence[str], raw: bool = False) -> Tokens:
+        """Return contexts as tokens, one row per text.
+
+        Each is opened as the tokenizer does and closed by the end token. Where `chat` holds and the writer's states are
+        keys and values, it is instead the beginning of a user's message, which the question will end.
+
+        Args:
+            texts: the contexts.
+            raw: opens and closes them whatever the model.
 
         Raises:
             InputError: a text is empty.
         """
-        return self._encoded(texts, None)
+        return self._encoded(texts, None, raw)
 
-    def _encoded(self, texts: str | Sequence[str], state: MemoryState | None) -> Tokens:
-        """Return contexts as `encode` does, each opened unless its memory holds keys and values to continue."""
+    def _encoded(
+        self, texts: str | Sequence[str], state: MemoryState | None, raw: bool = False
+    ) -> Tokens:
+        """Return contexts as `encode` does, each where the conversation or text in its memory has come to."""
         rows: list[list[list[int]]] = []
         granularity, end = self.granularity, self.backbone.info.eos_id
         opens = self.opens(state)
-        for text in _texts(texts, "the context"):
+        turns = [] if raw else self._turns_before(state)
+        for row, text in enumerate(_texts(texts, "the context")):
             if not text.strip():
                 raise InputError("the context is empty: give a text to write")
+            if turns:
+                place = turns[row] if row < len(turns) and state is not None else Place.BEGINNING
+                rows.append([self._said(text, place, Place.TEXT)])
+                continue
             segments = tokenize_segments(self.backbone.tokenizer, text, granularity)
-            if len(rows) >= len(opens) or opens[len(rows)]:
+            if row >= len(opens) or opens[row]:
                 segments = opened(self.backbone.tokenizer, segments)
             rows.append([*segments[:-1], [*segments[-1], end]])
         if not rows:
@@ -268,6 +288,27 @@ class Memory(nn.Module):
             return []
         past = self.condition(state).key_values
         return [] if past is None else (~past.mask.any(1)).tolist()
+
+    def turns(self, state: MemoryState) -> list[Place]:
+        """Say for each row of a state where the conversation stands that goes on behind it.
+
+        A memory of keys and values is taken for one in an open user's turn, unless it is empty; `write` and sessions leave
+        it there. [] where every question begins a conversation: with other kinds of state, and where `chat` does not hold.
+        """
+        past = self.condition(state).key_values if self.chat else None
+        if past is None:
+            return []
+        return [Place.TEXT if begun else Place.BEGINNING for begun in past.mask.any(1).tolist()]
+
+    def _turns_before(self, state: MemoryState | None) -> list[Place]:
+        """Return `turns` of a state to be written into; of an empty one for None."""
+        if state is None:
+            return self.turns(self.writer.init(1)) if self.chat and self.can_write else []
+        return self.turns(state)
+
+    def _said(self, text: str, start: Place, stop: Place) -> list[int]:
+        message = [{"role": "user", "content": text}]
+        return say(self.backbone.tokenizer, message, start, stop)
 
     @property
     def granularity(self) -> Granularity:
@@ -403,19 +444,30 @@ class Memory(nn.Module):
             raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")
 
     @overload
-    def ask(self, state: MemoryState, prompt: str = "", **options: Any) -> str: ...
+    def ask(
+        self, state: MemoryState, prompt: str = "", *, raw: bool | None = None, **options: Any
+    ) -> str: ...
 
     @overload
-    def ask(self, state: MemoryState, prompt: Sequence[str], **options: Any) -> list[str]: ...
+    def ask(
+        self, state: MemoryState, prompt: Sequence[str], *, raw: bool | None = None, **options: Any
+    ) -> list[str]: ...
 
     def ask(
-        self, state: MemoryState, prompt: str | Sequence[str] = "", **options: Any
+        self,
+        state: MemoryState,
+        prompt: str | Sequence[str] = "",
+        *,
+        raw: bool | None = None,
+        **options: Any,
     ) -> str | list[str]:
-        """Continue a prompt given one memory alone, or one prompt for each of several memories.
+        """Answer a question given one memory alone, several about it, or one about each of several memories.
 
         Args:
-            state: one row for one prompt, or a row for each.
-            prompt: a text; with an empty one, what the memory itself says.
+            state: one row, which all prompts share, or a row for each prompt.
+            prompt: what a user says where `chat` holds, else a text to continue; with an empty one, what the memory
+                itself says.
+            raw: True continues the text of the prompt, whatever the model.
             options: as in `generate`.
 
         Raises:
@@ -425,20 +477,51 @@ class Memory(nn.Module):
             raise InputError(
                 "an answer is one sequence: leave num_return_sequences out, or call `generate`, which returns token ids"
             )
-        prompts = _texts(prompt, "the prompt")
+        query = self.prompt(state, prompt, raw)
+        if not query.ids.shape[0]:
+            return []
+        if state.batch_size == 1 and query.ids.shape[0] > 1:
+            query = query.map(lambda tensor: tensor[None])
+        new = self.generate(state, query, **options).flatten(0, -2).tolist()
         tokenizer, ends = self.backbone.tokenizer, self.backbone.info.end_ids
-        opens = self.opens(state)
-        rows = [
-            self._prompt(text, row >= len(opens) or opens[row]) if text else []
-            for row, text in enumerate(prompts)
-        ]
-        new = self.generate(state, Tokens.from_rows(rows), **options).tolist() if rows else []
         answers = [tokenizer.decode(text_of(row, ends)) for row in new]
         return answers[0] if isinstance(prompt, str) else answers
 
-    def _prompt(self, text: str, opens: bool) -> list[int]:
-        segments = tokenize_segments(self.backbone.tokenizer, text, "token")
-        return (opened(self.backbone.tokenizer, segments) if opens else segments)[0]
+    def prompt(
+        self, state: MemoryState, texts: str | Sequence[str], raw: bool | None = None
+    ) -> Tokens:
+        """Return prompts as `ask` puts them behind a state, one row per text.
+
+        Args:
+            state: one row, or one for each text.
+            texts: the prompts.
+            raw: as in `ask`.
+
+        Raises:
+            InputError: a text cannot be encoded, or there are more or fewer of them than memories.
+        """
+        prompts = _texts(texts, "the prompt")
+        if state.batch_size != 1:
+            self._check_rows(state, len(prompts))
+        chat = self.chat if raw is None else self.backbone.tokenizer.has_template and not raw
+        where = self.turns(state) if chat else []
+        opens = [] if chat else self.opens(state)
+        shared = state.batch_size == 1
+
+        def ids(row: int, text: str) -> list[int]:
+            at = 0 if shared else row
+            if not text:
+                return []
+            if chat and text.strip():
+                return self._said(
+                    text, where[at] if at < len(where) else Place.BEGINNING, Place.ANSWER
+                )
+            (segment,) = tokenize_segments(self.backbone.tokenizer, text, "token")
+            if at < len(opens) and not opens[at]:
+                return segment
+            return opened(self.backbone.tokenizer, [segment])[0]
+
+        return Tokens.from_rows([ids(row, text) for row, text in enumerate(prompts)])
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:

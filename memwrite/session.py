@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memwrite.backbones.chat import Message
+from memwrite.backbones.conversation import Place, closing, say
 from memwrite.backbones.generation import text_of, until_end
 from memwrite.backbones.segmentation import (
     TextOrMessages,
     batch_segments,
+    check_messages,
     opened,
     tokenize_segments,
 )
@@ -29,6 +32,12 @@ class Session:
 
     An online writer of granularity "token" writes every token as it is read or generated; any other one writes an
     exchange when it is over. Nothing but the state is kept between calls: no text, no keys and values.
+
+    Where the model has a chat template and the state is keys and values (`Memory.turns`), the session is one conversation:
+    each call says what comes next in it, and what the model has then read is what the template makes of the whole. A
+    state that holds keys and values already, from a file or from `Memory.write`, is taken for a conversation that has begun
+    and is in an open user's turn; that is where `Memory.write` and every answer leave one. With other states every call is a
+    conversation of its own, as nothing of an earlier one stands before it.
 
     Args:
         memory: in evaluation mode while the session lasts.
@@ -63,56 +72,87 @@ class Session:
             raise InputError(f"a session holds one memory, but the state has {state.batch_size}")
         self._memory = memory
         self.state = self._empty() if state is None else state
+        # The state whose place in a conversation is known, and that place.
+        self._at: tuple[MemoryState, Place] | None = None
+        if state is None:
+            self._at = self.state, Place.BEGINNING
         self.read_only = read_only
         self.last: WriteOutput | None = None
 
     def append(self, text: TextOrMessages) -> None:
         """Read a text or chat messages, and write them into the state.
 
+        In a conversation a text is the beginning of the next user's message, as a document that is pasted before a question.
+
         Raises:
-            InputError: the text is empty, or the session is read-only.
+            InputError: the text is empty, the messages do not fit the conversation, or the session is read-only.
         """
         if self.read_only:
             raise InputError("this session is read-only: set its read_only to False to write")
-        self._write(self._tokenize(text, answer=False))
+        place = self._standing()
+        if place is None:
+            self._write(self._tokenize(text, answer=False))
+            return
+        messages = self._messages(text)
+        if isinstance(text, str):
+            stop = Place.TEXT
+        else:
+            stop = Place.MESSAGE if messages[-1]["role"] == "user" else Place.TURN
+        self._write([say(self._memory.backbone.tokenizer, messages, place, stop)], stop)
 
-    def ask(self, text: TextOrMessages, **options: Any) -> str:
-        """Continue a text, or answer messages, from the state; both are written unless the session is read-only.
+    def ask(self, text: TextOrMessages, *, raw: bool | None = None, **options: Any) -> str:
+        """Answer a question or messages from the state; both are written unless the session is read-only.
 
         Args:
-            text: a text to continue, or chat messages to answer.
+            text: chat messages to answer, or a text: a user's message where `Memory.chat` holds, else a text to continue.
+            raw: True continues a text, whatever the model.
             options: of transformers' `generate`; one sequence is returned.
 
         Raises:
-            InputError: the text is empty, or it does not fit the model's positions.
+            InputError: the text is empty, it does not fit the model's positions, or messages do not fit the conversation.
         """
         memory = self._memory
-        asked = self._tokenize(text, answer=True)
-        ids = batch_segments([asked], "token", memory.backbone.info.device).ids
         if options.get("num_return_sequences", 1) not in (1, None):
             raise InputError("an answer is one sequence: leave num_return_sequences out")
+        chat = memory.chat if raw is None else not raw
+        if chat and isinstance(text, str) and memory.backbone.tokenizer.has_template:
+            text = self._messages(text)
+        place = None if isinstance(text, str) else self._standing()
+        if place is None:
+            asked = self._tokenize(text, answer=True)
+        else:
+            tokenizer = memory.backbone.tokenizer
+            asked = [say(tokenizer, self._messages(text), place, Place.ANSWER)]
+        ids = batch_segments([asked], "token", memory.backbone.info.device).ids
         streaming = self._streaming()
         if self.read_only or streaming is None:
             query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))
-            answer = self._until_end(memory.generate(self.state, query, **options))
-            if not self.read_only:
-                self._write([*asked, answer])
+            new = self._until_end(memory.generate(self.state, query, **options))
+            if not self.read_only and place is None:
+                self._write([*asked, new])
+            elif not self.read_only:
+                # The template's own tokens end the turn, whatever ended the answer.
+                end = closing(memory.backbone.tokenizer)
+                self._write([[*asked[0], *self._text_of(new), *end]], Place.TURN)
         else:
             with torch.no_grad():
-                new, done = online.continue_text(
+                written, done = online.continue_text(
                     memory.backbone, *streaming, ids, self.state, options
                 )
             self._keep(done.written)
-            answer = self._until_end(new)
-        return memory.backbone.tokenizer.decode(text_of(answer, memory.backbone.info.end_ids))
+            new = self._until_end(written)
+        return memory.backbone.tokenizer.decode(self._text_of(new))
 
     def fork(self) -> Session:
         """Return another session that goes on from this one's state."""
-        return Session(self._memory, self.state.clone(), self.read_only)
+        other = Session(self._memory, self.state.clone(), self.read_only)
+        other._at = other.state, self._place(self.state)
+        return other
 
     def reset(self) -> None:
         """Forget everything."""
         self.state, self.last = self._empty(), None
+        self._at = self.state, Place.BEGINNING
 
     def save(self, path: str | Path) -> None:
         """Write a state file; see `Memory.save`."""
@@ -124,7 +164,11 @@ class Session:
         Raises:
             StorageError: it cannot be used, is for another backbone, reader or size of state, or another writer wrote it.
         """
-        self.state, self.last = self._memory.adopt(load_state(path), str(path)), None
+        file = load_state(path)
+        self.state, self.last = self._memory.adopt(file, str(path)), None
+        # What holds a mere text is no conversation that could go on.
+        place = self._place(self.state) if file.header.chat else Place.BEGINNING
+        self._at = self.state, place
 
     def _empty(self) -> MemoryState:
         if not self._memory.can_write:
@@ -141,6 +185,24 @@ class Session:
             return None
         return (writer, reader) if isinstance(reader, LayerReader) else None
 
+    def _place(self, state: MemoryState) -> Place:
+        """Return where the conversation behind a state stands."""
+        if self._at is not None and self._at[0] is state:
+            return self._at[1]
+        return next(iter(self._memory.turns(state)), Place.BEGINNING)
+
+    def _standing(self) -> Place | None:
+        """Return where the conversation stands; None if every call is one of its own."""
+        return self._place(self.state) if self._memory.turns(self.state) else None
+
+    def _messages(self, text: TextOrMessages) -> Sequence[Message]:
+        if not isinstance(text, str):
+            check_messages(text)
+            return text
+        if not text:
+            raise InputError("there is nothing to read: give a text or messages")
+        return [{"role": "user", "content": text}]
+
     def _tokenize(self, text: TextOrMessages, answer: bool) -> list[list[int]]:
         tokenizer = self._memory.backbone.tokenizer
         segments = tokenize_segments(tokenizer, text, self._memory.granularity, answer)
@@ -149,14 +211,19 @@ class Session:
         opens = not templated and all(self._memory.opens(self.state))
         return opened(tokenizer, segments) if opens else segments
 
-    def _write(self, segments: Sequence[Sequence[int]]) -> None:
+    def _write(self, segments: Sequence[Sequence[int]], stop: Place | None = None) -> None:
         memory = self._memory
         tokens = batch_segments([segments], memory.granularity, memory.backbone.info.device)
         with torch.no_grad():
             self._keep(memory.write(tokens, self.state))
+        if stop is not None:
+            self._at = self.state, stop
 
     def _keep(self, written: WriteOutput) -> None:
         self.state, self.last = written.state, written
 
     def _until_end(self, new: Tensor) -> list[int]:
         return until_end(new[0].tolist(), self._memory.backbone.info.end_ids)
+
+    def _text_of(self, new: list[int]) -> list[int]:
+        return text_of(new, self._memory.backbone.info.end_ids)

@@ -115,7 +115,7 @@ def test_an_answer_is_written_as_it_is_generated(options: dict[str, Any], built:
         torch.tensor([memory.backbone.tokenizer.encode("The boat")]), before,
         {"max_new_tokens": 5, **options},
     )  # fmt: skip
-    answer = session.ask("The boat", max_new_tokens=5, **options)
+    answer = session.ask("The boat", raw=True, max_new_tokens=5, **options)
     row = memory.backbone.tokenizer.encode("The boat") + new[0].tolist()
     whole = memory.write(Tokens.from_rows([row]), before).state
     torch.testing.assert_close(session.state["S"], whole["S"], atol=1e-5, rtol=1e-5)

@@ -94,8 +94,9 @@ def strip_recommendations(model: Any) -> None:
     )
 
 
-def end_ids(model: Any, eos_id: int) -> tuple[int, ...]:
-    """Return every token that ends an answer: the tokenizer's end token first, then those that the model names.
+def end_ids(model: Any, eos_id: int, end_of_turn: int | None) -> tuple[int, ...]:
+    """Return every token that ends an answer: the tokenizer's end token first, then those that the model names, and
+    the one with which its chat template closes an answer.
 
     Raises:
         ConfigError: the model names something that is no token id.
@@ -108,7 +109,8 @@ def end_ids(model: Any, eos_id: int) -> tuple[int, ...]:
                 f"the model's generation_config.json names the end token {token!r}, which is no token id"
             )
     known = (token for token in named if 0 <= token < model.config.vocab_size)
-    return tuple(dict.fromkeys([eos_id, *known]))
+    turn = [] if end_of_turn is None else [end_of_turn]
+    return tuple(dict.fromkeys([eos_id, *known, *turn]))
 
 
 def until_end(row: list[int], ends: tuple[int, ...]) -> list[int]:

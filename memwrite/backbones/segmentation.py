@@ -8,7 +8,8 @@ from itertools import chain
 
 import torch
 
-from memwrite.backbones.tokenizers import Message, Tokenizer
+from memwrite.backbones.chat import Message
+from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import InputError
 from memwrite.protocols import Granularity
 from memwrite.state import Tokens
@@ -40,23 +41,33 @@ def tokenize_segments(
         InputError: there is no text, or it cannot be encoded.
     """
     split = sentences if granularity == "sentence" else _whole
-    if not isinstance(text, (str, list, tuple)):
-        raise InputError(f"give a text or chat messages, not a {type(text).__name__}")
+    if not isinstance(text, str):
+        check_messages(text)
     try:
         if isinstance(text, str):
             segments = tokenizer.segments(text, split)
         else:
-            if not all(_is_message(message) for message in text):
-                raise InputError(
-                    "a chat message is {'role': ..., 'content': ...}, both of them texts"
-                )
-            segments = tokenizer.chat(text, answer, split) if text else []
+            segments = tokenizer.chat(text, answer, split)
     except UnicodeEncodeError as error:
         raise InputError(f"the text is not valid Unicode: character {error.start}") from None
     segments = [ids for ids in segments if ids]
     if not segments:
         raise InputError("there is nothing to read: give a text or messages")
     return segments
+
+
+def check_messages(messages: object) -> None:
+    """Refuse what are no chat messages.
+
+    Raises:
+        InputError: it is something else, or empty.
+    """
+    if not isinstance(messages, (list, tuple)):
+        raise InputError(f"give a text or chat messages, not a {type(messages).__name__}")
+    if not all(_is_message(message) for message in messages):
+        raise InputError("a chat message is {'role': ..., 'content': ...}, both of them texts")
+    if not messages:
+        raise InputError("there is nothing to read: give a text or messages")
 
 
 def opened(tokenizer: Tokenizer, segments: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from memwrite.backbones import attention_observer, falcon, generation, ngram_embedding, rotary
 from memwrite.backbones.attention_sizes import AttentionSizes
+from memwrite.backbones.conversation import end_of_turn
 from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
 from memwrite.backbones.multimodal import text_part
 from memwrite.backbones.projection_hooks import (
@@ -61,6 +62,7 @@ class TransformersBackbone:
                 f"{config.vocab_size}: set backbone.params.vocab_size"
             )
         generation.strip_recommendations(model)
+        self._end_of_turn = end_of_turn(tokenizer)
         self.windows = Windows(config)
         self._projections = Projections(model, self._sizes)
         self._projections.install_hooks(model)
@@ -83,7 +85,7 @@ class TransformersBackbone:
             positions=rotary.positions(config),
             bos_id=self.tokenizer.bos_id,
             eos_id=self.tokenizer.eos_id,
-            end_ids=generation.end_ids(self.model, self.tokenizer.eos_id),
+            end_ids=generation.end_ids(self.model, self.tokenizer.eos_id, self._end_of_turn),
             dtype=weight.dtype,
             device=weight.device,
             double_backward=self._attention == "eager",

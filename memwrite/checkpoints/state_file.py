@@ -86,8 +86,10 @@ def restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
         raise StorageError(f"'{where}' has a header that does not fit: {error}") from None
 
 
-def header_of(memory: Components, state: MemoryState, writer_fingerprint: str) -> Header:
-    """Describe a state that `memory` wrote, or was opened with."""
+def header_of(
+    memory: Components, state: MemoryState, writer_fingerprint: str, chat: bool
+) -> Header:
+    """Describe a state that `memory` wrote, or was opened with; `chat` as in `Header`."""
     config = memory.config
     backbone = config.backbone
     if backbone.path is not None and Path(backbone.path).exists():
@@ -104,4 +106,5 @@ def header_of(memory: Components, state: MemoryState, writer_fingerprint: str) -
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         memwrite=memwrite.__version__,
         writer_fingerprint=writer_fingerprint,
+        chat=chat,
     )

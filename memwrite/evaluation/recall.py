@@ -36,7 +36,7 @@ def recall(memory: Memory, state: MemoryState, text: str) -> Recall:
         state: one row.
         text: the original.
     """
-    tokens = memory.encode(text)
+    tokens = memory.encode(text, raw=True)
     limit = 2 * int(tokens.lengths)
     decoded = memory.ask(state, max_new_tokens=limit)
     return Recall(decoded, bytes_right(text, decoded), nll_bits(memory, state, tokens))

@@ -82,7 +82,7 @@ def audit(
     for prompt in ("", *prompts):
         for beams in (1, _BEAMS):
             try:
-                text = memory.ask(state, prompt, max_new_tokens=longest, num_beams=beams)
+                text = memory.ask(state, prompt, raw=True, max_new_tokens=longest, num_beams=beams)
             except InputError:
                 if prompt:
                     raise  # about the prompt; a memory that fills every position decodes nothing
@@ -107,7 +107,9 @@ def _gained(memory: Memory, state: MemoryState, text: str) -> tuple[float, float
     conditioning = memory.condition(state)
     prefix, past = conditioning.prefix, conditioning.key_values
     used = (0 if prefix is None else prefix.shape[1]) + (0 if past is None else past.mask.shape[1])
-    tokens = memory.encode(text).columns(0, max(memory.backbone.info.positions - used - 1, 0))
+    tokens = memory.encode(text, raw=True).columns(
+        0, max(memory.backbone.info.positions - used - 1, 0)
+    )
     nothing = PartConfig("no-memory")
     bare = Memory.from_config(
         replace(memory.config, writer=nothing, reader=nothing), backbone=memory.backbone

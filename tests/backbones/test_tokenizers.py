@@ -189,6 +189,7 @@ def test_a_text_is_opened_once(
 ) -> None:
     """Where nothing stands before it that the model sees, and never behind keys and values."""
     memory = memory_with(kind, writer, reader)
+    memory.chat = False
     bos, eos = memory.backbone.tokenizer.bos_id, memory.backbone.tokenizer.eos_id
     assert memory.backbone.tokenizer.opening == (bos,)
     inner = memory.backbone.tokenizer.encode("the boat")

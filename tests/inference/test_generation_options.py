@@ -200,7 +200,8 @@ def test_every_end_token_ends_an_answer(
     generation = {"eos_token_id": [free.backbone.info.eos_id, end]}
     (tmp_path / "generation_config.json").write_text(json.dumps(generation))
     memory = from_folder(tmp_path, writer, reader)
-    assert memory.backbone.info.end_ids == (memory.backbone.info.eos_id, end)
+    turn_end = tokenizer.convert_tokens_to_ids("<|turn_end|>")
+    assert memory.backbone.info.end_ids == (memory.backbone.info.eos_id, end, turn_end)
     session = Session(memory)
     answer = session.ask(ASKED, max_new_tokens=20)
     new = memory.generate(Session(memory).state, query, max_new_tokens=20)[0].tolist()
@@ -215,7 +216,11 @@ def test_every_end_token_ends_an_answer(
         assert memory.backbone.info.eos_id not in new
     assert answer == tokenizer.decode(new[:-1], skip_special_tokens=True)
     if writer == "full-context":
-        assert int(session.state["mask"].sum()) == ids.shape[1] + len(new)
+        following = [*ASKED, {"role": "assistant", "content": "x"}, {"role": "user", "content": ""}]
+        text = tokenizer.apply_chat_template(following, tokenize=False)
+        end_of_turn = text.rpartition("x")[2].removesuffix("<|turn_end|>\n")
+        closed = tokenizer.encode(end_of_turn, add_special_tokens=False)
+        assert int(session.state["mask"].sum()) == ids.shape[1] + len(new) - 1 + len(closed)
     saved = tmp_path / "saved"
     memory.backbone.save(saved, torch.float64)
     assert from_folder(saved, writer, reader).backbone.info.end_ids == memory.backbone.info.end_ids

@@ -171,10 +171,10 @@ def test_a_document_that_diverges_is_skipped_alone(
             raise DivergenceError("not finite", rows)
         return write(self, context, state)
 
-    def reading(self: Memory, texts: str | Sequence[str], state: Any) -> Any:
+    def reading(self: Memory, texts: str | Sequence[str], state: Any, raw: bool = False) -> Any:
         if any(text.startswith("odd") for text in ([texts] if isinstance(texts, str) else texts)):
             raise InputError("cannot be read")
-        return encode(self, texts, state)
+        return encode(self, texts, state, raw)
 
     monkeypatch.setattr(Memory, "write", diverging)
     monkeypatch.setattr(Memory, "_encoded", reading)

@@ -89,6 +89,8 @@ class Header:
         created: UTC time, ISO 8601.
         memwrite: version of the library.
         writer_fingerprint: a digest of the writer's weights; "" where it has none or they were not known.
+        chat: whether its questions are a user's messages, of which a context in keys and values is the beginning; False
+            in older files, whose contexts are mere texts.
     """
 
     format: int
@@ -102,6 +104,7 @@ class Header:
     created: str
     memwrite: str
     writer_fingerprint: str = ""
+    chat: bool = False
 
 
 def read(data: Mapping[str, Any], where: str) -> Header:
