@@ -8,7 +8,7 @@ import hashlib
 import mmap
 import types
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextvars import Context
 from itertools import count
 from typing import Any
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 _BUFFERS = (bytearray, array.array, mmap.mmap)
+_CHANGING = {*_BUFFERS, torch.Generator, count, dict}
+_BLOCK = 1000
 _RUNNING = (types.FrameType, types.GeneratorType, types.CoroutineType)
 #: What holds the same for ever, or in another object: looking at all of them would double the time.
 _FIXED = {
@@ -30,19 +32,24 @@ _FIXED = {
 class HeapSnapshot:
     """Keeps every object of this process that the garbage collector knows, as it is now.
 
+    Objects are compared in blocks of many, and one by one only where a block has changed: a process has millions.
+
     For a process that ends soon: the collector looks at none of these objects any more.
     """
 
     def __init__(self) -> None:
         gc.callbacks.clear()  # those who count collections would be counted among what has changed
         gc.collect()
-        # Not frames, which come and go, nor what this class is made of.
+        # Not frames, which come and go, nor context variables' maps, nor what this class is made of.
         passed = _FIXED.union(_RUNNING)
-        self._old = [thing for thing in gc.get_objects() if type(thing) not in passed]
-        self._held = {id(thing): _held(thing) for thing in self._old}
-        # What they hold is kept alive, lest something that comes in its place gets its id.
-        self._parts = {id(part): part for thing in self._old for part in _parts(thing)}
-        self._contexts = _values(_contexts(self._old))
+        own = {id(self), id(self.__dict__)}
+        everything = gc.get_objects()
+        self._contexts = _values(_contexts(everything))
+        old = [x for x in everything if type(x) not in passed and id(x) not in own]
+        data = [x for x in old if _is_data(x)]
+        others = [x for x in old if not _is_data(x) and not _is_context(x)]
+        self._data = [(x, _bytes(x)) for x in data]
+        self._blocks = [_Block(others[i : i + _BLOCK]) for i in range(0, len(others), _BLOCK)]
         gc.freeze()
 
     def leaks(self) -> list[str]:
@@ -52,41 +59,60 @@ class HeapSnapshot:
         return self._differences(gc.get_objects())
 
     def _differences(self, everything: list[Any]) -> list[str]:
-        own = {id(x) for x in (self, self.__dict__, *vars(self).values())}
-        new = [x for x in everything if type(x) not in _RUNNING and id(x) not in own]
+        new = [x for x in everything if type(x) not in _RUNNING]
         contexts = _contexts(new)
         found = [f"{_described(thing)} stays" for thing in new if not _is_context(thing)]
         if not _values(contexts) <= self._contexts:
             found.append("a context variable holds something else")
-        for thing in self._old:
-            changed = self._held[id(thing)] != _held(thing)
-            if changed and id(thing) not in own and not _is_context(thing):
-                found.append(f"{_described(thing)} holds something else")
+        changed = [thing for thing, before in self._data if _bytes(thing) != before]
+        changed += [thing for block in self._blocks for thing in block.changed()]
+        return found + [f"{_described(thing)} holds something else" for thing in changed]
+
+
+class _Block:
+    """Objects, and what they hold together: one call of the collector tells that of all of them."""
+
+    def __init__(self, things: list[Any]) -> None:
+        self._things = things
+        # What they hold is kept alive, lest something that comes in its place gets its id.
+        self._parts = gc.get_referents(*things)
+        self._inner = _inner(self._parts)
+
+    def changed(self) -> list[Any]:
+        """Return the first object that holds something else than before, and the parts with another value."""
+        parts = gc.get_referents(*self._things)
+        if [*map(id, parts)] != [*map(id, self._parts)]:
+            return [self._first_changed()]
+        now = {id(part): value for part, value in _inner(parts)}
+        return [part for part, before in self._inner if now.get(id(part)) != before]
+
+    def _first_changed(self) -> Any:
+        start = 0
+        for thing in self._things:
+            parts = gc.get_referents(thing)
+            if [*map(id, parts)] != [*map(id, self._parts[start : start + len(parts)])]:
+                return thing
+            start += len(parts)
+        return self._things[-1]
+
+
+def _inner(parts: list[Any]) -> list[tuple[Any, list[Any]]]:
+    """Return the parts that can change without holding other parts, each with what is compared of it."""
+    found: list[tuple[Any, list[Any]]] = []
+    if _CHANGING.isdisjoint(map(type, parts)):
         return found
-
-
-def _held(thing: Any) -> int:
-    """Return a hash of what a container holds, by identity, or of data, by value."""
-    if _is_data(thing):
-        return hash(_bytes(thing))
-    held: list[int] = []
-    for part in _parts(thing):
-        held.append(id(part))
-        if type(part) in _BUFFERS:
-            held.append(hash(_bytes(part)))
-        elif type(part) is torch.Generator:
-            held.append(hash(_bytes(part.get_state())))
-        elif type(part) is count:
-            held.append(hash(repr(part)))
-    return hash(tuple(held))
-
-
-def _parts(thing: Any) -> Iterator[Any]:
-    for part in gc.get_referents(thing):
-        yield part
-        # The collector does not follow a dict of texts and numbers, nor give its owner away.
-        if type(part) is dict and not gc.is_tracked(part):
-            yield from part.values()
+    for part in parts:
+        kind = type(part)
+        if kind in _BUFFERS:
+            found.append((part, [_bytes(part)]))
+        elif kind is torch.Generator:
+            found.append((part, [_bytes(part.get_state())]))
+        elif kind is count:
+            found.append((part, [repr(part)]))
+        elif kind is dict and not gc.is_tracked(part):
+            # The collector does not follow a dict of texts and numbers, nor give its owner away.
+            found.append((part, [*part.values()]))
+    return found
 
 
 def _is_data(thing: Any) -> bool:
