@@ -7,7 +7,8 @@ from typing import NamedTuple
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import Config, part_config
-from memwrite.plugins.registry import check_pair, registry
+from memwrite.plugins.pairs import check_pair
+from memwrite.plugins.registry import registry
 from memwrite.protocols import Reader, Writer
 from memwrite.utils.rng import seeded
 

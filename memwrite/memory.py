@@ -24,7 +24,7 @@ from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
 from memwrite.inference.read import evaluating
-from memwrite.plugins.registry import check_pair
+from memwrite.plugins.pairs import check_pair
 from memwrite.protocols import (
     Conditioning,
     Granularity,

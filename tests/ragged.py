@@ -14,7 +14,7 @@ from torch import Tensor
 
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.plugins import TaskPlugin, registry
-from memwrite.plugins.registry import Owner
+from memwrite.plugins.table import Owner
 from memwrite.tasks.base import IGNORED, Example, Examples
 
 ANSWER = 5

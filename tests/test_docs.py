@@ -77,7 +77,7 @@ def test_the_example_of_a_hook_runs(
 
 def test_every_hook_has_a_page() -> None:
     """The table of hooks names every hook and page."""
-    from memwrite.plugins.declarations import Hooks
+    from memwrite.plugins.hooks import Hooks
 
     hooks = {name for name in vars(Hooks) if name.startswith("memwrite_")}
     text = (ROOT / "docs" / "plugins" / "index.md").read_text()

@@ -30,7 +30,8 @@ from memwrite.errors import (
 )
 from memwrite.inference.read import check_fits
 from memwrite.plugins.declarations import ReaderPlugin
-from memwrite.plugins.registry import check_pair, registry
+from memwrite.plugins.pairs import check_pair
+from memwrite.plugins.registry import registry
 from memwrite.state import MemoryState
 from memwrite.utils.rng import seeded
 

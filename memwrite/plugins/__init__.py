@@ -10,8 +10,8 @@ from memwrite.plugins.declarations import (
     ReaderPlugin,
     TaskPlugin,
     WriterPlugin,
-    hookimpl,
 )
+from memwrite.plugins.hooks import hookimpl
 from memwrite.plugins.registry import Registry, register, registry
 
 __all__ = [

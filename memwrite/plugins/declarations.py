@@ -1,28 +1,22 @@
-"""What a plugin declares, and the hooks through which it does."""
+"""What a plugin declares: its writers, readers, importers and tasks."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import pluggy
 from torch import Tensor
 
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.config import Config
 from memwrite.protocols import Backbone, Reader, Writer
-from memwrite.state import StateKind, StateSpec
+from memwrite.state import StateSpec
 from memwrite.tasks.base import EvaluatedMemory, Evaluation, Examples, Task
 
-#: The entry-point group, and the name of the hooks.
-GROUP = "memwrite"
 #: The version of this plugin API. It changes only when an old plugin would break.
 API = 2
-
-hookspec = pluggy.HookspecMarker(GROUP)
-hookimpl = pluggy.HookimplMarker(GROUP)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,107 +172,3 @@ class TaskPlugin(Plugin):
     evaluate: Callable[[EvaluatedMemory, Examples], Evaluation] | None = None
     evaluation_params: Callable[[Mapping[str, Any], Collection[str]], dict[str, Any]] | None = None
     examples: str | None = None
-
-
-class Hooks:
-    """The hooks that a plugin module may implement, each marked with `hookimpl`."""
-
-    @hookspec
-    def memwrite_writers(self) -> Sequence[WriterPlugin]:
-        """The writers this distribution provides.
-
-        Example:
-            @hookimpl
-            def memwrite_writers():
-                return [
-                    WriterPlugin(
-                        api=2, name="my-writer", summary="sums of embeddings", config=MyConfig,
-                        build=MyWriter, emits="prefix", slots="slots",
-                        capabilities=Capabilities(streaming=True, differentiable=True),
-                    )
-                ]
-        """
-        raise AssertionError("hook specifications are never called")
-
-    @hookspec
-    def memwrite_readers(self) -> Sequence[ReaderPlugin]:
-        """The readers this distribution provides.
-
-        Example:
-            @hookimpl
-            def memwrite_readers():
-                return [
-                    ReaderPlugin(
-                        api=2, name="my-reader", summary="scales a prefix", config=MyConfig,
-                        build=MyReader, accepts=frozenset({"prefix"}),
-                    )
-                ]
-        """
-        raise AssertionError("hook specifications are never called")
-
-    @hookspec
-    def memwrite_kinds(self) -> Sequence[StateKind]:
-        """The kinds of state that this distribution's writers and readers agree on.
-
-        Example:
-            @hookimpl
-            def memwrite_kinds():
-                def recall(tensors, queries):
-                    weights = torch.linalg.solve(tensors["G"], queries.transpose(1, 2).mT)
-                    return (tensors["H"].mT @ weights).mT.transpose(1, 2)
-
-                return [
-                    StateKind(
-                        "gram", {"G": "L H Dk Dk", "H": "L H Dk Dv"}, recall=recall,
-                        summary="a ridge regression per layer and head",
-                    )
-                ]
-        """
-        raise AssertionError("hook specifications are never called")
-
-    @hookspec
-    def memwrite_importers(self) -> Sequence[ImporterPlugin]:
-        """The importers this distribution provides.
-
-        Example:
-            @hookimpl
-            def memwrite_importers():
-                return [
-                    ImporterPlugin(
-                        api=2, name="theirs", summary="checkpoints of their scripts", load=load
-                    )
-                ]
-        """
-        raise AssertionError("hook specifications are never called")
-
-    @hookspec
-    def memwrite_tasks(self) -> Sequence[TaskPlugin]:
-        """The tasks this distribution provides.
-
-        Example:
-            @hookimpl
-            def memwrite_tasks():
-                return [
-                    TaskPlugin(
-                        api=2, name="my-task", summary="questions on my texts", config=MyTaskConfig,
-                        build=MyTask, evaluate=my_scores, examples="examples",
-                    )
-                ]
-        """
-        raise AssertionError("hook specifications are never called")
-
-    @hookspec
-    def memwrite_laws(self) -> Sequence[Any]:
-        """The laws, of memwrite-specs, that this distribution adds to those that bind every pair.
-
-        Example:
-            @law(binds=lambda case: None if case.pair.writer.name == "my-writer" else "it is my writer's")
-            def half_life(case):
-                '''What was written long ago counts for less than what was written last.'''
-                ...
-
-            @hookimpl
-            def memwrite_laws():
-                return [half_life]
-        """
-        raise AssertionError("hook specifications are never called")

@@ -1,17 +1,16 @@
-"""The plugins of this process by role and name, and guarded discovery: one broken plugin never stops the others."""
+"""The plugins of this process, discovered so that one broken plugin never stops the others."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import os
 import traceback
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.metadata import EntryPoint
 from types import ModuleType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any
 
 import pluggy
 
@@ -22,110 +21,19 @@ from memwrite.errors import (
     PluginBroken,
     PluginConflict,
     PluginError,
-    PluginNotFound,
-    did_you_mean,
 )
-from memwrite.plugins.declarations import (
-    API,
-    GROUP,
-    Capabilities,
-    Hooks,
-    ImporterPlugin,
-    Plugin,
-    ReaderPlugin,
-    TaskPlugin,
-    WriterPlugin,
-)
+from memwrite.plugins.checks import check_declaration
+from memwrite.plugins.declarations import ImporterPlugin, ReaderPlugin, TaskPlugin, WriterPlugin
+from memwrite.plugins.hooks import GROUP, Hooks
+from memwrite.plugins.pairs import reads_kind
+from memwrite.plugins.table import Named, Owner, PluginFailure, PluginTable
 from memwrite.state import KINDS, StateKind
 from memwrite.utils.entry_points import ALLOWLIST, distribution, installed
-
-#: In a reader's `accepts`: every kind of state that has a recall.
-RECALL = "recall"
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The distribution a plugin came with, and the name of its entry point."""
-
-    distribution: str
-    version: str
-    entry_point: str
-
-    def __str__(self) -> str:
-        return f"{self.distribution} {self.version}"
-
-
-@dataclass(frozen=True)
-class PluginFailure:
-    """Why a plugin, or one name, cannot be used."""
-
-    owner: Owner
-    error: PluginError
-    traceback: str = ""
-
-
-class Named(Protocol):
-    """What a table holds."""
-
-    @property
-    def name(self) -> str: ...
-
-
-P = TypeVar("P", bound=Named)
-
-
-@dataclass
-class PluginTable(Generic[P]):
-    """All plugins of one role, by name; a name in it may have several owners, which is a conflict."""
-
-    role: str
-    entries: dict[str, list[tuple[P, Owner]]] = field(default_factory=dict)
-
-    def add(self, plugin: P, owner: Owner) -> None:
-        """Put `plugin` beside whatever has its name already."""
-        self.entries.setdefault(plugin.name, []).append((plugin, owner))
-
-    def all(self) -> list[P]:
-        """Return the plugin of every name; of a name with several owners, the first."""
-        return [plugin for [(plugin, _), *_] in self.entries.values()]
-
-    def conflicts(self) -> list[PluginFailure]:
-        """Return a failure for every name that is provided twice."""
-        return [
-            PluginFailure(owners[0][1], self._conflict(name, owners))
-            for name, owners in self.entries.items()
-            if len(owners) > 1
-        ]
-
-    def _conflict(self, name: str, owners: Sequence[tuple[P, Owner]]) -> PluginConflict:
-        who = " and ".join(str(owner) for _, owner in owners)
-        return PluginConflict(f"the {self.role} '{name}' is provided by {who}: uninstall one")
-
-    def get(self, name: str, failures: Iterable[PluginFailure]) -> P:
-        """Return the plugin of that name.
-
-        Raises:
-            PluginConflict: two distributions provide it.
-            PluginBroken, PluginApiMismatch: it belongs to a plugin that could not be loaded.
-            PluginNotFound: nobody provides it.
-        """
-        owners = self.entries.get(name)
-        if owners and len(owners) > 1:
-            raise self._conflict(name, owners)
-        if owners:
-            return owners[0][0]
-        failures = list(failures)
-        for failure in failures:
-            if name in (failure.owner.entry_point, failure.owner.distribution):
-                raise failure.error
-        broken = "".join(f"; not loaded: {failure.error}" for failure in failures)
-        hint = did_you_mean(name, self.entries)
-        raise PluginNotFound(f"no installed {self.role} is called '{name}' ({hint}{broken})")
 
 
 @dataclass
 class Registry:
-    """Everything that was discovered.
+    """All plugins that were discovered.
 
     Attributes:
         writers, readers, importers, tasks, kinds, laws: a table for each role.
@@ -144,12 +52,12 @@ class Registry:
 
     @property
     def tables(self) -> tuple[PluginTable[Any], ...]:
-        """The table of each role."""
+        """Return the table of each role."""
         return (self.writers, self.readers, self.importers, self.tasks, self.kinds, self.laws)
 
     @property
     def failures(self) -> list[PluginFailure]:
-        """Plugins that could not be loaded, and names that are provided twice."""
+        """Return the plugins that could not be loaded, and the names that are provided twice."""
         return [*self.broken, *(failure for table in self.tables for failure in table.conflicts())]
 
     def writer(self, name: str) -> WriterPlugin:
@@ -219,7 +127,7 @@ class Registry:
                 try:
                     declared: list[Any] = list(implementation.function())  # type: ignore[call-overload]
                     for plugin in declared:
-                        _check(plugin, role)
+                        check_declaration(plugin, role)
                 except BaseException as error:
                     self.broken.append(_failure(owner, f"failed in {hook.name}()", error))
                     continue
@@ -229,9 +137,9 @@ class Registry:
 
 @cache
 def registry() -> Registry:
-    """Return the registry of this process: built-ins, then every installed entry point of the group "memwrite".
+    """Return the registry of this process: built-in plugins, then every installed entry point of the group "memwrite".
 
-    Which of these may be imported, `memwrite.utils.entry_points` says; `MEMWRITE_STRICT=1` raises at the first failure.
+    `memwrite.utils.entry_points` decides which of these may be imported. `MEMWRITE_STRICT=1` raises at the first failure.
     """
     sources: list[tuple[Owner, Callable[[], object]]] = [
         (
@@ -252,7 +160,7 @@ def registry() -> Registry:
 
 
 def discover(sources: Iterable[tuple[Owner, Callable[[], object]]]) -> Registry:
-    """Make a registry of each (owner, loader of its hook module)."""
+    """Make a registry of sources, each an owner and a function that loads its hook module."""
     discovered = Registry()
     for owner, load in sources:
         discovered.add(owner, load)
@@ -265,53 +173,30 @@ def register(module: ModuleType) -> None:
     Raises:
         PluginError: a hook fails, or a name is taken.
     """
-    own = Registry()
-    own.add(Owner(module.__name__, "unpackaged", module.__name__), lambda: module)
-    for failure in own.failures:
+    added = Registry()
+    added.add(Owner(module.__name__, "unpackaged", module.__name__), lambda: module)
+    for failure in added.failures:
         raise failure.error
-    here = registry()
-    for new, table in zip(own.tables, here.tables, strict=True):
+    installed_plugins = registry()
+    for new, table in zip(added.tables, installed_plugins.tables, strict=True):
         for name, [(plugin, owner)] in new.entries.items():
-            if any(known != plugin for known, _ in table.entries.get(name, [])):
-                raise PluginConflict(f"the {table.role} '{name}' is installed already")
+            if any(other != plugin for other, _ in table.entries.get(name, [])):
+                raise PluginConflict(
+                    f"the {table.role} '{name}' is installed already: give yours another name"
+                )
             if name not in table.entries:
                 table.add(plugin, owner)
-    _publish_kinds(here)
+    _publish_kinds(installed_plugins)
 
 
 def _publish_kinds(discovered: Registry) -> None:
-    """Hold specs to the kinds that were declared."""
+    """Put the declared kinds into `KINDS`, so that specs are checked against them."""
     for [(kind, owner), *others] in list(discovered.kinds.entries.values()):
         if kind.name in KINDS and KINDS[kind.name] != kind:
             error = PluginConflict(f"the kind '{kind.name}' of {owner} is one of memwrite's own")
             discovered.broken.append(PluginFailure(owner, error))
         elif not others:
             KINDS[kind.name] = kind
-
-
-def reads_kind(accepts: Set[str], kind: str) -> bool:
-    """Say whether a reader that accepts these reads states of that kind."""
-    declared = KINDS.get(kind)
-    recalls = declared is not None and declared.recall is not None
-    return kind in accepts or (RECALL in accepts and recalls)
-
-
-def kinds_read(accepts: Set[str]) -> list[str]:
-    """Return the declared kinds that a reader reads which accepts these, and those that it names itself."""
-    return sorted({kind for kind in KINDS if reads_kind(accepts, kind)} | (accepts - {RECALL}))
-
-
-def check_pair(writer: str, kind: str, reader: str, accepts: Set[str]) -> None:
-    """Refuse a reader that does not read what the writer emits.
-
-    Raises:
-        IncompatiblePair: it does not.
-    """
-    if not reads_kind(accepts, kind):
-        raise IncompatiblePair(
-            f"reader '{reader}' reads {' or '.join(kinds_read(accepts))} states, but writer '{writer}' emits "
-            f"'{kind}' states: see the pairs in `memwrite plugins`"
-        )
 
 
 def _blocked(owner: Owner) -> PluginFailure:
@@ -334,51 +219,3 @@ def _failure(owner: Owner, what: str, error: BaseException) -> PluginFailure:
         reason = ""
     sentence = f"the plugin {owner} {what}: {type(error).__name__}: {reason or 'no message'}"
     return PluginFailure(owner, kind(sentence), "".join(traceback.format_exception(error)))
-
-
-def _check(plugin: object, role: type) -> None:
-    """Refuse a declaration that cannot be used.
-
-    Raises:
-        PluginBroken, PluginApiMismatch: it cannot.
-    """
-    if not isinstance(plugin, role):
-        raise PluginBroken(f"the hook returned a {type(plugin).__name__}, not a {role.__name__}")
-    name = getattr(plugin, "name", None)
-    if not (isinstance(name, str) and name):
-        raise PluginBroken(f"the name {name!r} must be a word")
-    if not isinstance(plugin, Plugin):
-        return
-    if plugin.api != API:
-        raise PluginApiMismatch(
-            f"'{plugin.name}' was built for plugin API {plugin.api}, this memwrite has {API}"
-        )
-    if isinstance(plugin, ImporterPlugin):
-        if not callable(plugin.load):
-            raise PluginBroken(f"the load of '{plugin.name}' must be a function")
-        return
-    assert isinstance(plugin, (WriterPlugin, ReaderPlugin, TaskPlugin))
-    if not (isinstance(plugin.config, type) and dataclasses.is_dataclass(plugin.config)):
-        raise PluginBroken(f"the config of '{plugin.name}' must be a dataclass type")
-    if not callable(plugin.build):
-        raise PluginBroken(f"the build of '{plugin.name}' must be a function")
-    if isinstance(plugin, ReaderPlugin) and not isinstance(plugin.accepts, Set):
-        raise PluginBroken(
-            f"'{plugin.name}' accepts {plugin.accepts!r}, which is not a set of kinds"
-        )
-    known = {f.name for f in dataclasses.fields(plugin.config)}
-    for attribute in ("steps", "max_steps", "slots", "examples"):
-        what = getattr(plugin, attribute, None)
-        if what is not None and what not in known:
-            raise PluginBroken(f"'{plugin.name}' names the parameter '{what}', which it has not")
-    if isinstance(plugin, WriterPlugin):
-        _check_writer(plugin)
-
-
-def _check_writer(plugin: WriterPlugin) -> None:
-    if not isinstance(plugin.emits, str):
-        raise PluginBroken(f"'{plugin.name}' emits {plugin.emits!r}, which is not a kind of state")
-    if not isinstance(plugin.capabilities, Capabilities):
-        raise PluginBroken(
-            f"the capabilities of '{plugin.name}' are {plugin.capabilities!r}: declare Capabilities(streaming=True, ...)"
-        )

@@ -15,7 +15,8 @@ from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig, Config, PartConfig, part_config
 from memwrite.memory import Memory
 from memwrite.plugins import ReaderPlugin, WriterPlugin, registry
-from memwrite.plugins.registry import Owner, PluginTable, check_pair
+from memwrite.plugins.pairs import check_pair
+from memwrite.plugins.table import Owner, PluginTable
 from memwrite_specs.backbones import BACKBONES, Build
 
 SHAKE = 0.05

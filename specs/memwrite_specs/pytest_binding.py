@@ -10,7 +10,7 @@ from typing import Any
 
 from memwrite.errors import ConfigError, IncompatiblePair, PluginNotFound, did_you_mean
 from memwrite.plugins import ReaderPlugin, WriterPlugin, registry
-from memwrite.plugins.registry import reads_kind
+from memwrite.plugins.pairs import reads_kind
 from memwrite_specs.law import Law
 from memwrite_specs.laws import CONTRACT, all_laws
 from memwrite_specs.pair import Pair

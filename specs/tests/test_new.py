@@ -21,7 +21,8 @@ from memwrite_specs.scaffold import TEMPLATE, VARIANTS, Scaffold, rendered
 
 from memwrite.cli.main import main
 from memwrite.config import load_config, part_config
-from memwrite.plugins.registry import Owner, discover
+from memwrite.plugins.registry import discover
+from memwrite.plugins.table import Owner
 
 SPECS = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]

@@ -12,7 +12,7 @@ from memwrite_specs.reference import WRITERS
 
 from memwrite.errors import ConfigError
 from memwrite.plugins import registry
-from memwrite.plugins.registry import reads_kind
+from memwrite.plugins.pairs import reads_kind
 
 INSTALLED = registry().pairs()
 PAIRS = [

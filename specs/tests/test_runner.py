@@ -39,7 +39,7 @@ from memwrite.errors import (
 )
 from memwrite.plugins import ReaderPlugin, WriterPlugin, register, registry
 from memwrite.plugins.builtin.readers import NoParams
-from memwrite.plugins.registry import Owner
+from memwrite.plugins.table import Owner
 from memwrite.protocols import KeyValues, WriteOutput
 from memwrite.state import MemoryState
 

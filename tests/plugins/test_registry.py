@@ -32,7 +32,8 @@ from memwrite.plugins import (
     hookimpl,
     registry,
 )
-from memwrite.plugins.registry import Owner, discover
+from memwrite.plugins.registry import discover
+from memwrite.plugins.table import Owner
 
 
 @dataclass(frozen=True)

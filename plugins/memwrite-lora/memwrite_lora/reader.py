@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from memwrite.errors import ContractViolation
 from memwrite.modules.low_rank import kaiming
-from memwrite.plugins.registry import RECALL
+from memwrite.plugins.pairs import RECALL
 from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
 from memwrite.state import KINDS, MemoryState, Recall, StateSpec
 from memwrite_lora.checks import check_layers, check_state

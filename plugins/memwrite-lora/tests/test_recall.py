@@ -19,7 +19,7 @@ from memwrite.backbones.projection_hooks import attention_modules
 from memwrite.config import BackboneConfig, Config, PartConfig
 from memwrite.errors import ContractViolation
 from memwrite.plugins import hookimpl, register, registry
-from memwrite.plugins.registry import reads_kind
+from memwrite.plugins.pairs import reads_kind
 from memwrite.state import KINDS, StateKind, TensorSpec
 
 KIND, LAYERS = "rectified-test", (0, 2)
