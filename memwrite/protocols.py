@@ -225,6 +225,10 @@ class Backbone(Protocol):
     @property
     def info(self) -> BackboneInfo: ...
 
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a piece of text, without such as open or close a text."""
+        ...
+
     def embed(self, ids: Tensor) -> Tensor:
         """Embed (B, T) int64 ids, each row a text from its beginning, as (B, T, D): what the first layer receives,
         embedding scale included.

@@ -99,6 +99,10 @@ class TransformersBackbone:
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
 
+    def encode(self, text: str) -> list[int]:
+        """See `Backbone.encode`."""
+        return self.tokenizer.encode(text)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) int64, each row a text from its beginning, as (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)

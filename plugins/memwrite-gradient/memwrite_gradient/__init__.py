@@ -1,4 +1,6 @@
-"""memwrite-gradient: GradMem's gradient writer (arXiv 2603.13875), from one meta-learnt step to cramming."""
+"""memwrite-gradient: memories by gradient descent: GradMem (arXiv 2603.13875), and cartridges and soft prompts on a
+frozen model (arXiv 2506.06266).
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,23 @@ from collections.abc import Sequence
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite_gradient import gradmem as official
 from memwrite_gradient.config import GradientConfig
+from memwrite_gradient.frozen.config import CartridgeConfig, SoftPromptConfig
+from memwrite_gradient.frozen.writer import CartridgeWriter, SoftPromptWriter
 from memwrite_gradient.writer import GradientWriter
 
-__all__ = ["GRADIENT", "GradientConfig", "GradientWriter", "memwrite_importers", "memwrite_writers"]
+__all__ = [
+    "CARTRIDGE",
+    "GRADIENT",
+    "SOFT_PROMPT",
+    "CartridgeConfig",
+    "CartridgeWriter",
+    "GradientConfig",
+    "GradientWriter",
+    "SoftPromptConfig",
+    "SoftPromptWriter",
+    "memwrite_importers",
+    "memwrite_writers",
+]
 
 
 GRADIENT = WriterPlugin(
@@ -25,11 +41,33 @@ GRADIENT = WriterPlugin(
     slots="slots",
 )
 
+CARTRIDGE = WriterPlugin(
+    api=2,
+    name="cartridge",
+    summary="keys and values descended until the model with them predicts like the model with the context",
+    config=CartridgeConfig,
+    build=CartridgeWriter,
+    emits="keyvalue",
+    steps="steps",
+    slots="slots",
+)
+
+SOFT_PROMPT = WriterPlugin(
+    api=2,
+    name="soft-prompt",
+    summary="prefix vectors descended until the model with them predicts like the model with the context",
+    config=SoftPromptConfig,
+    build=SoftPromptWriter,
+    emits="prefix",
+    steps="steps",
+    slots="slots",
+)
+
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """Declare the gradient writer."""
-    return [GRADIENT]
+    """Declare the gradient writer, and those for a frozen model."""
+    return [GRADIENT, CARTRIDGE, SOFT_PROMPT]
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -33,6 +34,11 @@ def midpoint(start: Sequence[Tensor], end: Sequence[Tensor], rows: Tensor) -> li
         chosen = rows.view(-1, *[1] * (first.ndim - 1))
         moved.append(torch.where(chosen, (first + last) / 2, last).detach().requires_grad_())
     return moved
+
+
+def half_cosine(step: int, steps: int) -> float:
+    """Return the learning-rate multiplier of a step, from 1 along a half cosine down to 0.05."""
+    return 0.525 + 0.475 * math.cos(math.pi * step / steps)
 
 
 class Adam:

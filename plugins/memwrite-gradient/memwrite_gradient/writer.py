@@ -19,7 +19,7 @@ from memwrite_gradient.blocks import OverlappingBlocks
 from memwrite_gradient.compiled import compiled
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.fast_weights import FastWeights
-from memwrite_gradient.inner_optimizer import Adam, non_finite_rows
+from memwrite_gradient.inner_optimizer import Adam, half_cosine, non_finite_rows
 from memwrite_gradient.inner_step import InnerStep, backtrack, inexact_rows
 from memwrite_gradient.lora import WriteLora
 from memwrite_gradient.recompute import StepOutput, isolated_step
@@ -192,7 +192,7 @@ class GradientWriter(nn.Module):
         """Return the learning-rate multiplier of a step: with `decay`, a half cosine down to 0.05."""
         if not self.config.decay:
             return 1.0
-        return 0.525 + 0.475 * math.cos(math.pi * step / steps)
+        return half_cosine(step, steps)
 
     def reconstruct(
         self, params: Sequence[Tensor], embeddings: Tensor, context: PackedTokens

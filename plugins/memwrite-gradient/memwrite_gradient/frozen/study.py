@@ -1,0 +1,159 @@
+"""Texts on which model with context and model with memory are compared, and what the first predicts there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from memwrite.protocols import Backbone, Conditioning, KeyValues
+from memwrite.state import PackedTokens, Tokens
+from memwrite_gradient.frozen.forms import padded
+
+
+@dataclass(frozen=True)
+class Study:
+    """N texts for each of B contexts.
+
+    Attributes:
+        ids: (B, N, T).
+        mask: (B, N, T) bool, real tokens first.
+        teacher: (B, N, T - 1, D), hidden states of the model with the context from which it predicts the second to
+            last token; None where the tokens themselves are to be predicted.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    teacher: Tensor | None
+
+    def texts(self, start: int, count: int) -> Study:
+        """Return `count` texts of each row from `start` on, in turn."""
+        total = self.ids.shape[1]
+        index = torch.arange(start, start + count, device=self.ids.device) % total
+        teacher = None if self.teacher is None else self.teacher[:, index]
+        return Study(self.ids[:, index], self.mask[:, index], teacher)
+
+    @classmethod
+    def of_context(cls, context: PackedTokens) -> Self:
+        """Return the contexts themselves, to be reconstructed."""
+        return cls(context.ids[:, None], context.mask[:, None], None)
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """The model with the context in sight.
+
+    Attributes:
+        backbone: the model.
+        past: keys and values of what the memory held before, and of the context; B rows.
+        last: (B, D), the hidden states at its last token.
+        at_once: texts that are handled together.
+    """
+
+    backbone: Backbone
+    past: KeyValues
+    last: Tensor
+    at_once: int
+
+    @classmethod
+    def reading(
+        cls, backbone: Backbone, before: Conditioning | None, context: PackedTokens, at_once: int
+    ) -> Self:
+        """Read contexts (B, T), behind what `before` brings into the model."""
+        embeddings, lengths, past, slots = backbone.embed(context.ids), context.lengths, None, 0
+        if before is not None:
+            past = before.key_values
+            if before.prefix is not None:
+                slots = before.prefix.shape[1]
+                embeddings = torch.cat([before.prefix.to(embeddings.dtype), embeddings], 1)
+        done = backbone.forward(embeddings, past=past, lengths=lengths + slots, use_cache=True)
+        assert done.key_values is not None
+        rows = torch.arange(len(lengths), device=lengths.device)
+        return cls(backbone, done.key_values, done.hidden[rows, slots + lengths - 1], at_once)
+
+    def explain(self, texts: Sequence[Sequence[int]]) -> Study:
+        """Predict the tokens of given texts behind every context."""
+        rows = len(self.last)
+        tokens = Tokens.from_rows(texts, self.last.device)
+        parts = []
+        for start in range(0, len(texts), self.at_once):
+            ids = tokens.ids[start : start + self.at_once]
+            embeddings = self.backbone.embed(ids).repeat(rows, 1, 1)
+            hidden = self.backbone.forward(embeddings, past=self._past(len(ids))).hidden
+            parts.append(_by_row(hidden[:, :-1], rows))
+        shape = (rows, *tokens.ids.shape)
+        return Study(tokens.ids.expand(shape), tokens.mask.expand(shape), torch.cat(parts, 1))
+
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        length: int,
+        temperature: float,
+        seeds: Sequence[int],
+    ) -> Study:
+        """Write texts behind every context, one for each seed.
+
+        The random numbers of a text are those of its seed in every row, so that no row depends on its neighbours.
+
+        Args:
+            prompts: token ids that texts begin with, in turn; shorter than `length`.
+            length: of the texts.
+            temperature: of the sampling.
+            seeds: of the texts.
+        """
+        parts = []
+        for start in range(0, len(seeds), self.at_once):
+            some = seeds[start : start + self.at_once]
+            begins = [prompts[(start + i) % len(prompts)] for i in range(len(some))]
+            parts.append(self._write(begins, length, temperature, some))
+        ids, mask, hidden = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        return Study(ids, mask, hidden)
+
+    def _write(
+        self, begins: Sequence[Sequence[int]], length: int, temperature: float, seeds: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        rows, count, info = len(self.last), len(seeds), self.backbone.info
+        rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
+        given = padded(Tokens.from_rows(begins, self.last.device).ids, length)
+        fixed = torch.tensor([len(begin) for begin in begins], device=self.last.device)
+        ends = torch.tensor(info.end_ids or (info.eos_id,), device=self.last.device)
+        past, hidden = self._past(count), self.last.repeat_interleave(count, 0)
+        ids = self.last.new_zeros(rows * count, 0, dtype=torch.int64)
+        alive = torch.ones(rows * count, dtype=torch.bool, device=self.last.device)
+        masks, hiddens = [], []
+        for place in range(length):
+            noise = torch.stack(
+                [torch.empty(info.vocab_size).exponential_(generator=g) for g in rngs]
+            )
+            # The largest of logit / temperature - log(exponential noise) is a sample of the softmax (Gumbel).
+            logits = _by_row(self.backbone.logits(hidden), rows) / temperature
+            drawn = (logits - noise.to(logits).log()).argmax(-1)
+            token = torch.where(place < fixed, given[:, place], drawn).flatten()
+            ids = torch.cat([ids, token[:, None]], 1)
+            masks.append(alive)
+            alive = alive & ~(torch.isin(token, ends) & (place >= fixed).repeat(rows))
+            if place == length - 1:
+                break
+            # An embedding may depend on the tokens before its own.
+            embedding = self.backbone.embed(ids[:, -info.ngram :])[:, -1:]
+            done = self.backbone.forward(embedding, past=past, use_cache=True)
+            assert done.key_values is not None
+            past, hidden = done.key_values, done.hidden[:, -1]
+            hiddens.append(hidden)
+        return (
+            _by_row(ids, rows),
+            _by_row(torch.stack(masks, 1), rows),
+            _by_row(torch.stack(hiddens, 1), rows),
+        )
+
+    def _past(self, count: int) -> KeyValues:
+        index = torch.arange(len(self.last), device=self.last.device)
+        return self.past.rows(index.repeat_interleave(count))
+
+
+def _by_row(flat: Tensor, rows: int) -> Tensor:
+    """Return (B · N, ...) as (B, N, ...)."""
+    return flat.reshape(rows, -1, *flat.shape[1:])

@@ -1,0 +1,233 @@
+"""The writer that descends a memory on a frozen model, with many steps and nothing learned beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from memwrite.errors import ConfigError, DivergenceError
+from memwrite.protocols import Backbone, WriteOutput
+from memwrite.state import MemoryState, PackedTokens
+from memwrite.utils.progress import track
+from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
+from memwrite_gradient.frozen.divergence import divergence
+from memwrite_gradient.frozen.forms import Form, KeyValueForm, PrefixForm, predictions
+from memwrite_gradient.frozen.starts import build_start
+from memwrite_gradient.frozen.study import Study, Teacher
+from memwrite_gradient.inner_optimizer import Adam, half_cosine, non_finite_rows
+
+#: Numbers of keys and values, or of logits, that are held at once: rows beyond them wait their turn.
+AT_ONCE = 2**27
+#: In nats per token: a memory that is so close is not moved, since Adam makes full steps of rounding errors.
+SETTLED = 1e-5
+
+
+class DescentWriter(nn.Module):
+    """Descends a memory of a context until the model with it predicts like the model with the context.
+
+    Args:
+        config: see `DescentConfig`.
+        backbone: the model; never changed.
+        form: of the memory.
+
+    Raises:
+        ConfigError: the start or the texts cannot be had.
+    """
+
+    def __init__(self, config: DescentConfig, backbone: Backbone, form: Form) -> None:
+        super().__init__()
+        self.config = config
+        self._backbone, self._form = backbone, form
+        self.start = build_start(config, form, backbone)
+        self.spec = self.start.spec
+        study = config.study
+        self.reserved_positions = self.start.reserved_positions + config.slots + study.length
+        self._prompts = [backbone.encode(prompt) if prompt else [] for prompt in study.prompts]
+        if max(map(len, self._prompts)) >= study.length:
+            raise ConfigError("writer.params.study.prompts must be shorter than study.length")
+        self._texts = None if study.file is None else _texts(study.file, backbone, study.length)
+
+    def init(self, batch_size: int, /) -> MemoryState:
+        """Return the state of memories that have read nothing."""
+        return self.start.empty(batch_size)
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        """Descend from the start on texts that the model with the context writes, or on the context itself.
+
+        A memory that holds something already goes on from there, and "the context" is what it holds and the new one.
+
+        Returns:
+            The new state. Trace: "loss" (steps, B), before each step, in nats per token; "value_kept" (2, B), before
+            and after the descent, on texts that were held out from it: 1 - KL(with context ‖ with memory) /
+            KL(with context ‖ with nothing).
+
+        Raises:
+            DivergenceError: loss or memory are not finite.
+        """
+        rows = len(context.lengths)
+        with torch.inference_mode(False):
+            context, state = context.clone(), state.clone().detach()
+            after = state.clone()
+            trace = {
+                "loss": torch.zeros(self.config.steps, rows, device=context.ids.device),
+                "value_kept": torch.zeros(2, rows, device=context.ids.device),
+            }
+            groups = list(self._groups(state, context))
+            ticks = track(range(len(groups) * (self.config.steps + 1)), "write")
+            for index, written in groups:
+                some = context.rows(index).packed()
+                new, losses, kept = self._descend(state.rows(index), some, written, index, ticks)
+                for name, tensor in new.tensors.items():
+                    after[name][index] = tensor
+                if losses:
+                    trace["loss"][:, index] = torch.stack(losses).to(trace["loss"])
+                trace["value_kept"][:, index] = kept.to(trace["value_kept"])
+            for _ in ticks:  # closes the bar
+                pass
+        return WriteOutput(after, {}, trace)
+
+    def _groups(self, state: MemoryState, context: PackedTokens) -> Iterator[tuple[Tensor, bool]]:
+        """Yield rows that are descended together, and whether they hold something already."""
+        empty = self.start.empty(len(context.lengths))
+        held = torch.zeros_like(context.lengths, dtype=torch.bool)
+        for name, tensor in state.tensors.items():
+            held |= (tensor != empty[name]).reshape(len(held), -1).any(1)
+        study, vocab = self.config.study, self._backbone.info.vocab_size
+        numbers = study.per_step * max(self._numbers(context), study.length * vocab)
+        size = max(1, AT_ONCE // numbers)
+        for written in (False, True):
+            chosen = (context.mask.any(1) & (held == written)).nonzero().flatten()
+            for first in range(0, len(chosen), size):
+                yield chosen[first : first + size], written
+
+    def _numbers(self, context: PackedTokens) -> int:
+        """Return the numbers of keys and values of one text behind its context."""
+        info, length = self._backbone.info, context.ids.shape[1] + self.config.study.length
+        return length * 2 * info.layers * info.kv_heads * info.head_dim
+
+    def _descend(
+        self,
+        state: MemoryState,
+        context: PackedTokens,
+        written: bool,
+        index: Tensor,
+        ticks: Iterator[int],
+    ) -> tuple[MemoryState, list[Tensor], Tensor]:
+        """Return the memory of some rows after all steps, the loss before each step, and the value kept (2, B)."""
+        form, config, study = self._form, self.config, self.config.study
+        with torch.no_grad():
+            before = form.condition(state) if written else None
+            open_end = _without_end(context, self._backbone.info.eos_id)
+            at_once = max(1, AT_ONCE // (len(index) * self._numbers(context)))
+            teacher = Teacher.reading(self._backbone, before, open_end, at_once)
+            texts, held_out = self._studies(teacher, context)
+            memory = self.start.of(state, context, written)
+            values = [self._value_kept(memory, held_out)]
+        next(ticks)
+        movable = form.movable(memory)
+        optimizer = [Adam() for _ in form.moved] if config.optimizer == "adam" else None
+        losses: list[Tensor] = []
+        for step in range(config.steps):
+            lesson = texts.texts(step * study.per_step, study.per_step)
+            with torch.enable_grad():
+                params = [memory[name].detach().requires_grad_() for name in form.moved]
+                loss = self._loss(self._moved(memory, params), lesson)
+                gradients = torch.autograd.grad(loss.sum(), params)
+            moving = movable & (loss > SETTLED).view(-1, *[1] * (movable.ndim - 1))
+            size = config.lr * (half_cosine(step, config.steps) if config.decay else 1.0)
+            moved = []
+            for place, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
+                move = gradient if optimizer is None else optimizer[place](gradient)
+                moved.append(torch.where(moving, param.detach() - size * move, param.detach()))
+            if (wrong := non_finite_rows(loss, moved)).any():
+                at = index[wrong].tolist()
+                raise DivergenceError(
+                    f"the write diverged at step {step + 1} of {config.steps} in row(s) {at}: use a smaller "
+                    f"writer.params.lr",
+                    at,
+                )
+            memory = self._moved(memory, moved)
+            losses.append(loss.detach())
+            next(ticks)
+        with torch.no_grad():
+            values.append(self._value_kept(memory, held_out))
+        return memory, losses, torch.stack(values)
+
+    def _moved(self, memory: MemoryState, params: list[Tensor]) -> MemoryState:
+        new = dict(zip(self._form.moved, params, strict=True))
+        return replace(memory, tensors={**memory.tensors, **new})
+
+    def _studies(self, teacher: Teacher, context: PackedTokens) -> tuple[Study, Study]:
+        """Return the texts of the descent, and those that are held out from it."""
+        config, study = self.config, self.config.study
+        seeds = [
+            config.seed * 1_000_003 + 1 + number for number in range(study.texts + study.held_out)
+        ]
+        how = self._prompts, study.length, study.temperature
+        held_out = teacher.write(*how, seeds[study.texts :])
+        if config.objective == "reconstruction":
+            return Study.of_context(context), held_out
+        if self._texts is not None:
+            return teacher.explain(self._texts), held_out
+        return teacher.write(*how, seeds[: study.texts]), held_out
+
+    def _loss(self, memory: MemoryState, study: Study) -> Tensor:
+        """Return (B,): what the descent makes small."""
+        count = study.ids.shape[1]
+        rows = torch.arange(len(study.ids), device=study.ids.device).repeat_interleave(count)
+        embeddings = self._backbone.embed(study.ids.flatten(0, 1))
+        conditioning = self._form.condition(memory.rows(rows))
+        hidden = predictions(self._backbone, conditioning, embeddings)
+        return divergence(self._backbone, hidden, study, self.config.study.top_k)
+
+    def _value_kept(self, memory: MemoryState, held_out: Study) -> Tensor:
+        embeddings = self._backbone.embed(held_out.ids.flatten(0, 1))
+        nothing = predictions(self._backbone, None, embeddings)
+        worth = divergence(self._backbone, nothing, held_out)
+        lost = self._loss(memory, held_out)
+        return 1 - lost / worth.clamp(min=torch.finfo(worth.dtype).tiny)
+
+
+class CartridgeWriter(DescentWriter):
+    """Descends keys and values (Cartridges, arXiv 2506.06266)."""
+
+    def __init__(self, config: CartridgeConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone, KeyValueForm(backbone, config.slots, config.frozen_sink))
+
+
+class SoftPromptWriter(DescentWriter):
+    """Descends vectors that stand before the text."""
+
+    def __init__(self, config: SoftPromptConfig, backbone: Backbone) -> None:
+        super().__init__(config, backbone, PrefixForm(backbone, config.slots))
+
+
+def _texts(path: str, backbone: Backbone, length: int) -> list[list[int]]:
+    """Read the texts of a file as token ids, one a line, cut to `length`.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no text of two tokens.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"writer.params.study.file '{path}' cannot be read: {error}") from None
+    rows = [backbone.encode(line)[:length] for line in lines if line.strip()]
+    if not (rows := [row for row in rows if len(row) > 1]):
+        raise ConfigError(f"writer.params.study.file '{path}' holds no text of at least two tokens")
+    return rows
+
+
+def _without_end(context: PackedTokens, end: int) -> PackedTokens:
+    """Return contexts without the end token that closes them: texts go on from there.
+
+    A context of nothing else keeps it.
+    """
+    last = context.ids.gather(1, context.lengths[:, None] - 1)[:, 0]
+    closed = (last == end) & (context.lengths > 1)
+    places = torch.arange(context.ids.shape[1], device=context.ids.device)
+    return PackedTokens(context.ids, places < (context.lengths - closed.long())[:, None])

@@ -1,0 +1,249 @@
+"""Cartridges and soft prompts against the oracle, the full context, and what they promise."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from memwrite_gradient.frozen import naive
+from memwrite_gradient.frozen.study import Teacher
+from memwrite_specs.testing import MODELS
+from torch import Tensor
+
+from memwrite import Memory, MemoryState, Tokens
+from memwrite.errors import ConfigError, DivergenceError
+from memwrite.protocols import Conditioning, KeyValues
+
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
+STUDY = {"texts": 3, "per_step": 2, "length": 5, "held_out": 2}
+READERS = {"cartridge": "key-value", "soft-prompt": "prefix"}
+
+
+def build(
+    name: str = "cartridge", family: str = "llama", study: Any = None, **params: Any
+) -> Memory:
+    model = {**MODELS[family], "dtype": "float64", "attention": "eager"}
+    params = {"slots": 3, "steps": 3, "study": {**STUDY, **(study or {})}, **params}
+    return Memory.from_config(
+        {
+            "backbone": model,
+            "writer": {"name": name, "params": params},
+            "reader": {"name": READERS[name]},
+        }
+    )
+
+
+def full_context(family: str = "llama") -> Memory:
+    return Memory.from_config(
+        {
+            "backbone": {**MODELS[family], "dtype": "float64", "attention": "eager"},
+            "writer": {"name": "full-context"},
+            "reader": {"name": "key-value"},
+        }
+    )
+
+
+def written(memory: Memory, rows: list[list[int]] = ROWS) -> MemoryState:
+    return memory.write(Tokens.from_rows(rows)).state
+
+
+def only_row(state: MemoryState, row: int) -> KeyValues:
+    one = state.rows(torch.tensor([row]))
+    return KeyValues(*(one[name] for name in ("keys", "values", "mask", "next_position")))
+
+
+@pytest.mark.parametrize(("family", "bar"), [("gpt2", 1e-9), ("llama", 1e-5)])
+@pytest.mark.parametrize("name", READERS)
+def test_equals_the_oracle(name: str, family: str, bar: float, tmp_path: Path) -> None:
+    """On texts of a file, of several lengths. The second context fits into the slots: there is nothing to descend."""
+    (tmp_path / "texts").write_text("abcd\nxy\n\n")
+    texts = [[*b"abcd"], [*b"xy"]]
+    options: dict[str, Any] = {"study": {"file": str(tmp_path / "texts"), "per_step": 2}}
+    if name == "cartridge":
+        options["frozen_sink"] = False
+    memory = build(name, family, decay=False, **options)
+    start = written(build(name, family, steps=0, **options))
+    found = written(memory)
+
+    def condition(params: list[Tensor], row: int) -> Conditioning:
+        if name == "soft-prompt":
+            return Conditioning(prefix=params[0])
+        past = only_row(start, row)
+        return Conditioning(
+            key_values=KeyValues(params[0], params[1], past.mask, past.next_position)
+        )
+
+    for row, ids in enumerate(ROWS):
+        names = ("memory",) if name == "soft-prompt" else ("keys", "values")
+        begin = [start[each][row : row + 1] for each in names]
+        expected = naive.distil(
+            memory.backbone, begin, lambda p, row=row: condition(p, row), ids, texts, 3, 0.02
+        )
+        for each, tensor in zip(names, expected, strict=True):
+            torch.testing.assert_close(found[each][row : row + 1], tensor, atol=bar, rtol=0)
+
+
+def test_as_many_slots_as_tokens_and_no_step_are_the_full_context() -> None:
+    """For every row, a shorter one has masked slots."""
+    query = Tokens.from_rows([[72, 105, 33]] * 2)
+    memory, other = build(slots=7, steps=0), full_context()
+    found = memory.read(written(memory), query).logits
+    torch.testing.assert_close(found, other.read(written(other), query).logits, atol=1e-6, rtol=0)
+
+
+def test_self_written_texts_are_what_the_model_says_with_the_context() -> None:
+    """Teacher states of a written text are those of the same text given, and nearly no temperature makes it greedy."""
+    memory, context = build(), Tokens.from_rows(ROWS)
+    with torch.no_grad():
+        teacher = Teacher.reading(memory.backbone, None, context, 2)
+        study = teacher.write([[], [65, 66]], 6, 1e-6, [1, 2, 3])
+        again = teacher.write([[], [65, 66]], 6, 1e-6, [4, 5, 6])
+        for row, ids in enumerate(ROWS):
+            assert study.ids[row, 1, :2].tolist() == [65, 66]
+            for text in range(3):
+                tokens = study.ids[row, text].tolist()
+                states = memory.backbone.forward(
+                    memory.backbone.embed(torch.tensor([ids + tokens]))
+                )
+                hidden = states.hidden[0, len(ids) - 1 : -1]
+                assert study.teacher is not None
+                torch.testing.assert_close(study.teacher[row, text], hidden[1:], atol=1e-6, rtol=0)
+                greedy = memory.backbone.logits(hidden).argmax(-1)
+                begun = 2 if text == 1 else 0
+                assert greedy[begun:].tolist() == tokens[begun:]
+    assert torch.equal(study.ids, again.ids)
+
+
+def test_sampling_follows_the_model() -> None:
+    """The first tokens of many texts are distributed as the model with the context has them."""
+    memory, context = build(), Tokens.from_rows(ROWS[:1])
+    with torch.no_grad():
+        teacher = Teacher.reading(memory.backbone, None, context, 4096)
+        drawn = teacher.write([[]], 2, 0.5, range(2000)).ids[0, :, 0]
+        odds = (memory.backbone.logits(teacher.last)[0] / 0.5).softmax(-1)
+    shares = torch.bincount(drawn, minlength=len(odds)) / 2000
+    assert (shares - odds).abs().sum() < 2.5 * float((odds * (1 - odds) / 2000).sqrt().sum())
+
+
+def test_a_text_ends_at_the_end_token() -> None:
+    memory, context = build(), Tokens.from_rows(ROWS[:1])
+    end = memory.backbone.info.eos_id
+    with torch.no_grad():
+        teacher = Teacher.reading(memory.backbone, None, context, 512)
+        study = teacher.write([[]], 6, 20.0, range(400))
+    ended = 0
+    for ids, mask in zip(study.ids[0].tolist(), study.mask[0].tolist(), strict=True):
+        length = ids.index(end) + 1 if end in ids else 6
+        assert mask == [i < length for i in range(6)]
+        ended += length < 6
+    assert ended
+
+
+def test_the_descent_reaches_what_it_descends_on() -> None:
+    """The divergence falls, and what is kept on texts held out from the descent rises."""
+    for name in READERS:
+        memory = build(name, steps=60, lr=0.05, study={"texts": 32, "per_step": 8, "held_out": 8})
+        trace = memory.write(Tokens.from_rows(ROWS[:1])).trace
+        assert trace["loss"][-1] < 0.5 * trace["loss"][0]
+        assert trace["value_kept"][1] > trace["value_kept"][0]
+
+
+def test_the_first_slot_is_a_sink_that_stays() -> None:
+    start, found = written(build(steps=0), ROWS[:1]), written(build(), ROWS[:1])
+    moved = (found["keys"] != start["keys"]).flatten(4)
+    assert not moved[:, :, :, 0].any()
+    assert moved[:, :, :, 1:].all()
+
+
+def test_a_memory_goes_on_from_what_it_holds() -> None:
+    """The second write starts from the first one's memory, and the teacher reads that before the new context."""
+    memory = build(steps=0)
+    state = written(memory, ROWS[:1])
+    again = memory.write(Tokens.from_rows([[20, 21, 22]]), state).state
+    assert torch.equal(again["keys"], state["keys"])
+    moving = build()
+    after = moving.write(Tokens.from_rows([[20, 21, 22]]), state)
+    assert not torch.equal(after.state["values"], state["values"])
+    assert after.trace["value_kept"].shape == (2, 1)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_every_start(name: str) -> None:
+    """Tokens of one's own make other memories than the context's; another writer's state is where it starts."""
+    first = "memory" if name == "soft-prompt" else "keys"
+    own = written(build(name, steps=0))
+    text = written(build(name, steps=0, start={"text": "ab"}))
+    random = written(build(name, steps=0, start="random"))
+    for same in (text, random):
+        torch.testing.assert_close(same[first][0], same[first][1], atol=1e-6, rtol=0)
+    assert not torch.equal(own[first][0], own[first][1])
+    assert not torch.equal(text[first], random[first])
+    other = {"name": name, "params": {"steps": 2, "study": STUDY}}
+    selected = written(build(name, steps=0, start=other))
+    torch.testing.assert_close(selected[first], written(build(name, steps=2))[first])
+
+
+def test_plain_gradient_steps() -> None:
+    """A small step of sgd moves the memory against the gradient by its size times the learning rate."""
+    start = written(build(steps=0))
+    small, large = (
+        written(build(steps=1, optimizer="sgd", lr=lr))["values"] - start["values"]
+        for lr in (1e-3, 2e-3)
+    )
+    torch.testing.assert_close(large, 2 * small, atol=1e-12, rtol=1e-6)
+
+
+def test_all_of_the_top_tokens_are_the_whole_distribution() -> None:
+    whole, top = written(build()), written(build(study={"top_k": 258}))
+    few = written(build(study={"top_k": 2}))
+    torch.testing.assert_close(top["keys"], whole["keys"], atol=1e-6, rtol=0)
+    assert not torch.allclose(few["keys"], whole["keys"], atol=1e-6)
+
+
+def test_reconstruction_predicts_the_context() -> None:
+    memory = build(objective="reconstruction", steps=40, lr=0.2, frozen_sink=False)
+    loss = memory.write(Tokens.from_rows(ROWS[:1])).trace["loss"]
+    assert loss[-1] < 0.5 * loss[0]
+
+
+def test_rows_beyond_the_limit_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    together = written(build())
+    monkeypatch.setattr("memwrite_gradient.frozen.writer.AT_ONCE", 1)
+    apart = written(build())
+    for name in ("keys", "values"):
+        torch.testing.assert_close(apart[name], together[name], atol=1e-6, rtol=0)
+
+
+def test_too_large_steps_are_reported() -> None:
+    with pytest.raises(DivergenceError, match=r"row\(s\) \[0\]: use a smaller writer.params.lr"):
+        written(build("soft-prompt", lr=1e200, steps=4))
+
+
+@pytest.mark.parametrize(
+    ("params", "sentence"),
+    [
+        ({"slots": 1}, "at least 2 slots"),
+        ({"start": "middle"}, "start must be first-tokens"),
+        ({"start": {"nam": "h2o"}}, "start must be first-tokens"),
+        ({"start": {"text": ""}}, "start.text is empty"),
+        ({"start": {"name": "soft-prompt"}}, "makes 'prefix' states, but 'keyvalue'"),
+        ({"start": {"name": "full-context"}}, "as many slots as there are tokens"),
+        ({"start": {"name": "cartridge", "params": {"slots": 4}}}, "4 slots, but"),
+        ({"objective": "magic"}, "distillation or reconstruction"),
+        ({"optimizer": "lion"}, "adam or sgd"),
+        ({"lr": 0}, "lr must be positive"),
+        ({"steps": -1}, "steps must be at least 0"),
+        ({"study": {"length": 1}}, "study.length must be at least 2"),
+        ({"study": {"temperature": 0}}, "study.temperature must be positive"),
+        ({"study": {"prompts": []}}, "at least one prompt"),
+        ({"study": {"prompts": ["far too long"]}}, "shorter than study.length"),
+        ({"study": {"file": "nowhere.txt"}}, "cannot be read"),
+        ({"objective": "reconstruction", "study": {"top_k": 3}}, "go with objective distillation"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(params: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(sentence)):
+        build(**params)
