@@ -31,21 +31,21 @@ class GistWriter(nn.Module):
         read = self._run(self._backbone.embed(context.ids), past)
         mask = torch.cat([past.mask, context.mask], 1)
         ends = past.next_position + context.lengths
-        seen = KeyValues(read.keys, read.values, mask, ends)
-        gists = self._run(self.tokens.expand(len(mask), -1, -1), seen)
+        past = KeyValues(read.keys, read.values, mask, ends)
+        gists = self._run(self.tokens.expand(len(mask), -1, -1), past)
         real = mask.new_ones(len(mask), M)
-        kept = KeyValues(gists.keys[..., -M:, :], gists.values[..., -M:, :].clone(), real, ends + M)
-        places = ends[:, None] + torch.arange(M, device=ends.device)
-        kept = rewind(self._backbone, kept, places)
-        tensors = (kept.keys, kept.values, kept.mask, kept.next_position)
+        gist = KeyValues(gists.keys[..., -M:, :], gists.values[..., -M:, :].clone(), real, ends + M)
+        positions = ends[:, None] + torch.arange(M, device=ends.device)
+        gist = rewind(self._backbone, gist, positions)
+        tensors = (gist.keys, gist.values, gist.mask, gist.next_position)
         return WriteOutput(
             MemoryState(self.spec, dict(zip(self.spec.tensors, tensors, strict=True)))
         )
 
     def _run(self, embeddings: Tensor, past: KeyValues) -> KeyValues:
-        kept = self._backbone.forward(embeddings, past=past, use_cache=True).key_values
-        assert kept is not None
-        return kept
+        cache = self._backbone.forward(embeddings, past=past, use_cache=True).key_values
+        assert cache is not None
+        return cache
 
 
 GIST = WriterPlugin(

@@ -190,7 +190,7 @@ class StateKind:
         return sizes
 
 
-def _matrix_recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
+def matrix_recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
     """Return the reads r = S q."""
     return torch.einsum("bhvk,bthk->bthv", tensors["S"].to(queries.dtype), queries)
 
@@ -219,7 +219,7 @@ KINDS: dict[str, StateKind] = {
         StateKind(
             "matrix",
             {"S": "L H Dv Dk"},
-            recall=_matrix_recall,
+            recall=matrix_recall,
             summary="a matrix per layer and head, read by S q",
         ),
         StateKind(

@@ -65,6 +65,11 @@ def unpack(data: bytes, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return header, tensors
 
 
+def with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with `prefix`, by the rest of their names."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
 def _metadata(data: bytes, where: str) -> dict[str, str]:
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > MAX_HEADER or data[8:9] != b"{":

@@ -1,7 +1,7 @@
-"""What a memory was written by and for: backbone, spec, writer and reader, by what they compute.
+"""The identity of a memory: the backbone, spec, writer and reader that it was written by and for.
 
-Neither the version of the library nor a path, a device, a dtype of computing or an attention implementation is a part
-of it, and a parameter that is not given is one with the default value: a new option of a plugin changes no identity.
+Only what changes the result counts: not the version of the library, a path, a device, the dtype of computation or the
+attention implementation. A parameter that is not given counts as its default, so a new option changes no identity.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, cast
@@ -39,10 +39,10 @@ class PartIdentity:
     weights: str
 
     def same(self, other: PartIdentity) -> bool:
-        """Whether the two compute the same, as far as the weights of both are known."""
-        known = bool(self.weights and other.weights)
+        """Return whether both compute the same; weights are compared only where both are known."""
+        comparable = bool(self.weights and other.weights)
         return (self.name, self.params) == (other.name, other.params) and (
-            not known or self.weights == other.weights
+            not comparable or self.weights == other.weights
         )
 
 
@@ -65,24 +65,22 @@ class Identity:
     @classmethod
     def of(cls, header: Header, reader_weights: Mapping[str, Tensor]) -> Identity:
         """Return the identity of a state file with this header and these weights of its reader."""
-        reader = PartIdentity(
-            header.reader.name, reader_params(header.reader), digest_of(reader_weights)
-        )
+        reader = reader_identity(header.reader, digest_of(reader_weights))
         writer = writer_identity(header.writer, header.writer_fingerprint)
         return cls(header.fingerprint, header.spec, writer, reader)
 
     @property
     def digest(self) -> str:
-        """64 hex digits that name this identity."""
+        """Return the 64 hex digits that name this identity."""
         text = json.dumps(to_dict(self), sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def same(self, other: Identity, backbone: TransformersBackbone) -> bool:
-        """Whether the two stand for the same.
+        """Return whether both name the same backbone, spec, writer and reader.
 
         Args:
-            other: may be of an older file, with a fingerprint of an older scheme.
-            backbone: the one that this identity names.
+            other: may come from an older file, with a fingerprint of an older scheme.
+            backbone: the backbone that this identity names.
         """
         return (
             self.spec == other.spec
@@ -93,32 +91,27 @@ class Identity:
 
 
 def writer_identity(part: PartConfig, weights: str) -> PartIdentity:
-    """Return the identity of a writer with weights of this digest; "" where it has none or they are not known."""
-    return PartIdentity(part.name, writer_params(part), weights)
+    """Return the identity of a writer whose weights have this digest; "" where it has none or they are not known."""
+    return _identity(part, weights, lambda: registry().writer(part.name).config)
 
 
-def writer_params(part: PartConfig) -> Mapping[str, Any]:
-    """Return those parameters of a writer that differ from their defaults; all of them if it is not installed."""
+def reader_identity(part: PartConfig, weights: str) -> PartIdentity:
+    """Return the identity of a reader whose weights have this digest; "" where it has none or they are not known."""
+    return _identity(part, weights, lambda: registry().reader(part.name).config)
+
+
+def _identity(part: PartConfig, weights: str, config: Callable[[], type[Any]]) -> PartIdentity:
     try:
-        return _changed(registry().writer(part.name).config, part.params)
-    except PluginError:
-        return part.params
-
-
-def reader_params(part: PartConfig) -> Mapping[str, Any]:
-    """Return those parameters of a reader that differ from their defaults; all of them if it is not installed."""
-    try:
-        return _changed(registry().reader(part.name).config, part.params)
-    except PluginError:
-        return part.params
-
-
-def _changed(kind: type[Any], params: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _cached_changed(cast(Hashable, kind), json.dumps(params, sort_keys=True, default=str))
+        kind = cast(Hashable, config())
+    except PluginError:  # not installed, so its defaults are not known
+        return PartIdentity(part.name, part.params, weights)
+    given = json.dumps(part.params, sort_keys=True, default=str)
+    return PartIdentity(part.name, _changed(kind, given), weights)
 
 
 @lru_cache(256)
-def _cached_changed(kind: Any, params: str) -> Mapping[str, Any]:
+def _changed(kind: Any, params: str) -> Mapping[str, Any]:
+    """Return those of the parameters, given as JSON, that differ from their defaults in the dataclass `kind`."""
     given: dict[str, Any] = json.loads(params)
     try:
         complete = to_dict(part_config(kind, given, "params"))

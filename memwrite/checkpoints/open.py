@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,14 +15,12 @@ from memwrite.backbones.sources import is_local
 from memwrite.backbones.tokenizers import BUILT_IN
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
-from memwrite.checkpoints.formats import Header
-from memwrite.checkpoints.identity import reader_params, writer_identity
+from memwrite.checkpoints.formats import Header, reading_header
+from memwrite.checkpoints.identity import reader_identity, writer_identity
 from memwrite.checkpoints.run_folder import shapes_of
 from memwrite.checkpoints.state_file import StateFile
 from memwrite.config import BackboneConfig, Config, part_config
 from memwrite.errors import (
-    ConfigError,
-    ContractViolation,
     InputError,
     MemwriteError,
     StorageError,
@@ -82,8 +79,7 @@ def state_for(
     same = weights.keys() == file.weights.keys() and all(
         torch.equal(weights[name].cpu(), file.weights[name]) for name in weights
     )
-    reader = (config.reader.name, reader_params(config.reader))
-    if not same or reader != (header.reader.name, reader_params(header.reader)):
+    if not same or not reader_identity(config.reader, "").same(reader_identity(header.reader, "")):
         raise StorageError(
             f"'{path}' was written for another reader than this memory has ('{header.reader.name}' with its own "
             f"parameters and weights): open it with Memory.load"
@@ -101,21 +97,13 @@ def state_for(
     return _readable(memory, file.state, path)
 
 
-@contextmanager
-def _reading_header(path: str) -> Iterator[None]:
-    try:
-        yield
-    except (ConfigError, ContractViolation) as error:
-        raise StorageError(f"'{path}' has a header that does not fit: {error}") from None
-
-
 def config_of(header: Header, path: str) -> Config:
     """Return the configuration that the state file `path` was made with.
 
     Raises:
         StorageError: the header holds unknown keys or impossible values.
     """
-    with _reading_header(path):
+    with reading_header(path):
         backbone = part_config(BackboneConfig, header.backbone, "backbone")
         return Config(backbone, header.writer, header.reader, seed=header.seed)
 
@@ -126,7 +114,7 @@ def _load_backbone(
     """Load the backbone that the state file `path` was written for, from where `config` says.
 
     Raises:
-        StorageError: it is not there, or another one is and `force` is not set.
+        StorageError: it is missing, or it is another backbone and `force` is not set.
     """
     source = config.tokenizer if config.path is None else config.path
     built_in = config.path is None and source in BUILT_IN
@@ -158,18 +146,18 @@ def load_reader(
     Raises:
         StorageError: its parameters or weights are not those of this reader.
     """
-    with _reading_header(path):
+    with reading_header(path):
         config = part_config(plugin.config, file.header.reader.params, "reader.params")
     try:
         with seeded():
-            # First without memory for it: the file says how large it is, and may say anything.
+            # Build it on the meta device first: an untrusted file may claim any size, and this allocates nothing.
             with torch.device("meta"), suppress(NotImplementedError):
                 first: Any = plugin.build(config, backbone, file.state.spec)
                 _check_reader(first, file, plugin.name, path)
             reader: Any = plugin.build(config, backbone, file.state.spec)
     except MemwriteError:
         raise
-    except Exception as error:  # the plugin's own, on what a stranger's file says
+    except Exception as error:  # a plugin may raise anything on an untrusted file
         raise StorageError(
             f"'{path}' is no state that its reader '{plugin.name}' can read: {type(error).__name__}: {error}"
         ) from None

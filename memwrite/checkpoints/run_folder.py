@@ -19,6 +19,7 @@ from memwrite import build
 from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
+from memwrite.checkpoints.container import with_prefix
 from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError, StorageError
 from memwrite.utils.atomic import make_folder, saving, write_bytes
@@ -75,9 +76,9 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 def _check_backbone_unchanged(config: Config, folder: Path) -> None:
-    own = load_config(folder / CONFIG_FILE).backbone
+    stored = load_config(folder / CONFIG_FILE).backbone
     for name in ("path", "type", "params", "tokenizer", "ngram"):
-        if getattr(config.backbone, name) != getattr(own, name):
+        if getattr(config.backbone, name) != getattr(stored, name):
             raise ConfigError(
                 f"backbone.{name} cannot be changed: '{folder}' holds a model of its own; to go on from its weights, "
                 f"train '{folder / CONFIG_FILE}' with training.start={folder}"
@@ -102,10 +103,12 @@ def _save_model(memory: Components, folder: Path) -> None:
 
 
 def _runs_from(memory: Components, folder: Path) -> bool:
-    """Whether the backbone's files are those in the run folder itself."""
+    """Return whether the backbone was loaded from the run folder itself."""
     path = memory.config.backbone.path
-    own = (folder.resolve(), (folder / MODEL_FOLDER).resolve())
-    return path is not None and Path(path).resolve() in own
+    return path is not None and Path(path).resolve() in (
+        folder.resolve(),
+        (folder / MODEL_FOLDER).resolve(),
+    )
 
 
 def _remove(path: Path) -> None:
@@ -145,10 +148,7 @@ def _load_weights(memory: Components, path: Path) -> None:
     if shapes_of(weights) != shapes_of(_part_weights(memory)):
         raise StorageError(f"'{path}' holds other weights than this writer and reader have")
     for part, module in _parts(memory).items():
-        own = {
-            n.removeprefix(f"{part}."): t for n, t in weights.items() if n.startswith(f"{part}.")
-        }
-        module.load_state_dict(own)
+        module.load_state_dict(with_prefix(weights, f"{part}."))
 
 
 def _parts(memory: Components) -> dict[str, nn.Module]:

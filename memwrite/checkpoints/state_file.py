@@ -14,9 +14,16 @@ from torch import Tensor
 import memwrite
 from memwrite.build import Components
 from memwrite.checkpoints import container
-from memwrite.checkpoints.formats import FORMAT, REQUIRES, Header, StoredSpec, read_header
+from memwrite.checkpoints.formats import (
+    FORMAT,
+    REQUIRES,
+    Header,
+    StoredSpec,
+    read_header,
+    reading_header,
+)
 from memwrite.config import to_dict
-from memwrite.errors import ConfigError, ContractViolation, StorageError
+from memwrite.errors import StorageError
 from memwrite.state import MemoryState
 from memwrite.utils.atomic import write_bytes
 
@@ -31,7 +38,7 @@ class StateFile:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """State and weights by the names that they have in a file."""
+        """Return state and weights by the names that they have in a file."""
         return {
             **{f"state.{name}": tensor for name, tensor in self.state.tensors.items()},
             **{f"reader.{name}": tensor for name, tensor in self.weights.items()},
@@ -70,20 +77,15 @@ def load_state(path: str | Path) -> StateFile:
 
 
 def restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> StateFile:
-    """Return the state file that `header` and `tensors`, both untrusted, make together.
+    """Return the state file that consists of `header` and `tensors`, both untrusted.
 
     Raises:
-        StorageError: they make none.
+        StorageError: the header is not valid, or does not describe the tensors.
     """
     checked = read_header(header, where)
-    try:
-        state = {n.removeprefix("state."): t for n, t in tensors.items() if n.startswith("state.")}
-        weights = {
-            n.removeprefix("reader."): t for n, t in tensors.items() if n.startswith("reader.")
-        }
-        return StateFile(checked, MemoryState(checked.spec.restore(), state), weights)
-    except (ConfigError, ContractViolation) as error:
-        raise StorageError(f"'{where}' has a header that does not fit: {error}") from None
+    with reading_header(where):
+        state = MemoryState(checked.spec.restore(), container.with_prefix(tensors, "state."))
+    return StateFile(checked, state, container.with_prefix(tensors, "reader."))
 
 
 def header_of(

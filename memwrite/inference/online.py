@@ -27,21 +27,21 @@ from memwrite.state import MemoryState, PackedTokens
 
 
 class OnlineAdapter:
-    """A writer, and perhaps a reader, at one layer of one call; a `LayerAdapter`.
+    """A writer, and perhaps a reader, at one layer during one run; a `LayerAdapter`.
 
-    Gradient checkpointing calls it again with the same hidden states, generation with those that follow.
+    Gradient checkpointing calls it again with the same hidden states, generation with the next ones.
 
     Args:
-        writer: its scan runs at the layer.
-        reader: reads what the scan finds; None where nobody reads.
+        writer: the writer whose scan runs at the layer.
+        reader: the reader of the scan's reads; None to write only.
         layer: number of the backbone's layer.
-        state: this layer's tensors before the call, (B, ...).
-        tokens: of the call, for their mask and segments; None where all tokens are real and of no segment.
+        state: this layer's tensors before the run, (B, ...).
+        tokens: the tokens of the run, for their mask and segments; None if all are real and in no segment.
         write: False leaves the state as it is.
-        continues: whether every call goes on from the state that the last one left.
+        continues: whether each call goes on from the state that the last one left.
 
     Attributes:
-        output: of the last call; None before it.
+        output: the output of the last call; None before the first.
     """
 
     def __init__(
@@ -124,15 +124,15 @@ def run(
         layer: OnlineAdapter(writer, reader, layer, state.layer(layer), tokens=tokens, write=write)
         for layer in state.spec.layers
     }
-    done = backbone.forward(embeddings, past=past, corrections=adapters, use_cache=use_cache)
-    outputs = [a.output for a in adapters.values() if a.output is not None]
-    kept = done.key_values
-    if kept is not None:
+    output = backbone.forward(embeddings, past=past, corrections=adapters, use_cache=use_cache)
+    scans = [a.output for a in adapters.values() if a.output is not None]
+    key_values = output.key_values
+    if key_values is not None:
         # The backbone takes every slot for a real one.
-        seen = tokens.mask if past is None else torch.cat([past.mask, tokens.mask], 1)
-        begun = 0 if past is None else past.next_position
-        kept = replace(kept, mask=seen, next_position=begun + tokens.lengths)
-    return OnlineOutput(BackboneOutput(done.hidden, kept), _joined(outputs, state))
+        mask = tokens.mask if past is None else torch.cat([past.mask, tokens.mask], 1)
+        start = 0 if past is None else past.next_position
+        key_values = replace(key_values, mask=mask, next_position=start + tokens.lengths)
+    return OnlineOutput(BackboneOutput(output.hidden, key_values), _joined(scans, state))
 
 
 def continue_text(
@@ -162,14 +162,13 @@ def continue_text(
     """
     if backbone.info.ngram > 1:
         raise ConfigError(
-            f"this model was built with backbone.ngram = {backbone.info.ngram}, so that a text cannot be embedded in "
-            f"pieces, which is what a session does that writes every token as it is read: make it read-only, or take a "
-            f"model without"
+            f"this model was built with backbone.ngram = {backbone.info.ngram}, so a session that writes every token as "
+            f"it is read cannot embed a text in pieces: make the session read-only, or use a model with ngram = 1"
         )
     past, before = None, state
     if ids.shape[1] > 1:
-        begun = run(backbone, writer, reader, _all_real(ids[:, :-1]), state, use_cache=True)
-        past, before = begun.run.key_values, begun.written.state
+        prompt = run(backbone, writer, reader, _all_real(ids[:, :-1]), state, use_cache=True)
+        past, before = prompt.run.key_values, prompt.written.state
     adapters = {
         layer: OnlineAdapter(writer, reader, layer, before.layer(layer), continues=True)
         for layer in before.spec.layers
@@ -184,17 +183,16 @@ def _all_real(ids: Tensor) -> PackedTokens:
     return PackedTokens(ids, torch.ones_like(ids, dtype=torch.bool))
 
 
-def _joined(outputs: Sequence[ScanOutput], state: MemoryState) -> WriteOutput:
-    """The layers' tensors as one state, and the means of their losses and traces."""
+def _joined(scans: Sequence[ScanOutput], state: MemoryState) -> WriteOutput:
+    """Join the layers' tensors into one state, and average their losses and traces."""
     layered = {
-        name: torch.stack([output.state[name] for output in outputs], 1)
+        name: torch.stack([scan.state[name] for scan in scans], 1)
         for name, spec in state.spec.tensors.items()
         if spec.per_layer
     }
     losses = {
-        name: torch.stack([output.losses[name] for output in outputs]).mean(0)
-        for name in outputs[0].losses
+        name: torch.stack([scan.losses[name] for scan in scans]).mean(0) for name in scans[0].losses
     }
-    traces = [output.trace() for output in outputs]
+    traces = [scan.trace() for scan in scans]
     trace = {name: torch.stack([t[name] for t in traces]).mean(0)[None] for name in traces[0]}
     return WriteOutput(replace(state, tensors={**state.tensors, **layered}), losses, trace)

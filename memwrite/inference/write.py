@@ -75,7 +75,9 @@ def _keep_empty_rows(before: MemoryState, after: MemoryState, chunk: PackedToken
         return after.where(touched.to(next(iter(after.tensors.values())).device), before)
     if not bool(touched.any()):
         return before
-    return after  # grown with the rows that were written; what it holds of the others is the writer's to keep
+    return (
+        after  # the state grew with the written rows, so that the writer alone can keep the others
+    )
 
 
 def _check_spec(name: str, writer: Writer, state: MemoryState, rows: int) -> None:
@@ -91,18 +93,18 @@ def _check_finite(name: str, state: MemoryState) -> None:
         if part == "bias":  # -inf hides a slot from a head
             finite = (~tensor.isnan() & (tensor != torch.inf)).reshape(tensor.shape[0], -1).all(1)
         if not finite.all():
-            rows_at_fault = (~finite).nonzero().flatten().tolist()
+            rows = (~finite).nonzero().flatten().tolist()
             raise DivergenceError(
                 f"writer '{name}' diverged: '{part}' is not finite in row(s) "
-                f"{rows_at_fault}: use smaller steps, clipped gradients, or settings that bound the state",
-                rows_at_fault,
+                f"{rows}: use smaller steps, clipped gradients, or settings that bound the state",
+                rows,
             )
 
 
 def _joined_losses(
     losses: Sequence[Mapping[str, Tensor]], lengths: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The mean of each chunk's losses, weighted by its tokens."""
+    """Average the chunks' losses, weighted by their numbers of tokens."""
     total = torch.stack([*lengths]).sum(0).clamp(min=1)
     return {
         name: torch.stack(
@@ -113,5 +115,5 @@ def _joined_losses(
 
 
 def _joined_traces(traces: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The steps of all chunks in a row."""
+    """Concatenate the steps of all chunks."""
     return {name: torch.cat([part[name] for part in traces]) for name in traces[0]}

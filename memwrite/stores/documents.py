@@ -1,4 +1,4 @@
-"""Documents, one JSON object a line. A line that is none is skipped with a reason and never ends the work."""
+"""Documents, one JSON object a line. An invalid line is skipped with a reason, and the work goes on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Document:
 
     @property
     def digest(self) -> str:
-        """The sha256 of its text."""
+        """Return the sha256 of the text, as hex digits."""
         return text_digest(self.text)
 
 
@@ -44,10 +44,10 @@ class Skipped:
 
 
 def is_stream(path: Path) -> bool:
-    """Whether `path` is a pipe or the like, which can be read only once.
+    """Return whether `path` is a pipe or another stream, which can be read only once.
 
     Raises:
-        InputError: it is not there, is a folder, or may not be read.
+        InputError: `path` is missing, is a folder, or may not be read.
     """
     try:
         mode = path.stat().st_mode

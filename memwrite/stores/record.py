@@ -51,7 +51,7 @@ class Entry:
     nbytes: int = 0
 
     def expired(self, now: datetime) -> bool:
-        """Whether it is gone."""
+        """Return whether the memory has expired by `now`."""
         return self.expires is not None and self.expires <= now
 
 
@@ -77,7 +77,7 @@ class Provenance:
 
     @property
     def identity(self) -> Identity:
-        """What the memories were written by and for."""
+        """Return what the memories were written by and for."""
         return Identity.of(self.header, self.weights)
 
     def pack(self, where: str) -> bytes:
@@ -145,17 +145,17 @@ def unpack(data: bytes, where: str) -> tuple[Entry, dict[str, Tensor]]:
 
 
 def entry_of(header: Mapping[str, Any], nbytes: int, where: str) -> Entry:
-    """Return an entry of plain data, which are untrusted: the header of a record, or a row of the database.
+    """Return the entry in untrusted plain data: the header of a record, or a row of the database.
 
     Raises:
-        StorageError: they make none.
+        StorageError: the data are no valid entry.
     """
     try:
         expires, text_digest = header["expires"], header["source"]
         texts = [header["key"], header["recipe"], header["created"]]
         texts += [text for text in (expires, text_digest) if text is not None]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError("a field that should be a text is none")
+            raise ValueError("a field that should be a text is not one")
         if not re.fullmatch("[0-9a-f]{64}", header["recipe"]):
             raise ValueError(f"'{header['recipe'][:80]}' names no provenance")
         return Entry(
@@ -173,10 +173,10 @@ def entry_of(header: Mapping[str, Any], nbytes: int, where: str) -> Entry:
 def restore(
     entry: Entry, tensors: Mapping[str, Tensor], provenance: Provenance, where: str
 ) -> StateFile:
-    """Return the state file that a record and its provenance make together.
+    """Return the state file that consists of a record and its provenance.
 
     Raises:
-        StorageError: they do not fit.
+        StorageError: the tensors are not those that the provenance describes.
     """
     header = replace(provenance.header, created=stamp(entry.created))
     try:

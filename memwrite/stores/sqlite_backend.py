@@ -39,8 +39,8 @@ _ENTRY = "SELECT key, recipe, created, expires, source, length(data) AS nbytes F
 class SqliteBackend:
     """A `StoreBackend` with a write-ahead log, which is on the disk before a write is acknowledged.
 
-    A file that may not be written, or that is in a folder or on a disk that may not, can be read. A new file is its
-    owner's alone: a memory is as private as the text that it was written from.
+    A file that may not be written, or whose folder or disk may not, can still be read. Only its owner may read a new
+    file: a memory is as private as the text that it was written from.
 
     Args:
         path: path of the file; made if it is not there.
@@ -99,17 +99,17 @@ class SqliteBackend:
         """Return the entries of those keys that are there."""
         entries: dict[str, Entry] = {}
         for start in range(0, len(keys), _PAGE):
-            some = keys[start : start + _PAGE]
-            marks = ", ".join("?" * len(some))
+            page = keys[start : start + _PAGE]
+            holes = ", ".join("?" * len(page))
             with self._reading() as connection:
-                rows = connection.execute(f"{_ENTRY} WHERE key IN ({marks})", some).fetchall()
+                rows = connection.execute(f"{_ENTRY} WHERE key IN ({holes})", page).fetchall()
             entries |= {row["key"]: self._entry(row) for row in rows}
         return entries
 
     def list(self, prefix: str) -> Iterator[Entry]:
         """Yield the entries whose keys begin with `prefix`, by key.
 
-        They are read a page at a time, so that nobody waits for whoever reads a long list.
+        They are read a page at a time, so that reading a long list blocks nobody.
         """
         last, strictly = prefix, ">="
         while True:
@@ -267,14 +267,14 @@ def _schema(connection: sqlite3.Connection) -> dict[str, str]:
 
 
 def _extends_schema(connection: sqlite3.Connection) -> bool:
-    """Whether a newer minor version has our tables and columns, and only such others as may be left empty."""
+    """Return whether a newer minor version has our tables and columns, and no further ones that must be filled."""
     kinds = {row["type"] for row in connection.execute("SELECT type FROM sqlite_schema")}
     if kinds - {"table", "index"}:  # views and triggers would run where the store is used
         return False
-    for table, ours in _COLUMNS.items():
+    for table, required in _COLUMNS.items():
         columns = {row["name"]: row for row in connection.execute(f"PRAGMA table_xinfo({table})")}
-        others = [column for name, column in columns.items() if name not in ours]
-        if not ours <= columns.keys() or any(
+        others = [column for name, column in columns.items() if name not in required]
+        if not required <= columns.keys() or any(
             column["hidden"] or (column["notnull"] and column["dflt_value"] is None)
             for column in others
         ):

@@ -1,4 +1,4 @@
-"""Built-in pairs that bracket every mechanism: no memory at all, and the full context kept."""
+"""Baselines that bracket every mechanism: no memory at all, and the keys and values of the full context."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memwrite.state import MemoryState, PackedTokens, StateSpec
 
 
 class NoMemoryWriter(nn.Module):
-    """Reads nothing, keeps nothing: the lower bound."""
+    """Keeps nothing: the lower bound."""
 
     spec = StateSpec("empty", {})
     reserved_positions = 0
@@ -23,11 +23,11 @@ class NoMemoryWriter(nn.Module):
         super().__init__()
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """A state without tensors."""
+        """Return a state without tensors."""
         return MemoryState(self.spec, {})
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
-        """The same state."""
+        """Return the same state."""
         return WriteOutput(state)
 
 
@@ -40,14 +40,14 @@ class NoMemoryReader(nn.Module):
         super().__init__()
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """Nothing."""
+        """Return a conditioning that changes nothing."""
         return Conditioning()
 
 
 class FullContextWriter(nn.Module):
     """Keeps the keys and values of the whole context, as if it stood before the query: the upper bound.
 
-    Its state grows with the context, which `spec.bounded = False` admits.
+    Its state grows with the context, so `spec.bounded` is False.
     """
 
     reserved_positions = 0
@@ -69,7 +69,7 @@ class FullContextWriter(nn.Module):
         )
 
     def init(self, batch_size: int, /) -> MemoryState:
-        """Keys and values of no token at all."""
+        """Return a state of no slots."""
         return self.spec.zeros(batch_size, self._backbone.info.device)
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
@@ -83,22 +83,22 @@ class FullContextWriter(nn.Module):
         names = ("keys", "values", "mask", "next_position")
         past = KeyValues(*(state[name] for name in names))
         embeddings = self._backbone.embed(context.ids)
-        kept = self._backbone.forward(
+        cache = self._backbone.forward(
             embeddings,
             past=past if past.mask.shape[1] else None,
             lengths=context.lengths,
             use_cache=True,
         ).key_values
-        assert kept is not None
+        assert cache is not None
         mask = torch.cat([past.mask, context.mask], 1)
-        tensors = (kept.keys, kept.values, mask, past.next_position + context.lengths)
+        tensors = (cache.keys, cache.values, mask, past.next_position + context.lengths)
         spec = self._spec(mask.shape[1])
         return WriteOutput(MemoryState(spec, dict(zip(names, tensors, strict=True))))
 
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """No memory, and the full context."""
+    """Declare the writers that keep nothing and everything."""
     return [
         WriterPlugin(
             api=2,
@@ -121,7 +121,7 @@ def memwrite_writers() -> Sequence[WriterPlugin]:
 
 @hookimpl
 def memwrite_readers() -> Sequence[ReaderPlugin]:
-    """The reader of the empty state."""
+    """Declare the reader of the empty state."""
     return [
         ReaderPlugin(
             api=2,

@@ -14,7 +14,7 @@ from memwrite.state import MemoryState, StateSpec
 
 @dataclass(frozen=True)
 class NoParams:
-    """These readers have nothing to set."""
+    """The config of a plugin that has no parameters."""
 
 
 class PrefixReader(nn.Module):
@@ -26,7 +26,7 @@ class PrefixReader(nn.Module):
         super().__init__()
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """The memory, as it is."""
+        """Return the memory as a prefix."""
         return Conditioning(prefix=state["memory"])
 
 
@@ -39,7 +39,7 @@ class KeyValueReader(nn.Module):
         super().__init__()
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """The keys and values, as they are."""
+        """Return the state as past keys and values."""
         return Conditioning(
             key_values=KeyValues(
                 state["keys"],
@@ -53,7 +53,7 @@ class KeyValueReader(nn.Module):
 
 @hookimpl
 def memwrite_readers() -> Sequence[ReaderPlugin]:
-    """The prefix and the key-value reader."""
+    """Declare the prefix and the key-value reader."""
     return [
         ReaderPlugin(
             api=2,

@@ -8,7 +8,7 @@ from typing import Any
 
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
-from memwrite_delta import delta_mem as official
+from memwrite_delta import delta_mem
 from memwrite_delta.cells import Cell, DeltaCell, GatedDeltaCell, HebbianCell
 from memwrite_delta.config import DeltaConfig, GatedDeltaConfig, HebbianConfig
 from memwrite_delta.writer import MatrixWriter, warn_unbounded
@@ -28,10 +28,9 @@ __all__ = [
 
 #: How to bound the state of each writer.
 _REMEDIES = {
-    "delta": "bounded are update=lambda_outside with forgetting=coupled, or with forgetting=free and most_keep "
-    "below 1",
-    "hebbian": "bounded is a keep below 1",
-    "gated-delta": "bounded is writer delta with update=lambda_outside and forgetting=coupled",
+    "delta": "set update=lambda_outside with forgetting=coupled, or with forgetting=free and most_keep below 1",
+    "hebbian": "set keep below 1",
+    "gated-delta": "use writer delta with update=lambda_outside and forgetting=coupled",
 }
 
 
@@ -82,7 +81,7 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
             api=2,
             name="delta",
             summary="δ-mem's adapter folders, for a language model in --base",
-            load=official.load,
-            save=official.save,
+            load=delta_mem.load,
+            save=delta_mem.save,
         )
     ]

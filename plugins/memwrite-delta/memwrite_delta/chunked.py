@@ -92,8 +92,8 @@ def forward(inputs: Sequence[Tensor], save: bool) -> tuple[Tensor, Tensor, tuple
     for part in _split(_together(tokens), *tokens):
         group = _prepare(*part)
         states, updates, running = _run(group, running)
-        known = group.before * (states @ group.queries.mT)
-        reads.append(known + _times(updates, group.by_queries().mT))
+        from_start = group.before * (states @ group.queries.mT)
+        reads.append(from_start + _times(updates, group.by_queries().mT))
         saved += [(states, updates)] if save else []
     read, after = _tokens(reads, tokens[2]), running.view_as(state)
     return read, after, (*map(torch.cat, zip(*saved, strict=True)), read, after) if save else ()
@@ -119,18 +119,18 @@ def backward(
         adjoints, pulls, adjoint = _run_back(group, grad, adjoint)
         parts.append(_gradients(group, before, update, grad, adjoints, pulls))
     columns = zip(*reversed(parts), strict=True)
-    grad_queries, grad_keys, pull, known = map(_tokens, columns, (queries, keys, values, values))
+    grad_queries, grad_keys, pull, recalled = map(_tokens, columns, (queries, keys, values, values))
     written = write * pull
     growth = grad_reads * reads - written * values
     grown = growth.flip(1).cumsum(1).flip(1) - growth
     at_end = (grad_state * after).sum(-1)[:, None]
-    grad_log_keep = at_end + grown - (write * values - erase * known) * pull
+    grad_log_keep = at_end + grown - (write * values - erase * recalled) * pull
     return (
         grad_queries,
         grad_keys,
         written,
         grad_log_keep.sum_to_size(log_keep.shape),
-        (-known * pull).sum_to_size(erase.shape),
+        (-recalled * pull).sum_to_size(erase.shape),
         (values * pull).sum_to_size(write.shape),
         adjoint.view_as(grad_state),
     )
@@ -152,10 +152,10 @@ def _run(group: _Group, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _run_back(group: _Group, grad: Tensor, adjoint: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Go from the last chunk to the first and return A_C of each (N, G, Dv, Dk), a (N, G, Dv, C), and A_0 (G, Dv, Dk) of the first."""
-    asked = _times(grad, group.by_queries())
+    from_reads = _times(grad, group.by_queries())
     read = (group.before * grad) @ group.queries
     erased = group.erase * group.before
-    parts = (group.keys, asked, read, erased, group.behind, group.keep, group.system())
+    parts = (group.keys, from_reads, read, erased, group.behind, group.keep, group.system())
     adjoints, pulls = [], []
     for step in zip(*(reversed(x.unbind()) for x in parts), strict=True):
         keys, right, read, erase, behind, keep, system = step
@@ -172,16 +172,16 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of queries and keys (N, G, Dk, C), then a and p (N, G, Dv, C)."""
     erased = group.erase * pulls
-    known = group.before * (states @ group.keys.mT) + _times(updates, group.by_keys().mT)
-    asked, shown = group.paired(grad, updates), -group.paired(erased, updates)
-    grad_queries = states.mT @ (group.before * grad) + group.keys.mT @ asked.mT
+    recalled = group.before * (states @ group.keys.mT) + _times(updates, group.by_keys().mT)
+    w, z = group.paired(grad, updates), -group.paired(erased, updates)
+    grad_queries = states.mT @ (group.before * grad) + group.keys.mT @ w.mT
     grad_keys = (
         adjoints.mT @ (group.behind * updates)
         - states.mT @ (group.before * erased)
-        + group.queries.mT @ asked
-        + group.keys.mT @ (shown + shown.mT)
+        + group.queries.mT @ w
+        + group.keys.mT @ (z + z.mT)
     )
-    return grad_queries, grad_keys, pulls, known
+    return grad_queries, grad_keys, pulls, recalled
 
 
 def _prepare(
@@ -189,8 +189,8 @@ def _prepare(
 ) -> _Group:
     """Make the chunks of inputs (B, T, H, D)."""
     gates = (log_keep, erase, write)
-    own = max(gate.shape[-1] for gate in gates)
-    log_keep, erase, write = (_chunks(gate.expand(-1, -1, -1, own)) for gate in gates)
+    width = max(gate.shape[-1] for gate in gates)
+    log_keep, erase, write = (_chunks(gate.expand(-1, -1, -1, width)) for gate in gates)
     decay = _decay(log_keep.exp())
     return _Group(
         queries=_chunks(queries).mT.contiguous(),

@@ -114,7 +114,7 @@ class DeltaConfig(MatrixConfig):
 
     @property
     def bounded(self) -> bool:
-        """Say whether no context can make the state grow beyond a multiple of its largest value; see the README."""
+        """Return whether no context can make the state grow beyond a multiple of its largest value; see the README."""
         outside = self.update == "lambda_outside" and self.normalize
         return outside and (self.forgetting == "coupled" or self.most_keep < 1)
 
@@ -143,7 +143,7 @@ class HebbianConfig(MatrixConfig):
 
     @property
     def bounded(self) -> bool:
-        """Say whether no context can make the state grow beyond a multiple of its largest value."""
+        """Return whether no context can make the state grow beyond a multiple of its largest value."""
         return self.keep < 1
 
 

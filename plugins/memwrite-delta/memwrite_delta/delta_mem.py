@@ -36,8 +36,8 @@ _READER = {
     "delta_scale_raw": "scale",
     **{f"delta_{name}_proj": f"delta.{name}" for name in PROJECTIONS},
 }
-_OURS = {**_WRITER, **_READER}
-_NAME = re.compile(r"(?:model\.)+layers\.(\d+)\.self_attn\.(\w+)")
+_NAMES = {**_WRITER, **_READER}
+_PATTERN = re.compile(r"(?:model\.)+layers\.(\d+)\.self_attn\.(\w+)")
 
 
 def load(folder: Path, base: Path | None) -> Imported:
@@ -81,21 +81,21 @@ def renamed(official: str, tensor: Tensor, fields: Mapping[str, Any]) -> tuple[s
     Raises:
         KeyError: no adapter has such a weight.
     """
-    match = _NAME.fullmatch(official)
+    match = _PATTERN.fullmatch(official)
     if match is None:
         raise KeyError(official)
-    own, active = match[2], [name for name in PROJECTIONS if name in fields["delta_heads"]]
+    weight, active = match[2], [name for name in PROJECTIONS if name in fields["delta_heads"]]
     idle = {f"delta_{name}_proj" for name in PROJECTIONS if name not in active}
     if "o" not in active:
         idle.add("delta_o_rmsnorm_weight")
     if fields["state_update_mode"] == "no_lambda":
         idle |= {"lambda_proj", "lambda_bias"}
-    if own in idle:
+    if weight in idle:
         return None
-    if own == "delta_scale_raw" and fields["delta_scale_granularity"] == "head":
+    if weight == "delta_scale_raw" and fields["delta_scale_granularity"] == "head":
         tensor = tensor[[PROJECTIONS.index(name) for name in active]]
-    part = "writer.cells" if own in _WRITER else "reader.layers"
-    return f"{part}.{match[1]}.{_OURS[own]}", tensor
+    part = "writer.cells" if weight in _WRITER else "reader.layers"
+    return f"{part}.{match[1]}.{_NAMES[weight]}", tensor
 
 
 def _renamed(
@@ -104,13 +104,13 @@ def _renamed(
     by_name: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         try:
-            ours = renamed(name, tensor, fields)
+            new = renamed(name, tensor, fields)
         except KeyError:
             raise StorageError(
                 f"'{folder}' holds the weight '{name}', which no adapter has"
             ) from None
-        if ours is not None:
-            by_name[ours[0]] = ours[1].float()
+        if new is not None:
+            by_name[new[0]] = new[1].float()
     return by_name
 
 
@@ -138,14 +138,13 @@ def save(memory: Exported, folder: Path) -> None:
 
 def _official(memory: Exported, fields: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights by their official names; the format has maps for all projections, in use or not."""
-    own = {name: tensor.detach().cpu().clone() for name, tensor in memory.weights.items()}
     official = {}
     for layer in memory.spec.layers:
         weights = {
-            official: own[name]
-            for official, ours in _OURS.items()
+            official: memory.weights[name].detach().cpu().clone()
+            for official, suffix in _NAMES.items()
             for part in (f"writer.cells.{layer}", f"reader.layers.{layer}")
-            if (name := f"{part}.{ours}") in own
+            if (name := f"{part}.{suffix}") in memory.weights
         }
         reads = fields["rank"] * fields["num_state_heads"]
         for projection in PROJECTIONS:

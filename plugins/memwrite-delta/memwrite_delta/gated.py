@@ -27,7 +27,7 @@ LARGEST = 1000.0  # quotient of gates
 
 
 def fits(inputs: Sequence[Tensor]) -> bool:
-    """Say whether the library is installed, is precise enough here, and can express these gates."""
+    """Return whether the library is installed, is precise enough here, and can express these gates."""
     _, keys, _, log_keep, erase, write, state = inputs
     return (
         state.is_cuda
@@ -42,7 +42,7 @@ def fits(inputs: Sequence[Tensor]) -> bool:
 
 
 def expressible(log_keep: Tensor, erase: Tensor, write: Tensor) -> bool:
-    """Say whether both quotients are moderate, which they are not near a keep of 0, nor where much is written and little erased."""
+    """Return whether both quotients are moderate: they are not near a keep of 0, or where much is written and little erased."""
     moderate = (log_keep >= -math.log(LARGEST)) & (write <= LARGEST * erase)
     return bool(moderate.all())
 

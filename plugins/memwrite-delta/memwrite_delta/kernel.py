@@ -85,7 +85,7 @@ def _forward(
     saved: Array,
     stride: int,
 ) -> None:
-    """One sequence. Fills `reads`, and `saved` as far as it has room; changes `state`."""
+    """Scan one sequence: fill `reads`, and `saved` as far as it has room, and change `state`."""
     update = np.empty(state.shape[1])
     for t in range(keys.shape[0]):
         if t % stride == 0 and t // stride < saved.shape[0]:
@@ -119,10 +119,13 @@ def _backward(
     grad_write: Array,
     grad_state: Array,
 ) -> None:
-    """One sequence. Fills the gradients; `states` is room for a stride's; takes `grad_state` from the end to the start."""
+    """Go back over one sequence: fill the gradients, and take `grad_state` from the end to the start.
+
+    `states` has room for the states of one stride.
+    """
     stride, width, height = states.shape
     running = np.empty((width, height))
-    update, pull, known = np.empty(height), np.empty(height), np.empty(height)
+    update, pull, recalled = np.empty(height), np.empty(height), np.empty(height)
     for n in range(saved.shape[0] - 1, -1, -1):
         start, stop = n * stride, min((n + 1) * stride, keys.shape[0])
         for i in range(width):
@@ -136,17 +139,17 @@ def _backward(
         for t in range(stop - 1, start - 1, -1):
             state = states[t - start]
             for c in range(height):
-                pull[c] = known[c] = grad_keep[t, c] = 0.0
+                pull[c] = recalled[c] = grad_keep[t, c] = 0.0
             for i in range(width):
                 for c in range(height):
                     pull[c] += keys[t, i] * grad_state[i, c]
-                    known[c] += keys[t, i] * state[i, c]
+                    recalled[c] += keys[t, i] * state[i, c]
                     grad_keep[t, c] += grad_state[i, c] * state[i, c]
             for c in range(height):
                 grad_values[t, c] = write[t, c] * pull[c]
                 grad_write[t, c] = values[t, c] * pull[c]
-                grad_erase[t, c] = -known[c] * pull[c]
-                update[c] = write[t, c] * values[t, c] - erase[t, c] * known[c]
+                grad_erase[t, c] = -recalled[c] * pull[c]
+                update[c] = write[t, c] * values[t, c] - erase[t, c] * recalled[c]
                 pull[c] *= erase[t, c]
             for i in range(width):
                 grad_query, grad_key = 0.0, 0.0
@@ -186,10 +189,10 @@ def backward(
     before = grad_state.mT.clone(memory_format=torch.contiguous_format)
     stride = _stride(sequences[1].shape[-1])
     states = before.new_empty(stride, *before.shape[2:]).numpy()
-    for *one, kept in _each(
+    for *arrays, saved_states in _each(
         *sequences, grad_reads.transpose(1, 2).contiguous(), *grads, before, *saved
     ):
-        _backward(*one[:7], kept, states, *one[7:])
+        _backward(*arrays[:7], saved_states, states, *arrays[7:])
     grads[3] *= sequences[3]
     by_token = (grad.transpose(1, 2) for grad in grads)
     summed = (grad.sum_to_size(x.shape) for grad, x in zip(by_token, tokens, strict=True))
@@ -197,20 +200,20 @@ def backward(
 
 
 def _stride(width: int) -> int:
-    """Tokens between saved states (Dk, Dv): as many as keep them at O(T Dv)."""
+    """Return the number of tokens between saved states (Dk, Dv), large enough that they take O(T Dv)."""
     return max(16, width)
 
 
 def _sequences(
     queries: Tensor, keys: Tensor, values: Tensor, log_keep: Tensor, erase: Tensor, write: Tensor
 ) -> list[Tensor]:
-    """What the loops take, (B, H, T, D): queries, keys, values and, a gate for every row, keep, erase and write."""
+    """Return what the loops take, (B, H, T, D): queries, keys, values, and keep, erase and write with a gate per row."""
     gates = (gate.expand_as(values) for gate in (log_keep.exp(), erase, write))
     return [x.transpose(1, 2).contiguous() for x in (queries, keys, values, *gates)]
 
 
 def _each(*tensors: Tensor) -> Iterator[list[Array]]:
-    """Of tensors (B, H, ...), those of every batch row and head, as arrays that share their memory."""
+    """Yield for every batch row and head its part of each tensor (B, H, ...), as arrays that share their memory."""
     arrays = [x.detach().numpy() for x in tensors]
     for row, head in product(*map(range, tensors[0].shape[:2])):
         yield [array[row, head] for array in arrays]

@@ -44,9 +44,9 @@ def scan(
         read_t = S_{t−1} q_t
         S_t = Diag(exp(log_keep_t)) S_{t−1} − Diag(erase_t) (S_{t−1} k_t) k_tᵀ + Diag(write_t) v_t k_tᵀ
 
-    A token with log_keep = erase = write = 0 leaves the state exactly as it is. All is computed in float64: in float32
-    a keep of 1 − 1e-7 is lost, which makes an error of 3e-4 in some thousand tokens. On CPU compiled loops do it where
-    numba is installed, elsewhere and without numba `chunked`; but flash-linear-attention, where `gated` says so.
+    A token with log_keep = erase = write = 0 leaves the state exactly as it is. The scan computes in float64, because in
+    float32 a keep of 1 − 1e-7 is lost, which makes an error of 3e-4 in some thousand tokens. It uses
+    flash-linear-attention where `gated.fits`, else compiled loops on CPU where numba is installed, else `chunked`.
 
     Args:
         queries: (B, T, H, Dk), or None to write only.
@@ -113,8 +113,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        kept = ctx.saved_tensors  # gradient checkpointing hands them out once
-        inputs, saved = kept[: ctx.inputs], kept[ctx.inputs :]
+        tensors = ctx.saved_tensors  # gradient checkpointing hands them out once
+        inputs, saved = tensors[: ctx.inputs], tensors[ctx.inputs :]
         if torch.is_grad_enabled():
             return None, *_differentiable(inputs, grads)
         return None, *ctx.algorithm.backward(inputs, saved, *grads)
@@ -123,8 +123,8 @@ class _Scan(torch.autograd.Function):
 def _differentiable(inputs: Sequence[Tensor], grads: Sequence[Tensor]) -> Iterator[Tensor | None]:
     """Return gradients that can be differentiated in turn, by autograd's graph of the oracle."""
     leaves = [x for x in inputs if x.requires_grad]
-    found = iter(torch.autograd.grad(naive.scan(*inputs), leaves, grads, create_graph=True))
-    return (next(found) if x.requires_grad else None for x in inputs)
+    gradients = iter(torch.autograd.grad(naive.scan(*inputs), leaves, grads, create_graph=True))
+    return (next(gradients) if x.requires_grad else None for x in inputs)
 
 
 @cache

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from memwrite.errors import ConfigError
 from memwrite.inference import online
 from memwrite.protocols import Backbone, Granularity, LayerInput, ScanOutput, WriteOutput
-from memwrite.state import MemoryState, PackedTokens, StateSpec
+from memwrite.state import MemoryState, PackedTokens, StateSpec, matrix_recall
 from memwrite_delta.cells import Cell, Writes
 from memwrite_delta.config import DeltaConfig, MatrixConfig
 from memwrite_delta.scan import scan
@@ -76,9 +76,8 @@ class MatrixWriter(nn.Module):
     def scan(self, step: LayerInput, state: Mapping[str, Tensor], /, *, write: bool) -> ScanOutput:
         """See `OnlineWriter.scan`; the state is S (B, H, Dv, Dk)."""
         mask, segments, queries = step.mask, step.segments, step.queries
-        before = state["S"]
         if not write:
-            return ScanOutput(_at_rest(before, queries), state)
+            return ScanOutput(_at_rest(state, queries), state)
         hidden, ends, earlier = step.hidden.to(self.spec.dtype), mask, True
         if segments is not None and self.granularity != "token":
             real = torch.ones_like(segments, dtype=torch.bool) if mask is None else mask
@@ -86,16 +85,16 @@ class MatrixWriter(nn.Module):
             earlier = self._config.reads == "earlier"
         writes = self.cells[str(step.layer)](hidden)
         if ends is not None:
-            writes = _at(ends, writes)
-        online_reads, after = self._scanned(writes, queries if earlier else None, before)
-        reads = online_reads if earlier and queries is not None else _at_rest(before, queries)
+            writes = _only_at(ends, writes)
+        online_reads, after = self._scanned(writes, queries if earlier else None, state["S"])
+        reads = online_reads if earlier and queries is not None else _at_rest(state, queries)
         trace = partial(_trace, writes.log_keep, ends, after)
         return ScanOutput(reads, {"S": after}, self._losses(writes.write, ends), trace)
 
     def _scanned(
         self, writes: Writes, queries: Tensor | None, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Scan, every write as many times as configured; a token reads before the first write of its own."""
+        """Scan with each write repeated as configured; a token reads before its own first write."""
 
         def repeated(part: Tensor) -> Tensor:
             return part if times == 1 else part.repeat_interleave(times, 1)
@@ -122,8 +121,8 @@ class MatrixWriter(nn.Module):
         return {"gates": config.gate_weight * excess**2}
 
 
-def _at(ends: Tensor, writes: Writes) -> Writes:
-    """Return the writes at `ends` alone: where a token is real, or a segment ends."""
+def _only_at(ends: Tensor, writes: Writes) -> Writes:
+    """Keep only the writes at `ends` (B, T): where a token is real, or a segment ends."""
     idle = ~ends[..., None, None]
     return replace(
         writes,
@@ -133,8 +132,8 @@ def _at(ends: Tensor, writes: Writes) -> Writes:
     )
 
 
-def _at_rest(state: Tensor, queries: Tensor | None) -> Tensor | None:
-    return None if queries is None else torch.einsum("bhvk,bthk->bthv", state, queries)
+def _at_rest(state: Mapping[str, Tensor], queries: Tensor | None) -> Tensor | None:
+    return None if queries is None else matrix_recall(state, queries)
 
 
 def _mean(gates: Tensor, ends: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
-from memwrite_forward import rmt as official
+from memwrite_forward import rmt
 from memwrite_forward.config import ForwardConfig
 from memwrite_forward.writer import ForwardWriter
 
@@ -39,6 +39,6 @@ def memwrite_importers() -> Sequence[ImporterPlugin]:
             api=2,
             name="rmt",
             summary="RMT checkpoints of GradMem's own scripts",
-            load=official.load,
+            load=rmt.load,
         )
     ]

@@ -66,8 +66,8 @@ def convert(
         "reader": {"name": "prefix"},
         "task": task_of(arguments),
     }
-    kept = {n: t for n, t in weights.items() if head or n != "write_head.weight"}
-    return Imported(config, {weight_name(name): tensor for name, tensor in kept.items()})
+    used = {n: t for n, t in weights.items() if head or n != "write_head.weight"}
+    return Imported(config, {weight_name(name): tensor for name, tensor in used.items()})
 
 
 def weight_name(official: str) -> str:

@@ -112,9 +112,9 @@ class PerExampleLoraReader(nn.Module):
 def _check_pair(spec: StateSpec, name: str, backbone: Backbone) -> None:
     down, up = spec.shapes.get(f"A.{name}"), spec.shapes.get(f"B.{name}")
     if down is None or up is None:
-        there, missing = ("B", "A") if down is None else ("A", "B")
+        present, missing = ("B", "A") if down is None else ("A", "B")
         raise ContractViolation(
-            f"a 'lowrank' state has '{there}.{name}' but no '{missing}.{name}': both are needed"
+            f"a 'lowrank' state has '{present}.{name}' but no '{missing}.{name}': both are needed"
         )
     if down[1] != up[2] or not down[1]:
         raise ContractViolation(

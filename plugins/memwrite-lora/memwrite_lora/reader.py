@@ -98,7 +98,7 @@ class LayerLora(nn.Module):
     """The parameters of one layer, in float32 (float64 for a float64 model).
 
     Parameters: `query` (H·Dk, D) and, for each corrected projection, `delta.{q,k,v,o}` (width, H·Dv). Where they are
-    asked for, `o_norm` (D,), and `scale` (1,) or one per corrected projection, in the order q, k, v, o.
+    configured, `o_norm` (D,), and `scale` (1,) or one per corrected projection, in the order q, k, v, o.
     """
 
     def __init__(
