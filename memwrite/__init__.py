@@ -5,13 +5,20 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from memwrite.backbones.loading import backbone_of as backbone_of
     from memwrite.memory import Memory as Memory
     from memwrite.state import MemoryState as MemoryState
     from memwrite.state import StateSpec as StateSpec
     from memwrite.state import Tokens as Tokens
 
-_HOMES = {"Memory": "memory", "MemoryState": "state", "StateSpec": "state", "Tokens": "state"}
-__all__ = ["Memory", "MemoryState", "StateSpec", "Tokens", "__version__"]
+_HOMES = {
+    "Memory": "memory",
+    "MemoryState": "state",
+    "StateSpec": "state",
+    "Tokens": "state",
+    "backbone_of": "backbones.loading",
+}
+__all__ = ["Memory", "MemoryState", "StateSpec", "Tokens", "__version__", "backbone_of"]
 
 
 def __getattr__(name: str) -> Any:

@@ -142,7 +142,8 @@ class Memory(nn.Module):
         Args:
             source: what to build.
             overrides: changes of it, each as `key.path=value`.
-            backbone: the backbone to build around, in place of the one that the configuration describes.
+            backbone: the backbone to build around, in place of the one that the configuration describes; a mapping may
+                leave that out then.
 
         Raises:
             ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
@@ -151,6 +152,8 @@ class Memory(nn.Module):
         if isinstance(source, (str, Path)) and Path(source).is_dir():
             parts = run_folder.open_run(Path(source), overrides, backbone)
         else:
+            if backbone is not None and isinstance(source, Mapping):
+                source = {"backbone": backbone.described, **source}
             config = source if isinstance(source, Config) else load_config(source, overrides)
             parts = build.from_config(config, backbone)
         return cls(*parts).to(parts.backbone.info.device).eval()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from memwrite_specs import LAWS
 
+from memwrite import Memory
 from memwrite.plugins import registry
 from memwrite.state import KINDS
 
@@ -55,6 +56,17 @@ def test_the_python_of_the_readme_prints_what_it_says(
     )
     assert language == ""
     assert printed(code) == output
+
+
+def test_the_example_of_a_model_that_is_handed_in_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "models.md").read_text()
+    (code,) = (code for language, code in blocks(page) if language == "python")
+    assert printed(code).startswith("MemoryState(keyvalue: keys, values (")
+    assert Memory.load("normans.safetensors")[1].batch_size == 1
 
 
 @pytest.mark.parametrize("page", HOOKS, ids=lambda page: page.stem)

@@ -32,12 +32,14 @@ _hidden: ContextVar[Tensor | None] = ContextVar("memwrite_hidden", default=None)
 
 def install(model: Any, attention_modules: list[nn.Module]) -> str:
     """Route the model's attention through the observer, and return the name of the implementation it had."""
-    original = str(model.config._attn_implementation)
+    original = str(model.config._attn_implementation).removeprefix(_PREFIX)
     name = _PREFIX + original
     AttentionInterface.register(name, _observed(original))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[original])
     model.config._attn_implementation = name
     for layer, attention in enumerate(attention_modules):
+        if hasattr(attention, "_memwrite_layer"):  # the model has been here before
+            continue
         attention._memwrite_layer = layer  # type: ignore[assignment]
         attention.register_forward_pre_hook(_remember_hidden, with_kwargs=True)
     return original

@@ -15,7 +15,12 @@ from memwrite.backbones import ngram_embedding
 from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
 from memwrite.backbones.sources import model_folder
-from memwrite.backbones.tokenizers import ByteTokenizer, Tokenizer, load_tokenizer
+from memwrite.backbones.tokenizers import (
+    ByteTokenizer,
+    Tokenizer,
+    TransformersTokenizer,
+    load_tokenizer,
+)
 from memwrite.backbones.transformers import TransformersBackbone, quiet
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
@@ -48,6 +53,29 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     model.requires_grad_(config.trainable)
     changes = config.trainable or config.lora_rank > 0
     backbone = TransformersBackbone(model, tokenizer, needs_saving=changes or config.path is None)
+    _check_logits(backbone)
+    _check_corrections(backbone)
+    return backbone
+
+
+def backbone_of(model: Any, tokenizer: Any) -> TransformersBackbone:
+    """Return a backbone around a model and a tokenizer of transformers that are loaded already.
+
+    The model is in evaluation mode from then on and generates as memwrite's options say; its weights stay as and where
+    they are. Several memories can share one backbone, and a model can be handed in again.
+
+    Args:
+        model: a causal language model.
+        tokenizer: the model's.
+
+    Raises:
+        ConfigError: such models, or such tokenizers, are not supported.
+    """
+    ngram_embedding.attach(model)
+    known = bool(model.name_or_path)
+    backbone = TransformersBackbone(
+        model.eval(), TransformersTokenizer(tokenizer), needs_saving=not known
+    )
     _check_logits(backbone)
     _check_corrections(backbone)
     return backbone
@@ -143,8 +171,7 @@ def built_weights(config: BackboneConfig) -> int:
 
 
 def _pretrained(config: BackboneConfig, source: str) -> Any:
-    if os.path.isdir(source):
-        check_folder(Path(source))
+    check_folder(Path(source))
     try:
         with quiet():
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -157,11 +184,9 @@ def _pretrained(config: BackboneConfig, source: str) -> Any:
             )
     except Exception as error:  # a damaged folder makes transformers raise errors of every kind
         reason = load_error(error)
-        if os.path.isdir(source):
-            what = "holds no model that can be loaded"
-        else:
-            what = f"is no folder in '{Path.cwd()}', and no hub model that can be loaded"
-        raise ConfigError(f"backbone.path '{config.path}' {what}: {reason}") from None
+        raise ConfigError(
+            f"backbone.path '{config.path}' holds no model that can be loaded: {reason}"
+        ) from None
     if config.ngram not in (1, length := getattr(model.config, ngram_embedding.ATTRIBUTE, 1)):
         raise ConfigError(
             f"backbone.ngram = {config.ngram}, but the model in '{config.path}' was built with {length}, and keeps that"

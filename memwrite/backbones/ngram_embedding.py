@@ -69,7 +69,7 @@ def attach(model: Any) -> None:
         raise ConfigError(
             f"the model's config says {ATTRIBUTE} = {length!r}, which is no whole number from 1 to {NGRAMS[-1]}"
         )
-    if length == 1:
+    if length == 1 or isinstance(model.get_input_embeddings(), NgramEmbedding):
         return
     if not 0 < scale < math.inf:
         raise ConfigError(

@@ -26,6 +26,7 @@ from memwrite.errors import ConfigError
 from memwrite.protocols import Delta, Gate, LayerAdapter, ProjectionDeltas
 
 KEYWORD = "memwrite_corrections"
+_HOOKED = "_memwrite_hooked"
 
 #: The projection modules of attention and of the MLP, by the names that families give them: module -> what it computes,
 #: in the order in which it packs it.
@@ -186,9 +187,12 @@ class Projections:
         return frozenset(self._layers[layer])
 
     def install_hooks(self, model: nn.Module) -> None:
-        """Make every layer of `model` take adapters and a bias."""
+        """Make every layer of `model` take adapters and a bias; once, however often it is called."""
         modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
         for layer, (block, attention, projections) in enumerate(modules):
+            if hasattr(block, _HOOKED):
+                continue
+            setattr(block, _HOOKED, True)
             parameters = inspect.signature(block.forward).parameters.values()
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
                 block.register_forward_pre_hook(_drop_keyword, with_kwargs=True)

@@ -6,9 +6,9 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-from memwrite.backbones import gguf
+from memwrite.backbones import gguf, hub
 from memwrite.backbones.conversions import converted, digest_of_file
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, did_you_mean
 
 PACKAGE = "package:"
 
@@ -39,17 +39,19 @@ NAMED = {
 
 
 def is_local(path: str) -> bool:
-    """Whether `backbone.path` names something on this machine, and no hub id."""
-    return path in NAMED or path.startswith(PACKAGE) or Path(path).exists()
+    """Whether `backbone.path` names something that is on this machine and need not be downloaded."""
+    here = path in NAMED or path.startswith(PACKAGE) or Path(path).exists()
+    return here or hub.cached(path) is not None
 
 
 def model_folder(path: str) -> str:
-    """Return the transformers folder that `backbone.path` stands for; a hub id stands for itself.
+    """Return the transformers folder that `backbone.path` stands for.
 
-    What is in the file system comes before a short name. A GGUF file is converted at its first use.
+    What is in the file system comes before a short name, and that before the hub. A GGUF file is converted at its first
+    use, a model of the hub downloaded.
 
     Raises:
-        ConfigError: there is no such package or file, or the file cannot be used.
+        ConfigError: there is no such folder, file, package or model, or the file cannot be used.
         StorageError: the file cannot be read, or what it is converted into not written.
         MissingExtra: a GGUF file is to be converted, and the package for that is not installed.
     """
@@ -62,7 +64,11 @@ def model_folder(path: str) -> str:
     if path in NAMED:
         named = NAMED[path]
         return _converted(_packaged(path, named.package), path, named)
-    return path
+    if not hub.is_hub_id(path):
+        raise ConfigError(
+            f"backbone.path '{path}' is no folder, GGUF file or hub id ({did_you_mean(path, NAMED)})"
+        )
+    return str(hub.downloaded(path))
 
 
 def _converted(file: Path, path: str, named: NamedModel | None = None) -> str:

@@ -93,6 +93,17 @@ class TransformersBackbone:
         )
 
     @property
+    def described(self) -> dict[str, Any]:
+        """Return the part of a config that loads this backbone again, if its model came from a folder or from the hub."""
+        info = self.info
+        return {
+            "path": self.model.name_or_path or "(a model that was handed in)",
+            "dtype": str(info.dtype).removeprefix("torch."),
+            "device": str(info.device),
+            "attention": "eager" if info.double_backward else "sdpa",
+        }
+
+    @property
     def supports_cache(self) -> bool:
         """Say whether keys and values can be kept; gradient checkpointing forbids it."""
         return not self.model.training or not any(
