@@ -65,7 +65,7 @@ def test_the_example_of_a_model_that_is_handed_in_runs(
     monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "models.md").read_text()
     (code,) = (code for language, code in blocks(page) if language == "python")
-    assert printed(code).startswith("MemoryState(keyvalue: keys, values (")
+    assert printed(code).startswith("MemoryState(keyvalue: keys (1, ")
     assert Memory.load("normans.safetensors")[1].batch_size == 1
 
 
