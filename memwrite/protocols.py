@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol, Self, runtime_checkable
 
@@ -279,8 +279,13 @@ class Backbone(Protocol):
         """
         ...
 
-    def rotate(self, keys: Tensor, by: Tensor) -> Tensor:
-        """Move keys (B, L, Hkv, M, Dh), which carry rotary embeddings, by (B, M) positions, forward or back.
+    def rotate(self, keys: Tensor, by: Tensor, layers: Sequence[int] | None = None) -> Tensor:
+        """Move keys, which carry rotary embeddings, forward or back.
+
+        Args:
+            keys: (B, L, Hkv, M, Dh); queries, of any number of heads, are moved likewise.
+            by: how many positions, (B, M), or (B, L, Hkv, M) where heads differ.
+            layers: the L layers whose keys they are; by default all.
 
         Raises:
             ConfigError: the model's positions are not rotations.

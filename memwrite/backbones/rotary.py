@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -39,8 +40,21 @@ def positions(config: Any) -> int:
     return int(longest)
 
 
-def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Tensor) -> Tensor:
-    """Move keys (B, L, Hkv, M, Dh) by (B, M) positions: the rotation by p + n is that by p and then by n.
+def rotate(
+    model: Any,
+    attention_modules: list[nn.Module],
+    keys: Tensor,
+    by: Tensor,
+    layers: Sequence[int] | None = None,
+) -> Tensor:
+    """Move keys (B, L, Hkv, M, Dh) by positions: the rotation by p + n is that by p and then by n.
+
+    Args:
+        model: a transformers causal language model.
+        attention_modules: of all its layers.
+        keys: or queries, of any number of heads.
+        by: (B, M), or (B, L, Hkv, M) where heads differ.
+        layers: whose keys they are; by default all.
 
     Raises:
         ConfigError: the model's positions are not rotations.
@@ -53,15 +67,18 @@ def rotate(model: Any, attention_modules: list[nn.Module], keys: Tensor, by: Ten
         )
     wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
     moved = []
-    for layer, attention in enumerate(attention_modules):
-        here = wide[:, layer]
-        if not getattr(attention, "use_rope", True):
+    for at, layer in enumerate(range(len(attention_modules)) if layers is None else layers):
+        here = wide[:, at]
+        if not getattr(attention_modules[layer], "use_rope", True):
             moved.append(here)
             continue
-        cos, sin = _rotation(rotary, here, by, model.config, layer)
+        steps = by
+        if by.ndim == 4:  # all heads in a row, as if they were one
+            here, steps = here.flatten(1, 2)[:, None], by[:, at].flatten(1)
+        cos, sin = _rotation(rotary, here, steps, model.config, layer)
         width = cos.shape[-1]
         turned, _ = family.apply_rotary_pos_emb(here[..., :width], here[..., :width], cos, sin)
-        moved.append(torch.cat([turned, here[..., width:]], -1))
+        moved.append(torch.cat([turned, here[..., width:]], -1).reshape(wide[:, at].shape))
     return torch.stack(moved, 1).to(keys.dtype)
 
 

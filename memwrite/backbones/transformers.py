@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,9 +202,9 @@ class TransformersBackbone:
         """Return the names of the projections of one layer that can be changed."""
         return self._projections.names(layer)
 
-    def rotate(self, keys: Tensor, by: Tensor) -> Tensor:
+    def rotate(self, keys: Tensor, by: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """See `Backbone.rotate`."""
-        return rotary.rotate(self.model, attention_modules(self.model), keys, by)
+        return rotary.rotate(self.model, attention_modules(self.model), keys, by, layers)
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """Map (..., D) to (..., V), float32 at least; `head` (V, D) stands in for the model's own."""

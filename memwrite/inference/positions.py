@@ -19,7 +19,8 @@ def rewind(backbone: Backbone, key_values: KeyValues, positions: Tensor) -> KeyV
     Args:
         backbone: the model that made the keys.
         key_values: B memories of M slots.
-        positions: (B, M) int64, the position that each slot has now; of no account at padding.
+        positions: the position that each slot has now, (B, M), or (B, L, Hkv, M) where heads differ; of no account at
+            padding.
 
     Returns:
         The same slots, their keys rotated, with `next_position` n.
@@ -28,5 +29,7 @@ def rewind(backbone: Backbone, key_values: KeyValues, positions: Tensor) -> KeyV
         ConfigError: the model's positions are not rotations of its keys.
     """
     real = key_values.mask
-    by = torch.where(real, real.cumsum(1) - 1 - positions, 0)
+    shape = real.shape if positions.ndim == 2 else (real.shape[0], 1, 1, real.shape[1])
+    place = real.cumsum(1) - 1
+    by = torch.where(real.view(shape), place.view(shape) - positions, 0)
     return replace(key_values, keys=backbone.rotate(key_values.keys, by), next_position=real.sum(1))

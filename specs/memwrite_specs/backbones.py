@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 TINY = "memwrite-tiny"
 
@@ -34,20 +35,60 @@ class TinyConfig(PretrainedConfig):  # type: ignore[misc]
         super().__init__(**extra)
 
 
+def eager_attention_forward(
+    module: TinyAttention,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Attend by the book, as transformers' families do: to (B, T, H, Dh), and the weights.
+
+    Args:
+        module: what attends.
+        query: (B, H, T, Dh).
+        key: (B, Hkv, S, Dh).
+        value: (B, Hkv, S, Dh).
+        attention_mask: (B, H or 1, T, S), True where a key is seen, or what to add to the logits; None where all
+            earlier ones are.
+        scaling: factor of the logits.
+    """
+    groups, length, slots = query.shape[1] // key.shape[1], query.shape[2], key.shape[2]
+    logits = query @ key.repeat_interleave(groups, 1).mT * scaling
+    if attention_mask is None:
+        attention_mask = _causal(length, slots, logits.device)
+    if attention_mask.dtype == torch.bool:
+        logits = logits.masked_fill(~attention_mask, torch.finfo(logits.dtype).min)
+    else:
+        logits = logits + attention_mask
+    weights = logits.softmax(-1)
+    mixed = weights @ value.repeat_interleave(groups, 1)
+    return mixed.transpose(1, 2), weights
+
+
+def _causal(length: int, slots: int, device: torch.device) -> Tensor:
+    return torch.ones(length, slots, dtype=torch.bool, device=device).tril(slots - length)
+
+
 class TinyAttention(nn.Module):
     """Causal attention with shared key heads; projections by the names that corrections look for."""
 
     def __init__(self, config: TinyConfig, layer: int) -> None:
         super().__init__()
         width, head = config.hidden_size, config.head_dim
-        self._layer, self._head = layer, head
+        self._layer, self._head, self._config = layer, head, config
         self.q_proj = nn.Linear(width, config.num_attention_heads * head, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
         self.v_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
         self.o_proj = nn.Linear(config.num_attention_heads * head, width, bias=False)
 
     def forward(
-        self, hidden_states: Tensor, mask: Tensor | None = None, past_key_values: Any = None
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
     ) -> Tensor:
         queries, keys, values = (
             projection(hidden_states).unflatten(-1, (-1, self._head)).transpose(1, 2)
@@ -55,15 +96,11 @@ class TinyAttention(nn.Module):
         )
         if past_key_values is not None:
             keys, values = past_key_values.update(keys, values, self._layer)
-        length, slots = queries.shape[2], keys.shape[2]
-        scores = queries @ keys.mT / self._head**0.5
-        visible = torch.ones(length, slots, dtype=torch.bool, device=scores.device)
-        visible = visible.tril(slots - length)
-        if mask is not None:
-            visible = visible & mask[:, None, None, :slots].bool()
-        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-        mixed: Tensor = scores.softmax(-1) @ values
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self._config._attn_implementation, eager_attention_forward
+        )
+        mixed, _ = attend(self, queries, keys, values, attention_mask, scaling=self._head**-0.5)
+        return self.o_proj(mixed.flatten(2))  # type: ignore[no-any-return]
 
 
 class TinyLayer(nn.Module):
@@ -104,8 +141,13 @@ class TinyStack(nn.Module):
         if position_ids is None:
             position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device)[None]
         hidden = inputs_embeds + self.places(position_ids)
+        if attention_mask is not None:
+            seen = _causal(hidden.shape[1], attention_mask.shape[1], hidden.device)
+            attention_mask = seen & attention_mask[:, None, None].bool()
         for layer in self.layers:
-            hidden = layer(hidden, mask=attention_mask, past_key_values=past_key_values, **extra)
+            hidden = layer(
+                hidden, attention_mask=attention_mask, past_key_values=past_key_values, **extra
+            )
         return BaseModelOutputWithPast(self.norm(hidden), past_key_values)
 
 

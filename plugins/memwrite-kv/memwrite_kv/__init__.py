@@ -1,0 +1,59 @@
+"""memwrite-kv: memories of the model's own keys and values, chosen without any training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
+from memwrite_kv.budget import BudgetConfig
+from memwrite_kv.candidates import Score
+from memwrite_kv.scores.accumulated_attention import (
+    AccumulatedAttention,
+    AccumulatedAttentionConfig,
+)
+from memwrite_kv.scores.first_and_last import FirstAndLast, FirstAndLastConfig
+from memwrite_kv.scores.key_diversity import KeyDiversity
+from memwrite_kv.scores.key_norm import KeyNorm
+from memwrite_kv.scores.last_queries import LastQueries, LastQueriesConfig
+from memwrite_kv.scores.random import Random
+from memwrite_kv.writer import SelectionWriter
+
+__all__ = ["WRITERS", "BudgetConfig", "Score", "SelectionWriter", "memwrite_writers", "selection"]
+
+
+def selection(
+    name: str, summary: str, config: type[BudgetConfig], score: Callable[[Any], Score]
+) -> WriterPlugin:
+    """Declare a writer that keeps the best slots by a score."""
+    return WriterPlugin(
+        api=2,
+        name=name,
+        summary=summary,
+        config=config,
+        build=lambda params, backbone: SelectionWriter(params, backbone, score(params)),
+        emits="keyvalue",
+        capabilities=Capabilities(streaming=True),
+        slots="slots",
+    )
+
+
+WRITERS = [
+    selection(
+        "h2o",
+        "slots that the context itself attends to",
+        AccumulatedAttentionConfig,
+        AccumulatedAttention,
+    ),
+    selection("snapkv", "slots that the last tokens attend to", LastQueriesConfig, LastQueries),
+    selection("keydiff", "slots whose keys are unlike the others", BudgetConfig, KeyDiversity),
+    selection("knorm", "slots whose keys have a small norm", BudgetConfig, KeyNorm),
+    selection("streaming-llm", "the first slots and the last", FirstAndLastConfig, FirstAndLast),
+    selection("random-slots", "control: slots without any reason", BudgetConfig, Random),
+]
+
+
+@hookimpl
+def memwrite_writers() -> Sequence[WriterPlugin]:
+    """Declare the writers of the family."""
+    return WRITERS

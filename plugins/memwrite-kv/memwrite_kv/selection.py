@@ -1,0 +1,49 @@
+"""Keep the best: from scores of candidates to the slots that stay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The slots that stay, in the order of their candidates.
+
+    Attributes:
+        index: (B, Hkv, M), number of the candidate; of no account where there is no slot.
+        real: (B, M) bool, where there is one.
+    """
+
+    index: Tensor
+    real: Tensor
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Pick from (B, Hkv, S) or (B, Hkv, S, Dh); 0 where there is no slot."""
+        index, real = self.index, self.real[:, None]
+        if tensor.ndim == 4:
+            index, real = index[..., None].expand(-1, -1, -1, tensor.shape[-1]), real[..., None]
+        return tensor.gather(2, index).masked_fill(~real, 0)
+
+
+def best(score: Tensor, mask: Tensor, count: Tensor, slots: int, sinks: int, recent: int) -> Chosen:
+    """Choose the best candidates of each head, and the first and last ones in any case.
+
+    Args:
+        score: (B, Hkv, S).
+        mask: (B, S) bool, where there is a candidate.
+        count: (B,), how many are chosen, at most as many as there are.
+        slots: M, at least the largest count.
+        sinks: so many of the first candidates are chosen before all others.
+        recent: likewise of the last ones.
+    """
+    place = mask.cumsum(1) - 1
+    always = mask & ((place < sinks) | (place >= mask.sum(1, keepdim=True) - recent))
+    order = score.masked_fill(always[:, None], torch.inf).masked_fill(~mask[:, None], -torch.inf)
+    ranked = order.argsort(dim=-1, descending=True, stable=True)[..., :slots]
+    ranked = torch.nn.functional.pad(ranked, (0, slots - ranked.shape[-1]))
+    real = torch.arange(slots, device=mask.device) < count[:, None]
+    behind = torch.where(real[:, None], ranked, mask.shape[1]).sort(-1).values
+    return Chosen(behind.masked_fill(~real[:, None], 0), real)
