@@ -168,7 +168,7 @@ def test_headers_and_tensors_of_state_files(
         if state.batch_size == 1:
             ask(memory, state)
 
-    taken, refused = fuzz(200, case)
+    taken, refused = fuzz(100, case)
     assert min(taken, refused) > 0
 
 
@@ -206,7 +206,7 @@ def test_files_of_run_folders(saved: dict[str, Path], tmp_path: Path) -> None:
             path.write_bytes(mutated_bytes(whole, random))
         Memory.from_config(folder)
 
-    taken, refused = fuzz(150, case)
+    taken, refused = fuzz(75, case)
     assert min(taken, refused) > 0
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -82,28 +79,11 @@ def test_bad_input_ends_with_one_sentence(words: list[str], sentence: str) -> No
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-@pytest.fixture
-def broken(tmp_path: Path) -> dict[str, str]:
-    """An environment with an installed plugin that keeps its context in an attribute."""
-    (tmp_path / "stashing.py").write_text(
-        "from memwrite.plugins import hookimpl\n"
-        "from memwrite_specs.mutants import MUTANTS\n"
-        "@hookimpl\n"
-        "def memwrite_writers():\n"
-        "    return [MUTANTS['keeps-an-attribute'].pair.writer]\n"
-    )
-    info = tmp_path / "stashing-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stashing\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[memwrite]\nstashing = stashing\n")
-    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
-def test_a_broken_law_is_shown_and_ends_with_exit_code_1(broken: dict[str, str]) -> None:
-    words = [sys.executable, "-m", "memwrite", "check", "keeps-an-attribute", "--law", "purity"]
-    done = subprocess.run(words, env=broken, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+def test_a_broken_law_is_shown_and_ends_with_exit_code_1() -> None:
+    mutant = MUTANTS["keeps-an-attribute"]
+    with mutant.pair.installed():
+        done = run("check", mutant.name, "--reader", "prefix", "--law", "purity")
+    assert done.exit_code == 1
     assert "broken   purity" in done.stdout
     assert "keeps-an-attribute + prefix on tiny breaks the law 'purity'" in done.stderr
     assert "changed KeepsAnAttribute.['stash']" in done.stderr

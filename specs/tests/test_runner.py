@@ -433,7 +433,7 @@ def test_pytest_prints_how_many_laws_ran(tmp_path: Path) -> None:
         "@conformance(MUTANTS['keeps-a-note-on-the-state'].pair)\n"
         "def test_that(law): law()\n"
     )
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "2",
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "1",
              "-k", "sensitivity or contract or streaming"]  # fmt: skip
     done = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120

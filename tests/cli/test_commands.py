@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf_files
@@ -343,10 +344,27 @@ def install(site: Path, name: str, code: str) -> None:
     (info / "entry_points.txt").write_text(f"[memwrite]\n{name} = {name}\n")
 
 
-def in_process(site: Path, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(site), **variables}
-    command = [sys.executable, "-m", "memwrite", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from memwrite.cli.main import main
+results = [CliRunner().invoke(main, words) for words in json.loads(sys.argv[1])]
+print(json.dumps([[result.exit_code, result.stderr] for result in results]))
+"""
+
+
+def with_installed(site: Path, *commands: Sequence[object]) -> list[tuple[int, str]]:
+    """Run commands in one other process that finds the distributions in `site`: exit codes and standard error."""
+    words = json.dumps([[str(word) for word in command] for command in commands])
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [(code, error) for code, error in json.loads(done.stdout)]
 
 
 TWIN = """
@@ -364,36 +382,51 @@ def memwrite_writers():
 """
 
 
-def test_broken_plugins_are_named_and_stop_nobody_else(folder: Path, tmp_path: Path) -> None:
+Outcome = tuple[int, str]
+
+
+@pytest.fixture(scope="module")
+def among_broken(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    """Return how commands end beside two plugins that raise and one that takes the name of another."""
+    site = tmp_path_factory.mktemp("site")
+    install(site, "raising_import", "import nothing_of_that_name")
+    install(site, "raising_hook", RAISING_HOOK)
+    install(site, "twin", TWIN)
+    write = ("write", folder / "cram.yaml", "--context", folder / "doc.txt", "--out", site / "x")
+    commands: dict[str, Sequence[object]] = {
+        "plugins": ("plugins",),
+        "traceback": ("plugins", "--traceback"),
+        "recall": ("recall", folder / "doc.st"),
+        "write by the broken one": (*write, "writer.name=raising_hook"),
+        "write by one of two": write,
+    }
+    outcomes = dict(zip(commands, with_installed(site, *commands.values()), strict=True))
+    assert not (site / "x").exists()
+    return outcomes
+
+
+def test_broken_plugins_are_named_and_stop_nobody_else(among_broken: dict[str, Outcome]) -> None:
     """Plugins that raise: `plugins` names them and ends with 2, healthy ones go on working."""
-    install(tmp_path, "raising_import", "import nothing_of_that_name")
-    install(tmp_path, "raising_hook", RAISING_HOOK)
-    done = in_process(tmp_path, "plugins")
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "raising_import 1.0 could not be imported" in done.stderr
-    assert "raising_hook 1.0 failed in memwrite_writers()" in done.stderr
-    assert "Traceback" in in_process(tmp_path, "plugins", "--traceback").stderr
-    assert in_process(tmp_path, "recall", folder / "doc.st").returncode == 0
-    context = ("--context", folder / "doc.txt", "--out", tmp_path / "x")
-    asked = in_process(
-        tmp_path, "write", folder / "cram.yaml", *context, "writer.name=raising_hook"
-    )
-    assert asked.returncode == 2
-    assert asked.stderr.count("\n") == 1
-    assert "no luck" in asked.stderr
-    assert not (tmp_path / "x").exists()
+    exit_code, error = among_broken["plugins"]
+    assert exit_code == 2
+    assert "Traceback" not in error
+    assert "raising_import 1.0 could not be imported" in error
+    assert "raising_hook 1.0 failed in memwrite_writers()" in error
+    assert "Traceback" in among_broken["traceback"][1]
+    assert among_broken["recall"] == (0, "")
+    exit_code, error = among_broken["write by the broken one"]
+    assert exit_code == 2
+    assert error.count("\n") == 1
+    assert "no luck" in error
 
 
-def test_two_plugins_with_one_name(folder: Path, tmp_path: Path) -> None:
+def test_two_plugins_with_one_name(among_broken: dict[str, Outcome]) -> None:
     """The shared name cannot be used, and both owners are named."""
-    install(tmp_path, "twin", TWIN)
-    context = ("--context", folder / "doc.txt", "--out", tmp_path / "x")
-    done = in_process(tmp_path, "write", folder / "cram.yaml", *context)
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "twin 1.0" in done.stderr
-    assert "memwrite-gradient" in done.stderr
+    exit_code, error = among_broken["write by one of two"]
+    assert exit_code == 2
+    assert error.count("\n") == 1
+    assert "twin 1.0" in error
+    assert "memwrite-gradient" in error
 
 
 def test_help_is_quick_and_imports_no_torch() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import weakref
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig
 from memwrite_specs.backbones import BACKBONES
+from memwrite_specs.forked import ForkedProcess
 from memwrite_specs.testing import MODELS
 from torch import Tensor
 
@@ -118,19 +117,15 @@ def test_what_is_kept_for_the_backward_pass_is_flat_in_k() -> None:
     assert kept(5, False) > 4 * kept(1, False)
 
 
-COMPILED = """
-import sys; sys.path[:0] = {paths}
-from functools import partial
-import torch
-torch.compile = partial(torch.compile, backend="aot_eager")
-from test_recompute import CONTEXT, TINY, build, gradients
-params = {{"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1, "window": 4}}
-memory = build(TINY, compile=True, **params)
-for context in (CONTEXT, CONTEXT.columns(0, 4)):
-    expected, found = gradients(build(TINY, **params), context), gradients(memory, context)
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-9, rtol=1e-9)
-"""
+def compare_compiled_with_eager(_: bytes) -> dict[str, Tensor]:
+    torch.compile = partial(torch.compile, backend="aot_eager")
+    params = {"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1, "window": 4}
+    memory = build(TINY, compile=True, **params)
+    for context in (CONTEXT, CONTEXT.columns(0, 4)):
+        expected, compiled = gradients(build(TINY, **params), context), gradients(memory, context)
+        for name, gradient in expected.items():
+            torch.testing.assert_close(compiled[name], gradient, atol=1e-9, rtol=1e-9)
+    return {}
 
 
 def test_compiled_steps_have_the_gradients_of_eager_ones() -> None:
@@ -138,8 +133,8 @@ def test_compiled_steps_have_the_gradients_of_eager_ones() -> None:
 
     In a process of its own: what a compiler keeps would look to other tests like something a write left behind.
     """
-    code = COMPILED.format(paths=[path for path in sys.path if path])
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
+    with ForkedProcess(compare_compiled_with_eager) as process:
+        process.call()
 
 
 def test_a_backward_pass_can_be_repeated() -> None:

@@ -24,7 +24,7 @@ QUERIES = [[72, 105, 33], [33]]
 LONG, TIMES = 80, 6
 
 
-@law(examples=4, leakage=True, pairing=True)
+@law(examples=2, leakage=True, pairing=True)
 def context_removal(case: Case) -> None:
     """READ needs the state file and nothing else: a process that has never seen the context reads the same from it."""
     pair = case.pair
