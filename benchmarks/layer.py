@@ -21,7 +21,6 @@ from memwrite.backbones.tokenizers import ByteTokenizer
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.inference.online import OnlineAdapter
 from memwrite.plugins import registry
-from memwrite.protocols import LayerInput
 
 SHAPE = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
          "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 300}  # fmt: skip
@@ -46,12 +45,8 @@ def measure(length: int, times: int) -> dict[str, float]:
     rotary = hooked.model.rotary_emb
     whole = rotary(hidden, torch.arange(length)[None])
 
-    def correction(follows: bool) -> OnlineAdapter:
-        state = {"S": writer.init(1)["S"][:, 0]}
-        return OnlineAdapter(
-            lambda h, q, s: writer.scan(LayerInput(0, h, queries=q), s, write=True),
-            reader, 0, state, follows,
-        )  # fmt: skip
+    def adapter(continues: bool) -> OnlineAdapter:
+        return OnlineAdapter(writer, reader, 0, writer.init(1).layer(0), continues=continues)
 
     def prefill(language_model: Any, **extra: Any) -> None:
         language_model.model.layers[0].self_attn(
@@ -71,9 +66,7 @@ def measure(length: int, times: int) -> dict[str, float]:
     for name, run in (("prefill", prefill), ("decode", decode)):
         works = {
             "plain": lambda run=run: run(frozen),
-            "ours": lambda run=run, f=name == "decode": run(
-                hooked, **{KEYWORD: {0: correction(f)}}
-            ),
+            "ours": lambda run=run, f=name == "decode": run(hooked, **{KEYWORD: {0: adapter(f)}}),
         }
         seconds = in_turn(works, times, time.perf_counter)
         result[name] = ratio(seconds["ours"], seconds["plain"]).median - 1

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_forward import naive
-from memwrite_specs.testing import MODELS
-from memwrite_specs.testing import tolerance as bar
+from memwrite_specs.testing import MODELS, tolerance
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError
@@ -38,7 +37,7 @@ def test_equals_the_oracle(family: str, steps: int) -> None:
         found = memory.write(Tokens.from_rows(ROWS)).state["memory"]
         for row, ids in enumerate(ROWS):
             expected = naive.write(memory.backbone, memory.writer.slots, ids, steps)
-            torch.testing.assert_close(found[row], expected, **bar(family))
+            torch.testing.assert_close(found[row], expected, **tolerance(family))
 
 
 @settings(max_examples=15)

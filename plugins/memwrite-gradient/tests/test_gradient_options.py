@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from memwrite_specs.testing import MODELS
-from memwrite_specs.testing import tolerance as bar
+from memwrite_specs.testing import MODELS, tolerance
 
 from memwrite import Memory, Tokens
 from memwrite.tasks.base import Batch
@@ -51,7 +50,7 @@ def test_a_write_goes_on_where_the_last_one_stopped(family: str, projection: str
     once, twice = build(family, steps=1, **options), build(family, steps=2, **options)
     state = once.write(tokens, once.write(tokens).state).state
     for name, tensor in twice.write(tokens).state.tensors.items():
-        torch.testing.assert_close(state[name], tensor, **bar(family))
+        torch.testing.assert_close(state[name], tensor, **tolerance(family))
 
 
 @pytest.mark.parametrize("projection", ["shared", "per-example"])
@@ -101,7 +100,7 @@ def test_lora_acts_while_writing_only(family: str) -> None:
                     )
                     getattr(block.self_attn, f"{name}_proj").weight.add_(scale * up @ down)
         merged = plain.write(tokens).state
-        torch.testing.assert_close(state["memory"], merged["memory"], **bar(family))
+        torch.testing.assert_close(state["memory"], merged["memory"], **tolerance(family))
 
 
 def test_training_reaches_every_parameter() -> None:
@@ -138,5 +137,5 @@ def test_a_write_head_starts_as_the_models() -> None:
     own, plain = build(write_head=True), build()
     assert torch.equal(own.writer.head, own.model.get_output_embeddings().weight)
     torch.testing.assert_close(
-        own.write(tokens).state["memory"], plain.write(tokens).state["memory"], **bar("gpt2")
+        own.write(tokens).state["memory"], plain.write(tokens).state["memory"], **tolerance("gpt2")
     )

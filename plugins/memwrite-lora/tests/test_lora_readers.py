@@ -14,14 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_lora import LORA, LoraConfig
-from memwrite_specs.testing import FAMILIES, families
-from memwrite_specs.testing import Rows as Lists
-from memwrite_specs.testing import end_padded as filled
-from memwrite_specs.testing import padded_rows as padded
-from memwrite_specs.testing import plain_generate as continued
-from memwrite_specs.testing import plain_logits as plain
-from memwrite_specs.testing import query_batches as many
-from memwrite_specs.testing import tolerance as bar
+from memwrite_specs.testing import (
+    FAMILIES,
+    Rows,
+    end_padded,
+    families,
+    padded_rows,
+    plain_generate,
+    plain_logits,
+    query_batches,
+    tolerance,
+)
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
@@ -180,11 +183,11 @@ def expected(memory: Memory, model: Any, state: MemoryState, row: int, ids: list
 @each_family
 @settings(max_examples=4, deadline=None)
 @given(
-    queries=many(), attention=st.sampled_from(["eager", "sdpa"]), every=st.booleans(), seed=st.integers(0, 9)
+    queries=query_batches(), attention=st.sampled_from(["eager", "sdpa"]), every=st.booleans(), seed=st.integers(0, 9)
 )  # fmt: skip
 @torch.no_grad()
 def test_every_row_reads_its_own_matrices(
-    family: str, attention: str, queries: tuple[Lists, Tokens], every: bool, seed: int
+    family: str, attention: str, queries: tuple[Rows, Tokens], every: bool, seed: int
 ) -> None:
     """B states with Q queries each, padded anyhow."""
     memory, model = corrected(family, attention, every), pristine(family, attention)
@@ -196,7 +199,7 @@ def test_every_row_reads_its_own_matrices(
         b, q = divmod(index, each)
         if ids:
             wanted = expected(memory, model, state, b, ids)
-            torch.testing.assert_close(logits[b, q][query.mask[b, q]], wanted, **bar(family))
+            torch.testing.assert_close(logits[b, q][query.mask[b, q]], wanted, **tolerance(family))
 
 
 @each_family
@@ -211,19 +214,19 @@ def test_generation_carries_every_rows_matrices_along(
     new = memory.generate(state, Tokens.from_rows(lists), max_new_tokens=5, **options)
     for row, ids in enumerate(lists):
         with hooked(model, memory, state, row):
-            whole = continued(model, options, input_ids=torch.tensor([ids]))
+            whole = plain_generate(model, options, input_ids=torch.tensor([ids]))
         own = new.reshape(2, -1, new.shape[-1])[row]
-        assert torch.equal(own, filled(whole[:, len(ids) :], new.shape[-1]))
-        unlike = expected(memory, model, state, row, ids) - plain(memory, ids)
+        assert torch.equal(own, end_padded(whole[:, len(ids) :], new.shape[-1]))
+        unlike = expected(memory, model, state, row, ids) - plain_logits(memory, ids)
         assert unlike.abs().max() > 0.1
 
 
 @each_family
-@given(drawn=padded())
+@given(drawn=padded_rows())
 @settings(max_examples=3, deadline=None)
 @torch.no_grad()
 def test_nothing_written_or_nothing_learnt_changes_no_bit(
-    family: str, drawn: tuple[Lists, Tokens]
+    family: str, drawn: tuple[Rows, Tokens]
 ) -> None:
     lists, query = drawn
     bare = families.built(family, "sdpa", "no-memory", "no-memory")

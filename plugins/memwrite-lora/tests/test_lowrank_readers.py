@@ -16,13 +16,16 @@ from memwrite_lora import (
     PER_EXAMPLE_LORA,
     PerExampleLoraConfig,
 )
-from memwrite_specs.testing import FAMILIES, families
-from memwrite_specs.testing import Rows as Lists
-from memwrite_specs.testing import end_padded as filled
-from memwrite_specs.testing import plain_generate as continued
-from memwrite_specs.testing import plain_logits as plain
-from memwrite_specs.testing import query_batches as many
-from memwrite_specs.testing import tolerance as bar
+from memwrite_specs.testing import (
+    FAMILIES,
+    Rows,
+    end_padded,
+    families,
+    plain_generate,
+    plain_logits,
+    query_batches,
+    tolerance,
+)
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
@@ -121,13 +124,13 @@ def logits(model: Any, ids: list[int]) -> Tensor:
 @each_family
 @settings(max_examples=4, deadline=None)
 @given(
-    queries=many().filter(lambda drawn: len(drawn[1].ids) == 2),
+    queries=query_batches().filter(lambda drawn: len(drawn[1].ids) == 2),
     attention=st.sampled_from(["eager", "sdpa"]),
     names=st.sampled_from(["qkvo", "k", "qo", "v"]),
 )
 @torch.no_grad()
 def test_every_row_reads_as_a_model_with_its_weights(
-    family: str, attention: str, queries: tuple[Lists, Tokens], names: str
+    family: str, attention: str, queries: tuple[Rows, Tokens], names: str
 ) -> None:
     """Any projections, many queries of one row, padded anyhow."""
     memory, model = own_matrices(family, attention, names), pristine(family, attention)
@@ -140,7 +143,7 @@ def test_every_row_reads_as_a_model_with_its_weights(
                 if not lists[index]:
                     continue
                 mask, wanted = query.flat().mask[index], logits(model, lists[index])
-                torch.testing.assert_close(found[index][mask], wanted, **bar(family))
+                torch.testing.assert_close(found[index][mask], wanted, **tolerance(family))
 
 
 @each_family
@@ -158,9 +161,9 @@ def test_generation_is_that_of_the_merged_models(family: str) -> None:
         new = memory.generate(held, Tokens.from_rows(lists), max_new_tokens=5, **options)
         for index, ids in enumerate(lists):
             with merged(model, matrices[index], layers):
-                whole = continued(model, options, input_ids=torch.tensor([ids]))
+                whole = plain_generate(model, options, input_ids=torch.tensor([ids]))
             own = new.reshape(2, -1, new.shape[-1])[index]
-            assert torch.equal(own, filled(whole[:, len(ids) :], new.shape[-1]))
+            assert torch.equal(own, end_padded(whole[:, len(ids) :], new.shape[-1]))
 
 
 def test_a_state_file_is_read_in_a_fresh_memory(tmp_path: Path) -> None:
@@ -198,8 +201,8 @@ def test_learned_matrices_are_a_model_with_those_weights(family: str, attention:
     with merged(model, dict(memory.reader.named_parameters()), STATIC["layers"]):
         for index, ids in enumerate(lists):
             wanted = logits(model, ids)
-            torch.testing.assert_close(found[index, : len(ids)], wanted, **bar(family))
-            assert (wanted - plain(memory, ids)).abs().max() > 0.1
+            torch.testing.assert_close(found[index, : len(ids)], wanted, **tolerance(family))
+            assert (wanted - plain_logits(memory, ids)).abs().max() > 0.1
 
 
 @each_family

@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 import torch
 from memwrite_lora import PER_EXAMPLE_LORA, STATIC_LORA, PerExampleLoraConfig, StaticLoraConfig
-from memwrite_specs.testing import end_padded as filled
-from memwrite_specs.testing import families
-from memwrite_specs.testing import plain_generate as continued
+from memwrite_specs.testing import end_padded, families, plain_generate
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
@@ -98,10 +96,10 @@ def test_every_row_reads_and_continues_as_the_edited_model(family: str, reader: 
         plain = model(torch.tensor([ids]), use_cache=False).logits[0]
         with edited(model, rows[index], NAMES[family]):
             expected = model(torch.tensor([ids]), use_cache=False).logits[0]
-            whole = continued(model, {}, input_ids=torch.tensor([ids]))
+            whole = plain_generate(model, {}, input_ids=torch.tensor([ids]))
         torch.testing.assert_close(logits[index, : len(ids)], expected, atol=1e-4, rtol=1e-4)
         assert (expected - plain).abs().max() > 0.1
-        assert torch.equal(new[index : index + 1], filled(whole[:, len(ids) :], new.shape[-1]))
+        assert torch.equal(new[index : index + 1], end_padded(whole[:, len(ids) :], new.shape[-1]))
 
 
 def test_a_model_without_a_gate_says_so() -> None:

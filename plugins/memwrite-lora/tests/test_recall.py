@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from memwrite_lora import LORA, LoraConfig
-from memwrite_specs.testing import families
-from memwrite_specs.testing import plain_generate as continued
+from memwrite_specs.testing import families, plain_generate
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
@@ -98,7 +97,7 @@ def expected(memory: Memory, model: Any, state: MemoryState, row: int, ids: list
         handles.append(attention.q_proj.register_forward_hook(add))
     try:
         logits = model(torch.tensor([ids]), use_cache=False).logits[0]
-        return logits, continued(model, {}, input_ids=torch.tensor([ids]))[0, len(ids) :]
+        return logits, plain_generate(model, {}, input_ids=torch.tensor([ids]))[0, len(ids) :]
     finally:
         for handle in handles:
             handle.remove()
