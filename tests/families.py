@@ -6,14 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from memwrite_specs.testing import FAMILIES as FAMILIES
-from memwrite_specs.testing import (
-    LONGEST,
-    NEWER_FAMILIES,
-    end_padded,
-    plain_generate,
-    plain_logits,
-    query_batches,
-)
+from memwrite_specs.testing import NEWER_FAMILIES
 from memwrite_specs.testing import WINDOW as WINDOW
 from memwrite_specs.testing.families import add as add
 from memwrite_specs.testing.families import architecture as architecture
@@ -26,9 +19,7 @@ from memwrite import Memory
 from memwrite.config import BackboneConfig
 from memwrite.plugins.builtin.readers import PrefixReader
 
-LONG = LONGEST
 EVERY = {**FAMILIES, **NEWER_FAMILIES}
-many, plain, continued, filled = query_batches, plain_logits, plain_generate, end_padded
 
 
 def saved(folder: Path, family: str, attention: str, **params: Any) -> tuple[Memory, Memory]:

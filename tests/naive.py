@@ -6,8 +6,8 @@ from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from memwrite_specs.testing import padded_rows, query_batches
-from support import FAMILIES, Lists, described, reader_only, without_params
+from memwrite_specs.testing import Rows, padded_rows, query_batches
+from support import FAMILIES, described, reader_only, without_params
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
@@ -58,11 +58,11 @@ def naive(memory: Memory, prefix: Tensor | None, ids: list[int]) -> Tensor:
     return logits
 
 
-def padded(rows: int | None = None, longest: int = 5) -> st.SearchStrategy[tuple[Lists, Tokens]]:
+def padded(rows: int | None = None, longest: int = 5) -> st.SearchStrategy[tuple[Rows, Tokens]]:
     """Draw what `padded_rows` does, of at most `longest` tokens."""
     return padded_rows(rows, longest)
 
 
-def many() -> st.SearchStrategy[tuple[Lists, Tokens]]:
+def many() -> st.SearchStrategy[tuple[Rows, Tokens]]:
     """Draw what `query_batches` does, of at most five tokens."""
     return query_batches(5)

@@ -7,7 +7,8 @@ from functools import cache
 
 import torch
 from hypothesis import strategies as st
-from support import Lists, described, without_params
+from memwrite_specs.testing import Rows
+from support import described, without_params
 from torch import nn
 from torch.nn import functional as F
 
@@ -62,7 +63,7 @@ def scattering(family: str = "gpt2", reserved_positions: int = RESERVE) -> Memor
     )
 
 
-def spread(lists: Lists, seed: int) -> Tokens:
+def spread(lists: Rows, seed: int) -> Tokens:
     """The rows with padding of some id left, right and between, as `seed` throws it; 0 pads right."""
     throw = random.Random(seed)
     width = max(map(len, lists)) + (throw.randrange(3) if seed else 0)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from memwrite_specs.testing import MODELS as MODELS
-from memwrite_specs.testing import Rows, tolerance
 
 from memwrite import Memory
 from memwrite.backbones.loading import load_backbone
@@ -19,7 +18,6 @@ from memwrite.plugins.builtin.readers import NoParams
 SOAK = float(os.environ.get("SOAK", "1"))
 
 Build = Callable[..., Memory]
-Lists = Rows
 
 TIED = {**MODELS["llama"]["params"], "tie_word_embeddings": True}
 FAMILIES: dict[str, dict[str, Any]] = {**MODELS, "llama-tied": {"type": "llama", "params": TIED}}
@@ -27,8 +25,6 @@ each_backbone = pytest.mark.parametrize(
     ("family", "attention"),
     [(family, attention) for family in FAMILIES for attention in ("eager", "sdpa")],
 )
-
-bar = tolerance
 
 
 def described(family: str, attention: str = "sdpa", **changes: Any) -> BackboneConfig:

@@ -11,7 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import MODELS, bar, described, each_backbone, reader_only
+from memwrite_specs.testing import tolerance
+from support import MODELS, described, each_backbone, reader_only
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -152,10 +153,12 @@ def test_every_row_reads_with_its_own_corrections(
         with Edited(family, attention, state, row) as model:
             expected = model(inputs_embeds=inputs(model, state, row, ids)).logits[0]
         torch.testing.assert_close(
-            output.logits[row, : len(ids)], expected[-len(ids) :], **bar(family)
+            output.logits[row, : len(ids)], expected[-len(ids) :], **tolerance(family)
         )
         if output.first_logits is not None:
-            torch.testing.assert_close(output.first_logits[row], expected[SLOTS - 1], **bar(family))
+            torch.testing.assert_close(
+                output.first_logits[row], expected[SLOTS - 1], **tolerance(family)
+            )
 
 
 @each_backbone
@@ -165,7 +168,9 @@ def test_queries_of_one_row_share_its_corrections(family: str, attention: str) -
     logits = memory.read(state, Tokens(ids, torch.ones_like(ids, dtype=torch.bool))).logits
     for query in range(3):
         one = Tokens(ids[:, query], torch.ones(2, 2, dtype=torch.bool))
-        torch.testing.assert_close(logits[:, query], memory.read(state, one).logits, **bar(family))
+        torch.testing.assert_close(
+            logits[:, query], memory.read(state, one).logits, **tolerance(family)
+        )
 
 
 @each_backbone

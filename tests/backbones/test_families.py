@@ -11,11 +11,20 @@ from typing import Any
 import families
 import pytest
 import torch
-from families import EVERY, LONG, WINDOW, continued, filled, many, plain
+from families import EVERY, WINDOW
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memwrite_specs.testing import (
+    LONGEST,
+    Rows,
+    end_padded,
+    plain_generate,
+    plain_logits,
+    query_batches,
+    tolerance,
+)
 from naive import SLOTS, memories, naive, padded
-from support import Lists, bar, reader_only, without_params
+from support import reader_only, without_params
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -85,27 +94,27 @@ def test_sizes_are_those_of_the_kept_keys(family: str) -> None:
 def test_the_full_context_before_any_queries(family: str, attention: str, data: Any) -> None:
     """WriteOutput in two parts, ragged and padded anyhow, it is [context; query] as the model itself runs it."""
     memory = families.built(family, attention, "full-context", "key-value")
-    lists, query = data.draw(many())
+    lists, query = data.draw(query_batches())
     batch, each, _ = query.ids.shape
-    before, first = data.draw(padded(batch, LONG))
-    after, second = data.draw(padded(batch, LONG))
+    before, first = data.draw(padded(batch, LONGEST))
+    after, second = data.draw(padded(batch, LONGEST))
     state = memory.write(second, memory.write(first).state).state
     output = memory.read(state, query)
     for index, ids in enumerate(lists):
         b, q = divmod(index, each)
         context = before[b] + after[b]
         if ids:
-            expected = plain(memory, context + ids)[len(context) :]
+            expected = plain_logits(memory, context + ids)[len(context) :]
             torch.testing.assert_close(
-                output.logits[b, q][query.mask[b, q]], expected, **bar(family)
+                output.logits[b, q][query.mask[b, q]], expected, **tolerance(family)
             )
 
 
 @each_family
 @settings(max_examples=8)
-@given(queries=many(), attention=ATTENTION)
+@given(queries=query_batches(), attention=ATTENTION)
 def test_a_prefix_before_any_queries(
-    family: str, attention: str, queries: tuple[Lists, Tokens]
+    family: str, attention: str, queries: tuple[Rows, Tokens]
 ) -> None:
     """B states with Q ragged queries each: logits and `first` are those of each alone."""
     lists, query = queries
@@ -117,9 +126,9 @@ def test_a_prefix_before_any_queries(
         b, q = divmod(index, each)
         expected = naive(memory, state["memory"][b], ids)
         torch.testing.assert_close(
-            output.logits[b, q][query.mask[b, q]], expected[SLOTS:], **bar(family)
+            output.logits[b, q][query.mask[b, q]], expected[SLOTS:], **tolerance(family)
         )
-        torch.testing.assert_close(output.first_logits[b], expected[SLOTS - 1], **bar(family))
+        torch.testing.assert_close(output.first_logits[b], expected[SLOTS - 1], **tolerance(family))
 
 
 @each_family
@@ -129,15 +138,15 @@ def test_generation_behind_a_prefix(
     family: str, attention: str, data: Any, options: dict[str, Any]
 ) -> None:
     memory = prefixed(family, attention)
-    lists, query = data.draw(padded(2, LONG))
+    lists, query = data.draw(padded(2, LONGEST))
     state = memories(2)
     new = memory.generate(state, query, max_new_tokens=5, **options)
     rows = new.reshape(2, -1, new.shape[-1])
     for row, ids in enumerate(lists):
         behind = memory.backbone.embed(torch.tensor([ids], dtype=torch.int64))
         embeddings = torch.cat([state["memory"][row : row + 1], behind], 1)
-        expected = continued(memory.model, options, inputs_embeds=embeddings)
-        assert torch.equal(rows[row], filled(expected, new.shape[-1]))
+        expected = plain_generate(memory.model, options, inputs_embeds=embeddings)
+        assert torch.equal(rows[row], end_padded(expected, new.shape[-1]))
 
 
 @each_family
@@ -147,14 +156,14 @@ def test_generation_behind_the_full_context(
     family: str, attention: str, data: Any, options: dict[str, Any]
 ) -> None:
     memory = families.built(family, attention, "full-context", "key-value")
-    context, tokens = data.draw(padded(2, LONG))
-    ids, query = data.draw(padded(2, LONG).filter(lambda drawn: all(drawn[0])))
+    context, tokens = data.draw(padded(2, LONGEST))
+    ids, query = data.draw(padded(2, LONGEST).filter(lambda drawn: all(drawn[0])))
     new = memory.generate(memory.write(tokens).state, query, max_new_tokens=5, **options)
     rows = new.reshape(2, -1, new.shape[-1])
     for row in range(2):
         whole = torch.tensor([context[row] + ids[row]])
-        expected = continued(memory.model, options, input_ids=whole)[:, whole.shape[1] :]
-        assert torch.equal(rows[row], filled(expected, new.shape[-1]))
+        expected = plain_generate(memory.model, options, input_ids=whole)[:, whole.shape[1] :]
+        assert torch.equal(rows[row], end_padded(expected, new.shape[-1]))
 
 
 # ---- corrections -------------------------------------------------------------------------------
@@ -234,12 +243,12 @@ def test_corrections_are_those_of_the_edited_model(family: str, attention: str) 
         )
         with edited(pristine, state, row):
             logits = pristine(inputs_embeds=embeddings, use_cache=False).logits[0]
-            wanted = [continued(pristine, o, inputs_embeds=embeddings) for o in OPTIONS]
+            wanted = [plain_generate(pristine, o, inputs_embeds=embeddings) for o in OPTIONS]
         found = output.logits[row, : len(ids)]
-        torch.testing.assert_close(found, logits[SLOTS:], **bar(family))
+        torch.testing.assert_close(found, logits[SLOTS:], **tolerance(family))
         for rows, expected in zip(new, wanted, strict=True):
             own = rows.reshape(2, -1, rows.shape[-1])[row]
-            assert torch.equal(own, filled(expected, rows.shape[-1]))
+            assert torch.equal(own, end_padded(expected, rows.shape[-1]))
 
 
 # ---- writing by gradients ----------------------------------------------------------------------
@@ -293,11 +302,11 @@ def test_from_a_folder(family: str, tied: bool, tmp_path: Path) -> None:
     assert load_backbone(eager).fingerprint == first.backbone.fingerprint
     query = Tokens.from_rows([[1, 2, 3, 4, 5, 6, 7], [8]])
     outputs = [memory.read(memories(2), query).logits for memory in (first, second)]
-    torch.testing.assert_close(outputs[1], outputs[0], **bar(family))
-    expected = plain(second, [1, 2, 3])
+    torch.testing.assert_close(outputs[1], outputs[0], **tolerance(family))
+    expected = plain_logits(second, [1, 2, 3])
     ids = torch.tensor([[1, 2, 3]])
     hidden = second.backbone.forward(second.backbone.embed(ids)).hidden
-    torch.testing.assert_close(second.backbone.logits(hidden)[0], expected, **bar(family))
+    torch.testing.assert_close(second.backbone.logits(hidden)[0], expected, **tolerance(family))
     second.backbone.head[5] += 1
     assert second.backbone.fingerprint != first.backbone.fingerprint
 

@@ -10,8 +10,8 @@ from typing import Any
 import families
 import pytest
 import torch
-from families import WINDOW, continued
-from support import bar
+from families import WINDOW
+from memwrite_specs.testing import plain_generate, tolerance
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -161,7 +161,7 @@ def test_attention_is_what_was_observed(
         torch.testing.assert_close(each.values, plain.key_values.values[:, layer])
         bias = None if kept is None or kept.bias is None else kept.bias[:, layer]
         expected = naive_attention(backbone, each, plain.key_values.mask, bias)
-        torch.testing.assert_close(output, expected, **bar(family))
+        torch.testing.assert_close(output, expected, **tolerance(family))
         assert each.hidden.shape == (2, 4, backbone.info.hidden_size)
     if layer_norm := getattr(blocks(backbone.model)[0], "input_layernorm", None):
         scale = getattr(backbone.model.config, "embedding_multiplier", 1)
@@ -198,7 +198,7 @@ def test_generation_under_a_bias(family: str, attention: str, options: dict[str,
             reading.read(backbone, Conditioning(key_values=kv), q).logits[r]
             for kv, q, r in ((fewer, one, 0), (hidden, query, row))
         ]
-        torch.testing.assert_close(read[1], read[0], **bar(family))
+        torch.testing.assert_close(read[1], read[0], **tolerance(family))
     if family == "llama" and not options.get("num_beams"):
         assert not torch.equal(new, unbiased)
 
@@ -237,16 +237,16 @@ def test_moved_keys_are_those_of_other_positions(family: str) -> None:
     empty = KeyValues(past.keys[:, :, :, :0], past.values[:, :, :, :0], past.mask[:, :0], by[:, 0])
     there = backbone.forward(backbone.embed(ids), past=empty, use_cache=True).key_values
     assert there is not None
-    torch.testing.assert_close(moved[:, 0], there.keys[:, 0], **bar(family))
+    torch.testing.assert_close(moved[:, 0], there.keys[:, 0], **tolerance(family))
     for layer, attention in enumerate(attention_modules(backbone.model)):
         rotates = getattr(attention, "use_rope", True)
         assert torch.equal(moved[:, layer], past.keys[:, layer]) != bool(rotates)
-    torch.testing.assert_close(backbone.rotate(moved, -by), past.keys, **bar(family))
+    torch.testing.assert_close(backbone.rotate(moved, -by), past.keys, **tolerance(family))
     # Relative positions are all that counts, in every layer.
     query = backbone.embed(torch.tensor([[9, 10], [11, 12]]))
     shifted = KeyValues(moved, past.values, past.mask, past.next_position + by[:, 0])
     torch.testing.assert_close(
-        backbone.forward(query, past=shifted).hidden, backbone.forward(query, past=past).hidden, **bar(family)
+        backbone.forward(query, past=shifted).hidden, backbone.forward(query, past=past).hidden, **tolerance(family)
     )  # fmt: skip
 
 
@@ -336,8 +336,8 @@ def test_every_projection_is_that_of_edited_weights(
         embeddings = torch.cat([prefix[row : row + 1], backbone.embed(torch.tensor([ids]))], 1)
         with edited(plain, deltas, row, factor) as model:
             expected = model(inputs_embeds=embeddings, use_cache=False).logits[0, 3:]
-            chosen = [continued(model, o, inputs_embeds=embeddings) for o in options]
-        torch.testing.assert_close(output[row, : len(ids)], expected, **bar(family))
+            chosen = [plain_generate(model, o, inputs_embeds=embeddings) for o in options]
+        torch.testing.assert_close(output[row, : len(ids)], expected, **tolerance(family))
         for rows, each in zip(new, chosen, strict=True):
             assert rows[row].tolist()[: each.shape[1]] == each[0].tolist()
     unchanged = reading.read(backbone, Conditioning(prefix=prefix), query).logits
@@ -381,7 +381,7 @@ def test_a_rotation_that_depends_on_the_length_is_used_within_its_original_one()
     output = reading.read(backbone, Conditioning(key_values=past), query).logits[0]
     whole = torch.tensor([[*range(1, 18), *range(20, 27)]])
     expected = backbone.model(whole, use_cache=False).logits[0, 17:]
-    torch.testing.assert_close(output, expected, **bar("longrope"))
+    torch.testing.assert_close(output, expected, **tolerance("longrope"))
     with pytest.raises(InputError, match=r"only 24 .beyond them its rotary embedding changes"):
         reading.read(backbone, Conditioning(key_values=past), Tokens.from_rows([[1] * 8]))
     new = reading.generate(backbone, Conditioning(key_values=past), Tokens.from_rows([[1]]), {})

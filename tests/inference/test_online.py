@@ -13,8 +13,8 @@ import torch
 from families import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memwrite_specs.testing import Rows, tolerance
 from naive import padded
-from support import Lists, bar
 
 from memwrite import Memory, Tokens
 from memwrite.inference import online
@@ -71,8 +71,8 @@ def test_pieces_are_the_whole(family: str, attention: str) -> None:
             )
             state, past = done.written.state, done.run.key_values
             parts.append(logits(memory, done))
-        torch.testing.assert_close(torch.cat(parts, 1), expected, **bar(family))
-        torch.testing.assert_close(state["S"], whole.written.state["S"], **bar(family))
+        torch.testing.assert_close(torch.cat(parts, 1), expected, **tolerance(family))
+        torch.testing.assert_close(state["S"], whole.written.state["S"], **tolerance(family))
 
 
 @each_family
@@ -80,7 +80,7 @@ def test_pieces_are_the_whole(family: str, attention: str) -> None:
 @given(data=st.data(), granularity=st.sampled_from(["token", "sentence"]))
 def test_padding_and_neighbours_change_nothing(family: str, data: Any, granularity: str) -> None:
     memory = built(family, "sdpa", granularity)
-    drawn: tuple[Lists, Tokens] = data.draw(padded(3, 9))
+    drawn: tuple[Rows, Tokens] = data.draw(padded(3, 9))
     lists, tokens = drawn
     numbers = tokens.mask.long().cumsum(1) // 4
     tokens = Tokens(tokens.ids, tokens.mask, numbers)
@@ -89,7 +89,7 @@ def test_padding_and_neighbours_change_nothing(family: str, data: Any, granulari
         alone = Tokens.from_rows([ids])
         own = torch.tensor([[(i + 1) // 4 for i in range(len(ids))]], dtype=torch.int64)
         state = memory.write(Tokens(alone.ids, alone.mask, own)).state
-        torch.testing.assert_close(written["S"][row], state["S"][0], **bar(family))
+        torch.testing.assert_close(written["S"][row], state["S"][0], **tolerance(family))
         if not ids:
             assert torch.equal(written["S"][row], memory.writer.init(1)["S"][0])
 
@@ -104,7 +104,7 @@ def test_a_state_at_rest_is_a_run_that_does_not_write(family: str, attention: st
     assert torch.equal(done.written.state["S"], state["S"])
     found = memory.read(state, query).logits
     expected = logits(memory, done) * query.mask[..., None]
-    torch.testing.assert_close(found, expected, **bar(family))
+    torch.testing.assert_close(found, expected, **tolerance(family))
 
 
 @each_family
@@ -160,7 +160,7 @@ def test_beams_take_their_states_along(family: str, beams: int, cache: str) -> N
     assert new[0].tolist() == beam_search(memory, [7, 8, 9], state, beams, 4)
     text = Tokens.from_rows([[7, 8, 9, *new[0].tolist()]])
     whole = ran(memory, text, state).written.state
-    torch.testing.assert_close(done.written.state["S"], whole["S"], **bar(family))
+    torch.testing.assert_close(done.written.state["S"], whole["S"], **tolerance(family))
 
 
 @each_family

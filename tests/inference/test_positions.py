@@ -8,7 +8,7 @@ import families
 import pytest
 import torch
 from families import FAMILIES
-from support import bar
+from memwrite_specs.testing import tolerance
 
 from memwrite import Tokens
 from memwrite.backbones.loading import load_backbone
@@ -45,7 +45,7 @@ def test_slots_that_were_moved_together_say_the_same(family: str) -> None:
     )
     back = rewind(backbone, moved, at + by)
     real = past.mask[:, None, None, :, None]
-    torch.testing.assert_close(back.keys * real, past.keys * real, **bar(family))
+    torch.testing.assert_close(back.keys * real, past.keys * real, **tolerance(family))
     assert back.next_position.tolist() == [4, 2]
     assert torch.equal(back.values, past.values)
 
@@ -64,7 +64,7 @@ def test_dropped_slots_leave_no_gaps() -> None:
     torch.testing.assert_close(back.keys, backbone.rotate(past.keys, by))
     # In the first layer a key is that of its token at its position.
     there = prefilled(backbone, [[1, 3, 4], [7]])
-    torch.testing.assert_close(back.keys[0, 0][:, mask[0]], there.keys[0, 0], **bar("llama"))
+    torch.testing.assert_close(back.keys[0, 0][:, mask[0]], there.keys[0, 0], **tolerance("llama"))
 
 
 def test_writing_again_and_again_never_runs_out_of_positions() -> None:

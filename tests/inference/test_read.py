@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memwrite_specs.testing import Rows, tolerance
 from naive import SLOTS, built, many, memories, naive, padded, prefixed, trainable
-from support import MODELS, Lists, bar, described, each_backbone, reader_only, without_params
+from support import MODELS, described, each_backbone, reader_only, without_params
 from torch import Tensor
 
 from memwrite import Memory, Tokens
@@ -24,7 +25,7 @@ from memwrite.protocols import Conditioning, KeyValues
 @settings(max_examples=30)
 @given(queries=many())
 def test_a_prefix_before_any_queries(
-    family: str, attention: str, queries: tuple[Lists, Tokens]
+    family: str, attention: str, queries: tuple[Rows, Tokens]
 ) -> None:
     """B states with Q ragged queries each: logits and `first` are those of each alone, zero at padding."""
     lists, query = queries
@@ -38,9 +39,9 @@ def test_a_prefix_before_any_queries(
         b, q = divmod(index, each)
         expected = naive(memory, state["memory"][b], ids)
         torch.testing.assert_close(
-            output.logits[b, q][query.mask[b, q]], expected[SLOTS:], **bar(family)
+            output.logits[b, q][query.mask[b, q]], expected[SLOTS:], **tolerance(family)
         )
-        torch.testing.assert_close(output.first_logits[b], expected[SLOTS - 1], **bar(family))
+        torch.testing.assert_close(output.first_logits[b], expected[SLOTS - 1], **tolerance(family))
         assert (output.logits[b, q][~query.mask[b, q]] == 0).all()
 
 
@@ -61,25 +62,29 @@ def test_the_full_context_before_any_queries(family: str, attention: str, data: 
     output = memory.read(state, query)
     assert output.first_logits is None
     once = memory.write(Tokens.from_rows([a + b for a, b in zip(before, after, strict=True)])).state
-    torch.testing.assert_close(memory.read(once, query).logits, output.logits, **bar(family))
+    torch.testing.assert_close(memory.read(once, query).logits, output.logits, **tolerance(family))
     for index, ids in enumerate(lists):
         b, q = divmod(index, each)
         context = before[b] + after[b]
         expected = naive(memory, None, context + ids)[len(context) :]
-        torch.testing.assert_close(output.logits[b, q][query.mask[b, q]], expected, **bar(family))
+        torch.testing.assert_close(
+            output.logits[b, q][query.mask[b, q]], expected, **tolerance(family)
+        )
 
 
 @each_backbone
 @settings(max_examples=25)
 @given(rows=padded())
 def test_no_memory_is_the_plain_model(
-    family: str, attention: str, rows: tuple[Lists, Tokens]
+    family: str, attention: str, rows: tuple[Rows, Tokens]
 ) -> None:
     memory, (lists, query) = built(family, attention, "no-memory", "no-memory"), rows
     output = memory.read(memory.write(query).state, query)
     for row, ids in enumerate(lists):
         expected = naive(memory, None, ids)
-        torch.testing.assert_close(output.logits[row][query.mask[row]], expected, **bar(family))
+        torch.testing.assert_close(
+            output.logits[row][query.mask[row]], expected, **tolerance(family)
+        )
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -94,7 +99,7 @@ def test_queries_without_any_token(family: str, shape: tuple[int, ...]) -> None:
     assert output.first_logits is not None
     for row in range(2):
         expected = naive(memory, state["memory"][row], [])[-1]
-        torch.testing.assert_close(output.first_logits[row], expected, **bar(family))
+        torch.testing.assert_close(output.first_logits[row], expected, **tolerance(family))
 
 
 @pytest.mark.parametrize(

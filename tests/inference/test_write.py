@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from memwrite_specs.testing import Rows
 from scatter import (
     LONG,
     ROOM,
@@ -22,7 +23,7 @@ from scatter import (
     scattering,
     spread,
 )
-from support import MODELS, Lists, described, without_params
+from support import MODELS, described, without_params
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
 from memwrite.config import Config, PartConfig
@@ -40,7 +41,7 @@ from memwrite.protocols import WriteOutput
 
 @settings(max_examples=30)
 @given(LONG, SEEDS)
-def test_chunks_are_writes_one_after_the_other(lists: Lists, seed: int) -> None:
+def test_chunks_are_writes_one_after_the_other(lists: Rows, seed: int) -> None:
     """State carried over, losses weighted by each row's tokens, traces in a row, padding gone before."""
     memory, other = scattering(), scattering()
     assume(any(lists))
@@ -67,7 +68,7 @@ def test_chunks_are_writes_one_after_the_other(lists: Lists, seed: int) -> None:
 @settings(max_examples=30)
 @given(lists=ROWS, others=st.lists(ROW, min_size=4, max_size=4), seed=SEEDS)
 def test_neighbours_and_padding_change_nothing(
-    family: str, lists: Lists, others: Lists, seed: int
+    family: str, lists: Rows, others: Rows, seed: int
 ) -> None:
     """Through write and read: each row is what it is alone and unpadded."""
     memory = scattering(family).eval()
@@ -94,7 +95,7 @@ def test_neighbours_and_padding_change_nothing(
 
 @settings(max_examples=20)
 @given(ROWS, SEEDS)
-def test_a_write_is_a_function_of_state_and_context(lists: Lists, seed: int) -> None:
+def test_a_write_is_a_function_of_state_and_context(lists: Rows, seed: int) -> None:
     """The same again, bit for bit; its inputs are left as they were, and what follows changes it no more."""
     memory, context = scattering(), spread(lists, seed)
     weights = {name: weight.clone() for name, weight in memory.state_dict().items()}

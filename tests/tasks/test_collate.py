@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memwrite_specs.testing import Rows
 from scatter import scattering
-from support import Build, Lists
+from support import Build
 from torch import Tensor
 
 from memwrite import Memory
@@ -23,7 +24,7 @@ SEGMENTED = ROW.flatmap(
 )
 
 
-def example(context: list[int], queries: Lists, segments: list[int] | None = None) -> Example:
+def example(context: list[int], queries: Rows, segments: list[int] | None = None) -> Example:
     """Everything is asked for but the first token of each query."""
     return Example(context, queries, [labels_of(query) for query in queries], segments)
 
@@ -54,7 +55,7 @@ def test_every_token_has_its_segment() -> None:
 
 
 @given(st.lists(st.lists(ROW, min_size=1, max_size=4), min_size=1, max_size=4))
-def test_queries_are_filled_up(given_: list[Lists]) -> None:
+def test_queries_are_filled_up(given_: list[Rows]) -> None:
     """Every query with its labels is in its place, and behind them are empty ones."""
     batch = collate([example([], queries) for queries in given_])["batch"]
     assert batch.queries.ids.shape[:2] == (len(given_), max(map(len, given_)))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from memwrite_specs.testing import Rows
 from scatter import (
     ROW,
     ROWS,
@@ -17,7 +18,7 @@ from scatter import (
     scattering,
     spread,
 )
-from support import MODELS, Lists, described, without_params
+from support import MODELS, described, without_params
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,7 +33,7 @@ IGNORED = -100
 
 
 def by_hand(
-    memory: Memory, state: MemoryState | None, queries: Lists, labels: Lists
+    memory: Memory, state: MemoryState | None, queries: Rows, labels: Rows
 ) -> tuple[Tensor, int]:
     """Sum and number of the cross-entropies at the labelled tokens, one query at a time, no padding."""
     total, count = torch.zeros((), dtype=torch.float64), 0
@@ -51,7 +52,7 @@ def by_hand(
     return total, count
 
 
-def aligned(queries: Tokens, labels: Lists) -> Tensor:
+def aligned(queries: Tokens, labels: Rows) -> Tensor:
     """Labels at the places of their tokens."""
     found = torch.full_like(queries.ids, IGNORED)
     found[queries.mask] = torch.tensor(
@@ -60,7 +61,7 @@ def aligned(queries: Tokens, labels: Lists) -> Tensor:
     return found
 
 
-def asking(queries: Lists, seed: int) -> Lists:
+def asking(queries: Rows, seed: int) -> Rows:
     """About two tokens of three, each at its place; 0 asks for all."""
     throw = random.Random(seed)
     return [
@@ -68,7 +69,7 @@ def asking(queries: Lists, seed: int) -> Lists:
     ]
 
 
-def asked_for(labels: Lists) -> bool:
+def asked_for(labels: Rows) -> bool:
     return any(label != IGNORED for row in labels for label in row)
 
 
@@ -76,7 +77,7 @@ def asked_for(labels: Lists) -> bool:
 @settings(max_examples=30)
 @given(contexts=ROWS, others=st.lists(ROW, min_size=4, max_size=4), seed=SEEDS)
 def test_the_loss_is_that_of_every_labelled_token(
-    family: str, contexts: Lists, others: Lists, seed: int
+    family: str, contexts: Rows, others: Rows, seed: int
 ) -> None:
     """By hand: [state; query] one by one. The first token is predicted from the memory; padding and -100
     count for nothing, wherever they stand; the writer's losses are added.
@@ -100,7 +101,7 @@ def test_the_loss_is_that_of_every_labelled_token(
 
 @settings(max_examples=15)
 @given(queries=st.lists(ROW.filter(bool), min_size=6, max_size=6), seed=SEEDS)
-def test_many_queries_count_as_so_many_rows(queries: Lists, seed: int) -> None:
+def test_many_queries_count_as_so_many_rows(queries: Rows, seed: int) -> None:
     memory = scattering().train()
     contexts = Tokens.from_rows([[1, 2, 3], [4]])
     labels = asking(queries, seed)
@@ -123,7 +124,7 @@ def test_many_queries_count_as_so_many_rows(queries: Lists, seed: int) -> None:
 @settings(max_examples=15)
 @given(queries=ROWS, seed=SEEDS)
 def test_without_a_prefix_the_first_token_is_not_asked_for(
-    pair: tuple[str, str], queries: Lists, seed: int
+    pair: tuple[str, str], queries: Rows, seed: int
 ) -> None:
     """No memory gives the language model's own loss, wherever the padding stands."""
     memory, labels = built(*pair), asking(queries, seed)
