@@ -38,7 +38,7 @@ def write_file(
     """
     from memwrite.memory import Memory
     from memwrite.stores import Store
-    from memwrite.stores.documents import is_stream
+    from memwrite.stores.documents import check_shared
     from memwrite.stores.ingest import write_documents
     from memwrite.utils.extras import extra
 
@@ -49,7 +49,7 @@ def write_file(
     started = time.monotonic()
     try:
         # Before a store is made for it.
-        is_stream(path)
+        check_shared(path, int(os.environ.get("WORLD_SIZE", "1")))
         lifetime = None if days is None else _lifetime(days)
         if Path(out).exists() and Path(out).samefile(path):
             raise InputError(f"'{out}' is the file of documents: name another file with --out")

@@ -59,6 +59,18 @@ def is_stream(path: Path) -> bool:
     return not stat.S_ISREG(mode)
 
 
+def check_shared(path: Path, processes: int) -> None:
+    """Check that so many processes can read `path`.
+
+    Raises:
+        InputError: it cannot be read, or is a stream that more than one process would read.
+    """
+    if is_stream(path) and processes > 1:
+        raise InputError(
+            f"'{path}' is a stream, which {processes} processes cannot share: save it as a file first"
+        )
+
+
 def count_lines(path: Path) -> int | None:
     """Return the number of lines of a file; None for a stream, which is not touched.
 

@@ -21,8 +21,8 @@ from memwrite.state import MemoryState
 from memwrite.stores.documents import (
     Document,
     Skipped,
+    check_shared,
     count_lines,
-    is_stream,
     read_documents,
 )
 from memwrite.stores.record import Entry
@@ -95,10 +95,7 @@ def write_documents(
     processes = PartialState(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
     )
-    if processes.num_processes > 1 and is_stream(path):
-        raise InputError(
-            f"'{path}' is a stream, which {processes.num_processes} processes cannot share: save it as a file first"
-        )
+    check_shared(path, processes.num_processes)
     work = _Work(memory, store, lifetime, store.written_by(memory, memory.writer.init(1)))
     first = processes.is_main_process
     with tqdm(total=count_lines(path), unit="doc", disable=None if first else True) as bar:
