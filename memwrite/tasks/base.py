@@ -135,6 +135,10 @@ class EvaluatedMemory(Protocol):
         """Tokenize texts to be written."""
         ...
 
+    def opens(self, state: MemoryState | None) -> list[bool]:
+        """Say for each row whether what is put behind it is the start of a text; [] where all rows open one."""
+        ...
+
     def write(self, context: Tokens) -> WriteOutput:
         """Write contexts into states, one per row."""
         ...

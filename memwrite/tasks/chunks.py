@@ -65,7 +65,7 @@ class ContinuationConfig(ParagraphsConfig):
         return self.context + self.length
 
 
-C = TypeVar("C", ReconstructionConfig, ContinuationConfig)
+C = TypeVar("C", bound=ReconstructionConfig | ContinuationConfig)
 
 #: A token's id, and the sentence it belongs to.
 Place = tuple[int, int]

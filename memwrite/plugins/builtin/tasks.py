@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from memwrite.backbones.tokenizers import Tokenizer
-from memwrite.evaluation import key_value
+from memwrite.evaluation import key_value, language
 from memwrite.plugins import TaskPlugin, hookimpl
 from memwrite.tasks import files, synthetic
 from memwrite.tasks.babi import BabiConfig
@@ -21,6 +21,7 @@ from memwrite.tasks.chunks import (
 from memwrite.tasks.copying import CopyingTask
 from memwrite.tasks.correlated import CorrelatedConfig, CorrelatedTask
 from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
+from memwrite.tasks.language import LanguageConfig, LanguageTask
 from memwrite.tasks.locomo import LocomoConfig
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.order import OrderConfig, OrderTask
@@ -90,6 +91,16 @@ def memwrite_tasks() -> Sequence[TaskPlugin]:
             "the text that follows a text that was written",
             ContinuationConfig,
             ContinuationTask,
+        ),
+        replace(
+            _from_files(
+                "language",
+                "text that goes on behind a passage that was written: value kept",
+                LanguageConfig,
+                LanguageTask,
+            ),
+            evaluate=language.evaluate,
+            examples="examples",
         ),
         _from_files(
             "reconstruction",

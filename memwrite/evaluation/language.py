@@ -1,0 +1,178 @@
+"""Score a memory of passages by what it is worth to the text behind them, beside controls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import torch
+
+from memwrite.config import PartConfig, to_dict
+from memwrite.errors import InputError
+from memwrite.evaluation.value_kept import Prediction, Reading, predict, share_right, summarise
+from memwrite.state import Tokens
+from memwrite.tasks.base import EvaluatedMemory, Example, Examples, collate
+from memwrite.utils.progress import track
+
+#: Contexts that are written and read at once.
+BATCH = 8
+
+M = TypeVar("M", bound=EvaluatedMemory)
+
+
+@dataclass(frozen=True)
+class LanguageEvaluation:
+    """The worth of a memory to the text that follows its context, beside controls.
+
+    Attributes:
+        contexts: how many.
+        context_tokens: tokens of them all.
+        tokens: that were predicted, of all texts.
+        state_floats: numbers per state, measured from its tensors; the largest where it grows with the context.
+        state_bytes: likewise.
+        readings: "memory", "unwritten" (a memory that has read nothing), "another's state", "no memory" and
+            "context visible".
+        recall: share of the context's own tokens, its first left out, that are the first choice when the context is
+            read again behind its memory; None where both are longer than the model's positions.
+        recall_without: the same without a memory.
+    """
+
+    contexts: int
+    context_tokens: int
+    tokens: int
+    state_floats: int
+    state_bytes: int
+    readings: Mapping[str, Reading]
+    recall: float | None
+    recall_without: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return to_dict(self)
+
+    def lines(self) -> list[str]:
+        """Return a table of the memory and its controls."""
+        heads = ("bits per token", "value kept", "95% interval", "one context", "agreement")
+        recall = "-" if self.recall is None else f"{self.recall:.1%}"
+        return [
+            f"{self.contexts} contexts of {self.context_tokens // self.contexts} tokens, {self.tokens} tokens behind "
+            f"them; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            _row("", *heads),
+            *(_row(name, *_cells(reading)) for name, reading in self.readings.items()),
+            f"context read again: {recall} of its tokens are the first choice, {self.recall_without:.1%} without memory",
+            "value kept: 0 is no memory, 1 as good as the context in sight, below 0 harmful; agreement: first "
+            "choices that are those with the context in sight",
+        ]
+
+
+def _cells(reading: Reading) -> list[str]:
+    kept = reading.value_kept
+    cells = [f"{reading.bits_per_token:.3f}", "-", "-", "-", f"{reading.agreement:.1%}"]
+    if kept is not None:
+        cells[1] = f"{kept.mean:.2f}"
+        cells[2] = (
+            "-" if kept.interval is None else f"{kept.interval[0]:.2f} to {kept.interval[1]:.2f}"
+        )
+        cells[3] = f"{kept.least:.2f} to {kept.most:.2f}"
+    return cells
+
+
+def _row(name: str, *cells: str) -> str:
+    return (name.ljust(16) + "".join(cell.rjust(17) for cell in cells)).rstrip()
+
+
+def visible(memory: M) -> M:
+    """Return the same backbone with the whole context kept."""
+    return _sibling(memory, "full-context", "key-value")
+
+
+def memoryless(memory: M) -> M:
+    """Return the same backbone without a memory."""
+    return _sibling(memory, "no-memory", "no-memory")
+
+
+def _sibling(memory: M, writer: str, reader: str) -> M:
+    config = replace(memory.config, writer=PartConfig(writer), reader=PartConfig(reader))
+    return type(memory).from_config(config, backbone=memory.backbone)
+
+
+@torch.no_grad()
+def evaluate(memory: EvaluatedMemory, examples: Examples) -> LanguageEvaluation:
+    """Write every context once and predict what follows it, in evaluation mode.
+
+    Args:
+        memory: the memory to score; its mode is restored.
+        examples: of the task `language`.
+
+    Raises:
+        InputError: there is no example.
+        PositionsExceeded: a context and its text are longer than the model's positions.
+    """
+    if not len(examples):
+        raise InputError(
+            "there is nothing to evaluate: no held-out text is as long as task.params.context and length together; "
+            "name other files, as in task.params.files=[book.txt], or lower them"
+        )
+    training = memory.training
+    memory.eval()
+    try:
+        return _evaluate(memory, [examples[i] for i in range(len(examples))])
+    finally:
+        memory.train(training)
+
+
+def _evaluate(memory: EvaluatedMemory, examples: Sequence[Example]) -> LanguageEvaluation:
+    full, nothing = visible(memory), memoryless(memory)
+    found: dict[str, list[Prediction]] = {}
+    again: list[Prediction] = []
+    again_without: list[Prediction] = []
+    floats = size = 0
+    longest = max(len(example.context) for example in examples)
+    recalled = 2 * longest <= memory.backbone.info.positions
+    for part in track([*batches(examples)], "evaluate", "batch"):
+        contexts = collate(part)["batch"].context
+        state = memory.write(contexts).state
+        floats = max(floats, state.floats // len(part))
+        size = max(size, state.nbytes // len(part))
+        unwritten = memory.write(Tokens.from_rows([[]] * len(part))).state
+        none = nothing.write(contexts).state
+        readings = {
+            "memory": (memory, state),
+            "unwritten": (memory, unwritten),
+            "another's state": (memory, state.map(lambda tensor: tensor.roll(1, 0))),
+            "no memory": (nothing, none),
+            "context visible": (full, full.write(contexts).state),
+        }
+        for name, (reading, given) in readings.items():
+            if len(part) > 1 or name != "another's state":
+                found.setdefault(name, []).extend(
+                    predict(reading, given, [example.queries[0] for example in part])
+                )
+        repeated = [example.context for example in part]
+        again_without += predict(nothing, none, repeated)
+        if recalled:
+            again += predict(memory, state, repeated)
+    texts = [example.queries[0] for example in examples]
+    tokens = sum(map(len, texts)) - len(texts)
+    return LanguageEvaluation(
+        contexts=len(examples),
+        context_tokens=sum(len(example.context) for example in examples),
+        tokens=tokens,
+        state_floats=floats,
+        state_bytes=size,
+        readings={
+            name: summarise(own, found["no memory"], found["context visible"])
+            for name, own in found.items()
+            if len(own) == len(examples)
+        },
+        recall=share_right(again) if recalled else None,
+        recall_without=share_right(again_without),
+    )
+
+
+def batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
+    """Yield parts of nearly one size, `BATCH` at most but for what would be left alone."""
+    count = max(1, len(examples) // BATCH)
+    for part in range(count):
+        yield examples[part * len(examples) // count : (part + 1) * len(examples) // count]
