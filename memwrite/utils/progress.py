@@ -71,14 +71,15 @@ def track(steps: Iterable[T], label: str, unit: str = "step") -> Iterator[T]:
 def _logged(steps: Iterable[T], label: str, unit: str) -> Iterator[T]:
     total = len(steps) if isinstance(steps, Sized) else None
     start = last = time.monotonic()
+    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
     for done, item in enumerate(steps, 1):
         yield item
         now = time.monotonic()
         if now - last < EVERY:
             continue
         last = now
-        line = f"{label}: {done} {unit}s in {now - start:.0f} s"
+        line = f"{label}: {done} {units} in {now - start:.0f} s"
         if total is not None:
             left = (now - start) / done * (total - done)
-            line = f"{label}: {done} of {total} {unit}s in {now - start:.0f} s, about {left:.0f} s left"
+            line = f"{label}: {done} of {total} {units} in {now - start:.0f} s, about {left:.0f} s left"
         print(line, file=sys.stderr, flush=True)
