@@ -401,7 +401,7 @@ class Memory(nn.Module):
             InputError: it is not of this model's sizes.
         """
         conditioning = self.reader.condition(state)
-        reading.check_fits(conditioning, self.backbone.info)
+        reading.check_fits(conditioning, self.backbone)
         return conditioning
 
     def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> PrefillOutput | None:

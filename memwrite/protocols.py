@@ -9,12 +9,17 @@ from typing import Literal, Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from memwrite.state import MemoryState, PackedTokens, StateSpec
+from memwrite.state import MemoryState, PackedTokens, StateSpec, TensorSpec
+
+#: What the recurrent layers of a model hold: number of the decoder layer -> "conv" and "recurrent", those that there are
+#: -> (B, ...). It stands for everything they have read, so that it cannot go back.
+RecurrentStates = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """Past keys and values of every layer, after key norm and rotary embedding.
+    """What a model holds of the text that it has read: past keys and values of every attention layer, after key norm and
+    rotary embedding, and the states of its recurrent layers.
 
     Attributes:
         keys: (B, L, Hkv, M, Dh).
@@ -22,6 +27,7 @@ class KeyValues:
         mask: (B, M) bool, True where a slot is real.
         next_position: (B,) int64, the position of the token that follows.
         bias: (B, L, Hkv, M), added to the attention logits of each slot; -inf hides a slot from a head. None for none.
+        recurrent: None where no recurrent layer has read anything, as in a model of attention alone.
     """
 
     keys: Tensor
@@ -29,6 +35,7 @@ class KeyValues:
     mask: Tensor
     next_position: Tensor
     bias: Tensor | None = None
+    recurrent: RecurrentStates | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> KeyValues:
         """Apply the same change to every tensor."""
@@ -38,20 +45,48 @@ class KeyValues:
             change(self.mask),
             change(self.next_position),
             None if self.bias is None else change(self.bias),
+            None
+            if self.recurrent is None
+            else {
+                layer: {name: change(tensor) for name, tensor in states.items()}
+                for layer, states in self.recurrent.items()
+            },
         )
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Iterate over every tensor."""
+        yield from (self.keys, self.values, self.mask, self.next_position)
+        if self.bias is not None:
+            yield self.bias
+        for states in (self.recurrent or {}).values():
+            yield from states.values()
 
     def rows(self, index: Tensor) -> KeyValues:
         """Return the rows that `index` (N,) names; a row may be named many times."""
         return self.map(lambda tensor: tensor[index])
 
+    @staticmethod
+    def stack(parts: Sequence[KeyValues]) -> KeyValues:
+        """Put the rows of several, alike but for their rows, into one."""
+        columns = zip(*(part.tensors() for part in parts), strict=True)
+        stacked = iter([torch.cat(column) for column in columns])
+        return parts[0].map(lambda _: next(stacked))
+
     def drop_last(self) -> KeyValues:
-        """Return all but the last slot, which must be real in every row."""
-        return KeyValues(
-            self.keys[..., :-1, :],
-            self.values[..., :-1, :],
-            self.mask[:, :-1],
-            self.next_position - 1,
-            None if self.bias is None else self.bias[..., :-1],
+        """Return all but the last slot, which must be real in every row.
+
+        Raises:
+            ValueError: recurrent layers have read it.
+        """
+        if self.recurrent is not None:
+            raise ValueError("a recurrent state cannot go back")
+        return replace(
+            self,
+            keys=self.keys[..., :-1, :],
+            values=self.values[..., :-1, :],
+            mask=self.mask[:, :-1],
+            next_position=self.next_position - 1,
+            bias=None if self.bias is None else self.bias[..., :-1],
         )
 
 
@@ -107,7 +142,7 @@ class Conditioning:
     """The only ways a memory may enter a model; the core applies them, in this order.
 
     Attributes:
-        key_values: per-layer past keys and values that come first.
+        key_values: per-layer past keys and values that come first, with what recurrent layers hold at their end.
         prefix: (B, M, D) embeddings that come next, before the query.
         corrections: layer -> adapter of its projections, in force for prefix and query.
     """
@@ -153,7 +188,7 @@ class BackboneInfo:
     Attributes:
         architecture: the model's family, for instance "llama".
         hidden_size: D.
-        layers: number of attention layers.
+        layers: number of attention layers. Wherever a layer is named by number, they alone are counted.
         heads: query heads per layer.
         kv_heads: key and value heads per layer.
         head_dim: Dh.
@@ -271,7 +306,7 @@ class Backbone(Protocol):
         ...
 
     def projection(self, layer: int, name: str) -> Tensor:
-        """Return the weight (output width, input width), not a copy, of "q", "k", "v" or "o" of an attention layer,
+        """Return the weight (output width, input width) of "q", "k", "v" or "o" of an attention layer,
         or "gate", "up" or "down" of the MLP behind it.
 
         Raises:
@@ -290,6 +325,11 @@ class Backbone(Protocol):
         Raises:
             ConfigError: the model's positions are not rotations.
         """
+        ...
+
+    @property
+    def recurrent(self) -> Mapping[int, Mapping[str, TensorSpec]]:
+        """What each recurrent layer of the model holds, by the layer's number in the model; {} where none is."""
         ...
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:

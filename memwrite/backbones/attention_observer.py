@@ -32,6 +32,8 @@ _hidden: ContextVar[Tensor | None] = ContextVar("memwrite_hidden", default=None)
 
 def install(model: Any, attention_modules: list[nn.Module]) -> str:
     """Route the model's attention through the observer, and return the name of the implementation it had."""
+    if not attention_modules:
+        return "eager"
     original = str(model.config._attn_implementation).removeprefix(_PREFIX)
     name = _PREFIX + original
     AttentionInterface.register(name, _observed(original))

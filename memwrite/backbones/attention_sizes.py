@@ -26,11 +26,13 @@ class AttentionSizes:
 
     @classmethod
     def of(cls, config: Any) -> AttentionSizes:
-        """Return the sizes that a transformers config describes.
+        """Return the sizes that a transformers config describes; all 0 where every layer is recurrent.
 
         Raises:
             ConfigError: the query heads cannot share the key heads.
         """
+        if not hasattr(config, "num_attention_heads"):
+            return cls(0, 0, 0, 0)
         heads = int(config.num_attention_heads)
         head_dim = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
         if config.model_type == "falcon":

@@ -37,6 +37,10 @@ _FIELDS = (
     "norm_epsilon",
     "use_parallel_residual",
     "parallel_attn",
+    "num_ln_in_parallel_attn",
+    "multi_query",
+    "num_kv_heads",
+    "activation",
     "new_decoder_architecture",
     "apply_residual_connection_post_layernorm",
     "do_layer_norm_before",
@@ -67,6 +71,11 @@ _FIELDS = (
     "scale_emb",
     "scale_depth",
     "dim_model_base",
+    "lm_head_multiplier",
+    "key_multiplier",
+    "attention_in_multiplier",
+    "attention_out_multiplier",
+    "mlp_multipliers",
     # mixtures of experts
     "num_experts_per_tok",
     "norm_topk_prob",
@@ -80,6 +89,18 @@ _FIELDS = (
     "mamba_n_groups",
     "linear_num_key_heads",
     "linear_num_value_heads",
+    "linear_allow_neg_eigval",
+    "mamba_num_heads",
+    "mamba_head_dim",
+    "ssm_state_size",
+    "n_groups",
+    "num_heads",
+    "time_step_limit",
+    "mamba_norm_before_gate",
+    "mamba_rms_norm",
+    "ssm_in_multiplier",
+    "ssm_out_multiplier",
+    "ssm_multipliers",
     ngram_embedding.ATTRIBUTE,
 )
 _ROPE_FIELDS = ("rope_theta", "partial_rotary_factor")
@@ -133,9 +154,9 @@ def is_current(name: str) -> bool:
 def _architecture(config: Any) -> dict[str, Any]:
     fields = {name: getattr(config, name, None) for name in _FIELDS}
     # Families without grouped heads lack the field in some versions of transformers, as others lack "head_dim".
-    heads = config.num_attention_heads
-    fields["num_key_value_heads"] = fields["num_key_value_heads"] or heads
-    fields["head_dim"] = fields["head_dim"] or config.hidden_size // heads
+    if heads := fields["num_attention_heads"]:
+        fields["num_key_value_heads"] = fields["num_key_value_heads"] or heads
+        fields["head_dim"] = fields["head_dim"] or config.hidden_size // heads
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and set(kinds) != {"full_attention"}:
         fields["layer_types"] = list(kinds)

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import Cache, DynamicCache, StaticCache
 from transformers.pytorch_utils import Conv1D
 
 from memwrite.backbones.attention_sizes import AttentionSizes
+from memwrite.backbones.decoder_layers import DecoderLayer, attention_layers, child
 from memwrite.errors import ConfigError
 from memwrite.protocols import Delta, Gate, LayerAdapter, ProjectionDeltas
 
@@ -49,8 +49,7 @@ _MLP = (
     {"w1": "gate", "w3": "up", "w2": "down"},
     {"fc1": "up", "fc2": "down"},
 )
-#: What families call a layer's attention, and its MLP.
-_ATTENTION_MODULES = ("self_attn", "attn", "attention", "self_attention")
+#: What families call a layer's MLP.
 _MLP_MODULES = ("mlp", "feed_forward")
 
 # In force while the model runs without a cache that carries them; a context variable, so threads never share it. Not all
@@ -73,42 +72,6 @@ def correcting(corrections: Mapping[int, LayerAdapter] | None) -> Iterator[None]
         yield
     finally:
         _corrections.reset(token)
-
-
-class _CarriesAdapters(Cache):  # type: ignore[misc]
-    """A key-value cache that carries adapters and a bias along, reordering their rows with its own.
-
-    Attributes:
-        corrections: layer -> adapter.
-        bias: (B, L, Hkv, M), added to the attention logits of the first M slots.
-        bias_groups: query heads of each key head.
-    """
-
-    corrections: Mapping[int, LayerAdapter] | None = None
-    bias: Tensor | None = None
-    bias_groups: int = 1
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        self._reorder(beam_idx)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._reorder(indices)
-
-    def _reorder(self, index: Tensor) -> None:
-        if self.corrections:
-            self.corrections = {layer: c.rows(index) for layer, c in self.corrections.items()}
-        if self.bias is not None:
-            self.bias = self.bias[index.to(self.bias.device)]
-
-
-class AdapterCache(_CarriesAdapters, DynamicCache):  # type: ignore[misc]
-    """A cache that grows with the text."""
-
-
-class AdapterStaticCache(_CarriesAdapters, StaticCache):  # type: ignore[misc]
-    """A cache whose size is fixed when it is made."""
 
 
 @dataclass(frozen=True)
@@ -158,11 +121,11 @@ class Projections:
 
     def __init__(self, model: nn.Module, sizes: AttentionSizes) -> None:
         self._layers: list[dict[str, _Packed]] = []
-        for block, attention in zip(blocks(model), attention_modules(model), strict=True):
+        for decoder, attention in attention_layers(model):
             packed = _packed(attention, _ATTENTION, sizes)
             if not packed:
                 raise ConfigError(f"the projections of {type(attention).__name__} were not found")
-            mlp = _child(block, _MLP_MODULES)
+            mlp = child(decoder.block, _MLP_MODULES)
             if mlp is not None:
                 packed += _packed(mlp, _MLP, sizes)
             self._layers.append({name: p for p in packed for name in p.names if name})
@@ -188,8 +151,9 @@ class Projections:
 
     def install_hooks(self, model: nn.Module) -> None:
         """Make every layer of `model` take adapters and a bias; once, however often it is called."""
-        modules = zip(blocks(model), attention_modules(model), self._layers, strict=True)
-        for layer, (block, attention, projections) in enumerate(modules):
+        found = zip(attention_layers(model), self._layers, strict=True)
+        for layer, ((decoder, attention), projections) in enumerate(found):
+            block = decoder.block
             if hasattr(block, _HOOKED):
                 continue
             setattr(block, _HOOKED, True)
@@ -197,41 +161,11 @@ class Projections:
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
                 block.register_forward_pre_hook(_drop_keyword, with_kwargs=True)
             attention.register_forward_pre_hook(
-                partial(_enter, layer, frozenset(projections), block), with_kwargs=True
+                partial(_enter, layer, decoder, frozenset(projections)), with_kwargs=True
             )
             block.register_forward_hook(_leave, always_call=True)
             for packed in {id(p): p for p in projections.values()}.values():
                 packed.module.register_forward_hook(partial(_change, packed))
-
-
-def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """Return the self-attention module of every layer of a transformers causal LM, first layer first.
-
-    Raises:
-        ConfigError: the model is built in a way we do not know.
-    """
-    candidates = [_child(block, _ATTENTION_MODULES) for block in blocks(model)]
-    modules = [module for module in candidates if module is not None]
-    if not modules or len(modules) != len(candidates):
-        raise ConfigError(f"the attention layers of {type(model).__name__} were not found")
-    return modules
-
-
-def linear_layers(model: nn.Module) -> list[nn.Module]:
-    """Return every linear layer within the blocks: weights (out, in), a `Conv1D`'s (in, out)."""
-    return [m for b in blocks(model) for m in b.modules() if isinstance(m, (nn.Linear, Conv1D))]
-
-
-def blocks(model: nn.Module) -> Sequence[nn.Module]:
-    """Return the decoder layers of a transformers causal LM."""
-    base = getattr(model, "base_model", model)
-    return getattr(base, "layers", None) or getattr(base, "h", None) or ()
-
-
-def _child(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
-    """Return the first module of these names."""
-    children = (getattr(block, name, None) for name in names)
-    return next((child for child in children if isinstance(child, nn.Module)), None)
 
 
 def _packed(
@@ -273,8 +207,8 @@ def _drop_keyword(
 
 def _enter(
     layer: int,
+    decoder: DecoderLayer,
     known: frozenset[str],
-    block: nn.Module,
     _: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
@@ -288,6 +222,7 @@ def _enter(
         return args, kwargs
     if not corrections:
         corrections = _corrections.get()
+        block = decoder.block
         if corrections and block.training and getattr(block, "gradient_checkpointing", False):
             raise ConfigError(
                 "the layers of this family lose changes of projections under gradient checkpointing: turn it off"
@@ -307,7 +242,7 @@ def _enter(
         if "attention_mask" not in kwargs:
             raise ConfigError("this model's attention does not take a bias on its slots")
         kwargs["attention_mask"] = _biased(
-            kwargs["attention_mask"], bias[:, layer], hidden, cache, layer
+            kwargs["attention_mask"], bias[:, layer], hidden, cache, decoder.number
         )
     return args, kwargs
 

@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from memwrite.backbones.decoder_layers import attention_layers, decoder_layers
 from memwrite.errors import ConfigError
 
 #: Frequencies of these change for all positions at once where a sequence grows beyond the original length.
 _LENGTH_DEPENDENT = ("dynamic", "longrope")
+#: Positions of a model that has none, since all its layers are recurrent.
+NO_LIMIT = 1 << 20
 
 
 def positions(config: Any) -> int:
@@ -26,6 +29,8 @@ def positions(config: Any) -> int:
         ConfigError: the model names none.
     """
     longest = getattr(config, "max_position_embeddings", None)
+    if longest is None and not hasattr(config, "num_attention_heads"):
+        return NO_LIMIT
     if longest is None:
         raise ConfigError(
             f"'{config.model_type}' does not say how many positions it has; models whose attention is biased by "
@@ -42,40 +47,44 @@ def positions(config: Any) -> int:
 
 def rotate(
     model: Any,
-    attention_modules: list[nn.Module],
     keys: Tensor,
     by: Tensor,
     layers: Sequence[int] | None = None,
 ) -> Tensor:
     """Move keys (B, L, Hkv, M, Dh) by positions: the rotation by p + n is that by p and then by n.
 
+    Keys of hybrid models that leave positions to their recurrent layers stay as they are.
+
     Args:
         model: a transformers causal language model.
-        attention_modules: of all its layers.
         keys: or queries, of any number of heads.
         by: (B, M), or (B, L, Hkv, M) where heads differ.
-        layers: whose keys they are; by default all.
+        layers: attention layers whose keys they are, by number; by default all.
 
     Raises:
         ConfigError: the model's positions are not rotations.
     """
     rotary = getattr(model.base_model, "rotary_emb", None)
-    family = sys.modules[type(attention_modules[0]).__module__]
+    attending = attention_layers(model)
+    if rotary is None and any(layer.recurrent for layer in decoder_layers(model)):
+        return keys
+    family = sys.modules[type(attending[0][1]).__module__]
     if rotary is None or not hasattr(family, "apply_rotary_pos_emb"):
         raise ConfigError(
             f"the positions of '{model.config.model_type}' are not rotations of its keys, so keys cannot be moved"
         )
     wide = keys.to(torch.promote_types(keys.dtype, torch.float32))
     moved = []
-    for at, layer in enumerate(range(len(attention_modules)) if layers is None else layers):
+    for at, index in enumerate(range(len(attending)) if layers is None else layers):
+        layer, attention = attending[index]
         here = wide[:, at]
-        if not getattr(attention_modules[layer], "use_rope", True):
+        if not getattr(attention, "use_rope", True):
             moved.append(here)
             continue
         steps = by
         if by.ndim == 4:  # all heads in a row, as if they were one
             here, steps = here.flatten(1, 2)[:, None], by[:, at].flatten(1)
-        cos, sin = _rotation(rotary, here, steps, model.config, layer)
+        cos, sin = _rotation(rotary, here, steps, model.config, layer.number)
         width = cos.shape[-1]
         turned, _ = family.apply_rotary_pos_emb(here[..., :width], here[..., :width], cos, sin)
         moved.append(torch.cat([turned, here[..., width:]], -1).reshape(wide[:, at].shape))

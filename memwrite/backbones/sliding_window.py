@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from memwrite.backbones.decoder_layers import ATTENDING, FULL, RECURRENT, SLIDING, STATELESS
 from memwrite.errors import ConfigError
 from memwrite.protocols import KeyValues
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 class Windows:
@@ -32,10 +32,15 @@ class Windows:
         self._kinds: list[str] | None = getattr(config, "layer_types", None)
         window: int | None = getattr(config, "sliding_window", None)
         for kind in self._kinds or ():
-            if kind not in (FULL, SLIDING):
+            if kind not in ATTENDING | RECURRENT | STATELESS:
                 raise ConfigError(
                     f"'{config.model_type}' has layers of {kind}, which are not supported"
                 )
+        if SLIDING in (kinds := set(self._kinds or ())) and not kinds <= {FULL, SLIDING}:
+            raise ConfigError(
+                f"'{config.model_type}' has sliding windows beside recurrent layers, which is not supported: take one "
+                f"whose attention layers see everything"
+            )
         # Some families name a window and do without it.
         self.size = window if SLIDING in (self._kinds or [SLIDING]) else None
 
@@ -87,4 +92,4 @@ def without_holes(past: KeyValues) -> KeyValues:
     bias = past.bias
     if bias is not None:
         bias = bias.gather(3, order[:, None, None].expand(*bias.shape[:3], -1))
-    return KeyValues(keys, values, past.mask.gather(1, order), past.next_position, bias)
+    return replace(past, keys=keys, values=values, mask=past.mask.gather(1, order), bias=bias)

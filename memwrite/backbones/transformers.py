@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.utils import logging as transformers_logging
 
-from memwrite.backbones import attention_observer, falcon, generation, ngram_embedding, rotary
+from memwrite.backbones import (
+    attention_observer,
+    embedded_prompts,
+    falcon,
+    generation,
+    mamba,
+    ngram_embedding,
+    rotary,
+)
 from memwrite.backbones.attention_sizes import AttentionSizes
-from memwrite.backbones.conversation import end_of_turn
-from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
-from memwrite.backbones.multimodal import text_part
-from memwrite.backbones.projection_hooks import (
-    KEYWORD,
+from memwrite.backbones.cache import (
     AdapterCache,
     AdapterStaticCache,
-    Projections,
-    attention_modules,
-    correcting,
+    recurrent_states,
+    set_recurrent_states,
 )
+from memwrite.backbones.conversation import end_of_turn
+from memwrite.backbones.decoder_layers import attention_modules, decoder_layers
+from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
+from memwrite.backbones.multimodal import text_part
+from memwrite.backbones.projection_hooks import KEYWORD, Projections, correcting
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import ConfigError, InputError, PositionsExceeded
@@ -35,6 +45,7 @@ from memwrite.protocols import (
     LayerActivations,
     LayerAdapter,
 )
+from memwrite.state import TensorSpec
 from memwrite.utils.hashing import CachedDigest
 
 
@@ -52,7 +63,8 @@ class TransformersBackbone:
         self.tokenizer = tokenizer
         self.needs_saving = needs_saving
         config = self._config = model.config
-        layers = attention_modules(model)  # a model without attention has none of the sizes below
+        self._layers = decoder_layers(model)
+        attention = attention_modules(model)
         self._sizes = AttentionSizes.of(config)
         self._fingerprint = CachedDigest(self._take_fingerprint)
         self._fingerprint_v1 = CachedDigest(self._take_fingerprint_v1)
@@ -66,8 +78,13 @@ class TransformersBackbone:
         self.windows = Windows(config)
         self._projections = Projections(model, self._sizes)
         self._projections.install_hooks(model)
-        falcon.attach(model, layers)
-        self._attention = attention_observer.install(model, layers)
+        falcon.attach(model, attention)
+        mamba.attach(model)
+        embedded_prompts.attach(model)
+        self._attention = attention_observer.install(model, attention)
+        parameters = inspect.signature(type(model.base_model).forward).parameters
+        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self._recurrent: Mapping[int, Mapping[str, TensorSpec]] | None = None
 
     @property
     def info(self) -> BackboneInfo:
@@ -77,7 +94,7 @@ class TransformersBackbone:
         return BackboneInfo(
             architecture=config.model_type,
             hidden_size=config.hidden_size,
-            layers=config.num_hidden_layers,
+            layers=self._attending,
             heads=self._sizes.heads,
             kv_heads=self._sizes.kv_heads,
             head_dim=self._sizes.head_dim,
@@ -104,6 +121,26 @@ class TransformersBackbone:
         }
 
     @property
+    def _attending(self) -> int:
+        return sum(layer.attention is not None for layer in self._layers)
+
+    @property
+    def recurrent(self) -> Mapping[int, Mapping[str, TensorSpec]]:
+        """See `Backbone.recurrent`."""
+        if not any(layer.recurrent for layer in self._layers):
+            return {}
+        if self._recurrent is None:
+            ids = torch.tensor([[self.tokenizer.bos_id]], device=self.info.device)
+            with torch.no_grad():
+                kept = self.forward(self.embed(ids), use_cache=True).key_values
+            assert kept is not None
+            self._recurrent = {
+                layer: {n: TensorSpec(tuple(t.shape[1:]), t.dtype) for n, t in states.items()}
+                for layer, states in (kept.recurrent or {}).items()
+            }
+        return self._recurrent
+
+    @property
     def supports_cache(self) -> bool:
         """Say whether keys and values can be kept; gradient checkpointing forbids it."""
         return not self.model.training or not any(
@@ -117,6 +154,8 @@ class TransformersBackbone:
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) int64, each row a text from its beginning, as (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
+        if self._config.model_type == "falcon_h1":  # scales what it embeds itself, and nothing else
+            embeddings = embeddings * self._config.embedding_multiplier
         return embeddings
 
     def forward(
@@ -145,7 +184,8 @@ class TransformersBackbone:
             used = int((lengths + (0 if past is None else past.next_position)).max())
             positions = positions.clamp(max=self.info.positions - 1)
         if used > self.info.positions:
-            beyond = self._config.max_position_embeddings > self.info.positions
+            longest = getattr(self._config, "max_position_embeddings", 0)
+            beyond = longest > self.info.positions
             why = " (beyond them its rotary embedding changes for all)" if beyond else ""
             raise PositionsExceeded(
                 f"{used} positions are needed, but the model has only {self.info.positions}{why}: shorten the "
@@ -157,8 +197,11 @@ class TransformersBackbone:
                 "gradient checkpointing drops past keys and values without a word, and this writer or reader "
                 "needs them: turn one of them off"
             )
-        extra: dict[str, Any] = {KEYWORD: corrections} if corrections else {}
-        cache = AdapterCache() if cached else None
+        self._check_layers(corrections)
+        has_state = any(layer.recurrent for layer in self._layers)
+        # Recurrent layers would take the keyword for one of theirs.
+        extra: dict[str, Any] = {KEYWORD: corrections} if corrections and not has_state else {}
+        cache = AdapterCache(self._layers) if cached else None
         self._fill(cache, past)
         observing = attention_observer.observing(observe, self.info.layers)
         with correcting(corrections), observing:
@@ -166,23 +209,89 @@ class TransformersBackbone:
                 inputs_embeds=embeddings.to(self.info.dtype),
                 attention_mask=self.windows.mask(past, length, self.info.dtype),
                 position_ids=positions,
-                past_key_values=cache,
                 use_cache=cached,
+                **{self._cache_name: cache},
                 **extra,
             )
         kept = None
         if use_cache:
-            layers = output.past_key_values.layers
             new = steps < (length if lengths is None else lengths[:, None])
-            count = new.sum(1)
-            kept = KeyValues(
-                torch.stack([layer.keys for layer in layers], 1),
-                torch.stack([layer.values for layer in layers], 1),
-                new if past is None else torch.cat([past.mask, new], 1),
-                count if past is None else past.next_position + count,
-                None if past is None or past.bias is None else F.pad(past.bias, (0, length)),
-            )
+            kept = self._kept(cache, past, new)
+            if has_state and lengths is not None and bool((lengths < length).any()):
+                kept = self._at_ends(kept, embeddings, past, corrections, lengths)
         return BackboneOutput(output.last_hidden_state, kept)
+
+    def _check_layers(self, corrections: Mapping[int, LayerAdapter] | None) -> None:
+        count = self._attending
+        if corrections and not corrections.keys() <= set(range(count)):
+            raise ConfigError(
+                f"changes of projections are for the layers {sorted(corrections)}, but this model has {count} layers "
+                f"with attention, numbered from 0, and others cannot be changed"
+            )
+
+    def _kept(self, cache: Any, past: KeyValues | None, new: Tensor) -> KeyValues:
+        """Return what a cache holds after a run.
+
+        Args:
+            cache: after the run.
+            past: what it was filled with before.
+            new: (B, T), which of the embeddings that were run are real.
+        """
+        attending = [cache.layers[e.number] for e in self._layers if e.attention is not None]
+        seen = new if past is None else torch.cat([past.mask, new], 1)
+        if attending:
+            keys, values = (
+                torch.stack([getattr(layer, name) for layer in attending], 1)
+                for name in ("keys", "values")
+            )
+        else:
+            keys = values = new.new_zeros(len(new), 0, 0, 0, 0, dtype=self.info.dtype)
+            seen = seen[:, :0]
+        count = new.sum(1)
+        states = {
+            e.number: recurrent_states(cache.layers[e.number]) for e in self._layers if e.recurrent
+        }
+        return KeyValues(
+            keys,
+            values,
+            seen,
+            count if past is None else past.next_position + count,
+            None if past is None or past.bias is None else F.pad(past.bias, (0, new.shape[1])),
+            states or None,
+        )
+
+    def _at_ends(
+        self,
+        kept: KeyValues,
+        embeddings: Tensor,
+        past: KeyValues | None,
+        corrections: Mapping[int, LayerAdapter] | None,
+        lengths: Tensor,
+    ) -> KeyValues:
+        """Replace recurrent states that padding has gone into: rows of one length are run again without it."""
+        assert kept.recurrent is not None
+        states = {layer: dict(held) for layer, held in kept.recurrent.items()}
+        for length in sorted({*lengths.tolist()} - {embeddings.shape[1]}):
+            rows = (lengths == length).nonzero().flatten()
+            before = None if past is None else past.rows(rows)
+            ends = None if before is None else before.recurrent
+            if length:
+                run = self.forward(
+                    embeddings[rows, :length],
+                    past=before,
+                    corrections={n: c.rows(rows) for n, c in (corrections or {}).items()},
+                    use_cache=True,
+                )
+                ends = None if run.key_values is None else run.key_values.recurrent
+            for layer, held in states.items():
+                for name, tensor in held.items():
+                    end = (
+                        tensor.new_zeros(len(rows), *tensor.shape[1:])
+                        if ends is None
+                        else ends[layer][name]
+                    )
+                    held[name] = tensor.index_copy(0, rows, end.to(tensor.dtype))
+        return replace(kept, recurrent=states)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `Backbone.parameters`."""
@@ -204,7 +313,7 @@ class TransformersBackbone:
 
     def rotate(self, keys: Tensor, by: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """See `Backbone.rotate`."""
-        return rotary.rotate(self.model, attention_modules(self.model), keys, by, layers)
+        return rotary.rotate(self.model, keys, by, layers)
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """Map (..., D) to (..., V), float32 at least; `head` (V, D) stands in for the model's own."""
@@ -213,8 +322,9 @@ class TransformersBackbone:
             logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
         else:
             logits = F.linear(hidden.to(head.dtype), head)
-        if factor := getattr(self._config, "logit_scale", None):
-            logits = logits * factor
+        for name in ("logit_scale", "lm_head_multiplier"):
+            if factor := getattr(self._config, name, None):
+                logits = logits * factor
         if divisor := getattr(self._config, "logits_scaling", None):
             logits = logits / divisor
         if cap := getattr(self._config, "final_logit_softcapping", None):
@@ -266,15 +376,15 @@ class TransformersBackbone:
         inputs = {"input_ids": ids}
         if last is not None:
             # Embeddings are expected for the cached part too, and cut off unread.
-            blank = last.new_zeros(batch, cache.get_seq_length(), last.shape[-1])
+            blank = last.new_zeros(batch, mask.shape[1] - 1, last.shape[-1])
             inputs = {"inputs_embeds": torch.cat([blank, last], 1)}
         try:
             output: Tensor = self.model.generate(
                 **inputs,
                 attention_mask=mask.long(),
                 position_ids=positions,
-                past_key_values=cache,
                 generation_config=config,
+                **{self._cache_name: cache},
                 **{name: options[name] for name in generation.ARGUMENTS & options.keys()},
             )
         except (InputError, ConfigError):
@@ -317,21 +427,32 @@ class TransformersBackbone:
         self.tokenizer.save(folder)
 
     def _new_cache(self, kind: str | None, size: int) -> AdapterCache | AdapterStaticCache:
+        recurrent = any(layer.recurrent for layer in self._layers)
+        if kind == "static" and recurrent:
+            raise InputError(
+                "cache_implementation 'static' is not for models with recurrent layers: leave it out"
+            )
         if kind == "static":
             return AdapterStaticCache(self._config, max_cache_len=size)
         if kind not in (None, "dynamic"):
             raise InputError(f"cache_implementation must be 'dynamic' or 'static', got '{kind}'")
-        # Not of the model's config: layers with a window would drop the keys that are beyond it.
-        return AdapterCache()
+        return AdapterCache(self._layers)
 
     def _fill(self, cache: Any, past: KeyValues | None) -> None:
+        if past is None:
+            return
+        for number, held in (past.recurrent or {}).items():
+            dtypes = {name: spec.dtype for name, spec in self.recurrent[number].items()}
+            states = {name: tensor.to(dtypes[name]) for name, tensor in held.items()}
+            set_recurrent_states(cache.layers[number], states)
         # A layer without slots would not be repeated for beams.
-        if past is not None and past.mask.shape[1]:
+        if past.mask.shape[1] and self._attending:
             cache.bias = past.bias
             cache.bias_groups = self.info.heads // self.info.kv_heads
             keys, values = (t.to(self.info.dtype) for t in (past.keys, past.values))
-            for layer in range(keys.shape[1]):
-                cache.update(keys[:, layer], values[:, layer], layer)
+            numbers = [layer.number for layer in self._layers if layer.attention is not None]
+            for index, number in enumerate(numbers):
+                cache.update(keys[:, index], values[:, index], number)
 
 
 @contextmanager

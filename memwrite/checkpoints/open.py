@@ -188,11 +188,11 @@ def _readable(memory: Components, state: MemoryState, path: str) -> MemoryState:
     Raises:
         StorageError: the state does not have the model's sizes.
     """
-    info = memory.backbone.info
-    state = state.to(info.device)
+    device = memory.backbone.info.device
+    state = state.to(device)
     try:
         reader: Any = memory.reader
-        check_fits(reader.to(info.device).condition(state), info)
+        check_fits(reader.to(device).condition(state), memory.backbone)
     except InputError as error:
         raise StorageError(f"'{path}' cannot be read from: {error}") from None
     return state

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from threading import Lock
 
 import torch
@@ -40,8 +40,7 @@ class PrefillOutput:
         """Return the number of bytes held."""
         tensors = [self.first_logits] if self.first_logits is not None else []
         if self.key_values is not None:
-            held = [getattr(self.key_values, f.name) for f in fields(self.key_values)]
-            tensors += [tensor for tensor in held if tensor is not None]
+            tensors += self.key_values.tensors()
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
@@ -129,14 +128,5 @@ def _stacked(parts: list[PrefillOutput]) -> PrefillOutput:
         return parts[0]
     pasts = [part.key_values for part in parts if part.key_values is not None]
     firsts = [part.first_logits for part in parts if part.first_logits is not None]
-    past = None
-    if pasts:
-        bias = [p.bias for p in pasts if p.bias is not None]
-        past = KeyValues(
-            torch.cat([p.keys for p in pasts]),
-            torch.cat([p.values for p in pasts]),
-            torch.cat([p.mask for p in pasts]),
-            torch.cat([p.next_position for p in pasts]),
-            torch.cat(bias) if bias else None,
-        )
+    past = KeyValues.stack(pasts) if pasts else None
     return PrefillOutput(past, torch.cat(firsts) if firsts else None)

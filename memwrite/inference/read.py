@@ -16,7 +16,14 @@ from memwrite.backbones.sliding_window import without_holes
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import InputError, PositionsExceeded
 from memwrite.inference.prefill_cache import PrefillOutput
-from memwrite.protocols import BackboneInfo, Conditioning, KeyValues, LayerAdapter, ReadOutput
+from memwrite.protocols import (
+    Backbone,
+    BackboneInfo,
+    Conditioning,
+    KeyValues,
+    LayerAdapter,
+    ReadOutput,
+)
 from memwrite.state import Tokens
 
 
@@ -65,13 +72,13 @@ def generate(
         return _generate(backbone, conditioning, query, options, past)
 
 
-def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
+def check_fits(conditioning: Conditioning, backbone: Backbone) -> None:
     """Refuse what a memory brings where it is not of the model's sizes, whatever its state file claims.
 
     Raises:
         InputError: it is not.
     """
-    prefix, past = conditioning.prefix, conditioning.key_values
+    prefix, past, info = conditioning.prefix, conditioning.key_values, backbone.info
     if prefix is not None and prefix.shape[-1] != info.hidden_size:
         raise InputError(
             f"this memory is of vectors of {prefix.shape[-1]} numbers, but the model's have {info.hidden_size}: "
@@ -86,6 +93,14 @@ def check_fits(conditioning: Conditioning, info: BackboneInfo) -> None:
             f"this memory's keys are {keys} and its values {values}, but both should be {fitting} (layers, heads, "
             f"slots, width): it was written for another model"
         )
+    for number, states in (past.recurrent or {}).items():
+        for name, tensor in states.items():
+            spec = backbone.recurrent.get(number, {}).get(name)
+            if spec is None or tuple(tensor.shape[1:]) != spec.shape:
+                raise InputError(
+                    f"this memory holds a '{name}' state {tuple(tensor.shape[1:])} of layer {number}, which the model "
+                    f"{'does not have' if spec is None else f'has as {spec.shape}'}: it was written for another model"
+                )
     if (past.next_position < 0).any():
         raise InputError("this memory's next position is negative")
 
@@ -123,10 +138,11 @@ def _generate(
     by_row: dict[int, Tensor] = {}
     for length, count, group in _groups(backbone, conditioning, past, packed, copies, options):
         rows = copies[group]
+        before = past if length else _before_last(backbone, conditioning, past)
         new = _continue_group(
             backbone,
             packed.ids[group, :length],
-            _past(backbone, past, rows),
+            _past(backbone, before, rows),
             None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
             {layer: c.rows(rows) for layer, c in corrections.items()},
             {**options, "max_new_tokens": count},
@@ -183,6 +199,18 @@ def _count(info: BackboneInfo, used: int, options: Mapping[str, Any]) -> int:
     return room if asked is None else min(asked, room)
 
 
+def _before_last(
+    backbone: TransformersBackbone, conditioning: Conditioning, past: KeyValues | None
+) -> KeyValues | None:
+    """Return what stands before the last vector of a prefix, given what stands behind it."""
+    if conditioning.prefix is None or past is None:
+        return past
+    if past.recurrent is None:
+        return past.drop_last()
+    # Recurrent layers cannot go back.
+    return prefill(backbone, replace(conditioning, prefix=conditioning.prefix[:, :-1])).key_values
+
+
 def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) -> KeyValues | None:
     if past is None:
         return None
@@ -218,12 +246,21 @@ def _continue_group(
     corrections: Mapping[int, LayerAdapter],
     options: Mapping[str, Any],
 ) -> Tensor:
-    """Generate behind ids (B, T) of one length; `last` (B, 1, D) is the prefix's end, if there is a prefix."""
+    """Generate behind ids (B, T) of one length.
+
+    Args:
+        backbone: the language model.
+        ids: where T is 0, generation begins at the last vector of a prefix, or opens a text.
+        past: what comes before; before that last vector too, where T is 0.
+        last: (B, 1, D), the last vector, if there is a prefix.
+        corrections: as in `Conditioning`.
+        options: checked options.
+    """
     info = backbone.info
     if ids.shape[1]:
         last = None
-    elif last is not None and past is not None:
-        past, last = past.drop_last(), last.to(info.dtype)
+    elif last is not None:
+        last = last.to(info.dtype)
     else:
         # Nothing to predict from: open a text.
         ids = ids.new_full((ids.shape[0], 1), info.bos_id)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from memwrite.backbones.projection_hooks import linear_layers
+from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.config import BackboneConfig
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.utils.rng import seeded

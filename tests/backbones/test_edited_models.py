@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.decoder_layers import attention_modules
 from memwrite.backbones.loading import load_backbone
-from memwrite.backbones.projection_hooks import attention_modules
 from memwrite.protocols import Conditioning, ProjectionDeltas, StaticAdapter
 
 LAYERS, WIDTH, RANK, SLOTS = 2, 32, 2, 2

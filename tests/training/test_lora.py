@@ -11,8 +11,8 @@ from support import MODELS
 from torch import nn
 
 from memwrite import Memory
+from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.backbones.loading import load_backbone
-from memwrite.backbones.projection_hooks import linear_layers
 from memwrite.config import BackboneConfig
 from memwrite.training import lora
 from memwrite.training.run import train

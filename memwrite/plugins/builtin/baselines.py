@@ -81,7 +81,7 @@ class FullContextWriter(nn.Module):
         if not context.mask.any():
             return WriteOutput(state)
         names = ("keys", "values", "mask", "next_position")
-        past = KeyValues(*(state[name] for name in names))
+        past = KeyValues(state["keys"], state["values"], state["mask"], state["next_position"])
         embeddings = self._backbone.embed(context.ids)
         cache = self._backbone.forward(
             embeddings,

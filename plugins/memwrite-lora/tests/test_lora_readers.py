@@ -28,8 +28,8 @@ from memwrite_specs.testing import (
 from torch import Tensor, nn
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.decoder_layers import attention_modules
 from memwrite.backbones.loading import load_backbone
-from memwrite.backbones.projection_hooks import attention_modules
 from memwrite.config import BackboneConfig, Config, PartConfig
 from memwrite.errors import InputError
 

@@ -13,8 +13,8 @@ from memwrite_specs.testing import end_padded, families, plain_generate
 from torch import Tensor
 
 from memwrite import Memory, MemoryState, StateSpec, Tokens
+from memwrite.backbones.decoder_layers import blocks
 from memwrite.backbones.loading import load_backbone
-from memwrite.backbones.projection_hooks import blocks
 from memwrite.config import BackboneConfig, Config, PartConfig
 from memwrite.errors import ConfigError
 

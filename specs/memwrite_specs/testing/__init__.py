@@ -5,7 +5,7 @@ Import from here, not from the modules of this package. Nothing in it needs a cl
 
 from memwrite_specs.backbones import BACKBONES, Build
 from memwrite_specs.testing import families
-from memwrite_specs.testing.families import FAMILIES, LAYERS, NEWER_FAMILIES, WINDOW
+from memwrite_specs.testing.families import FAMILIES, HYBRIDS, LAYERS, NEWER_FAMILIES, WINDOW
 from memwrite_specs.testing.models import MODELS, tolerance
 from memwrite_specs.testing.plain import end_padded, plain_generate, plain_logits
 from memwrite_specs.testing.strategies import LONGEST, Rows, padded_rows, query_batches
@@ -13,6 +13,7 @@ from memwrite_specs.testing.strategies import LONGEST, Rows, padded_rows, query_
 __all__ = [
     "BACKBONES",
     "FAMILIES",
+    "HYBRIDS",
     "LAYERS",
     "LONGEST",
     "MODELS",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memwrite import Memory
-from memwrite.backbones.projection_hooks import attention_modules
+from memwrite.backbones.decoder_layers import attention_modules
 from memwrite_specs.testing.models import MODELS
 
 #: The window of the families that have sliding attention.
@@ -85,6 +85,66 @@ NEWER_FAMILIES: dict[str, dict[str, Any]] = {
     "starcoder2": _COMMON,
 }
 
+_RECURRENT = ["linear_attention", "full_attention"] * 2
+_MAMBA: dict[str, Any] = {
+    "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_n_groups": 2, "mamba_chunk_size": 4,
+}  # fmt: skip
+_DELTA: dict[str, Any] = {
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+_FOUR: dict[str, Any] = {**_COMMON, "num_hidden_layers": 4}
+_NEMOTRON = {k: v for k, v in _COMMON.items() if k != "num_hidden_layers"}
+_SMALL: dict[str, Any] = {
+    "hidden_size": 32, "num_hidden_layers": 3, "state_size": 8, "initializer_range": 0.2,
+}  # fmt: skip
+
+#: Types of models with recurrent layers -> their parameters.
+HYBRIDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**_FOUR, "head_dim": 12, "layer_types": _RECURRENT, **_DELTA, "num_experts": 0},
+    "qwen3_5_text": {**_FOUR, "head_dim": 16, "layer_types": _RECURRENT, **_DELTA},
+    "olmo_hybrid": {**_FOUR, "layer_types": _RECURRENT, **_DELTA},
+    "lfm2": {**_FOUR, "layer_types": ["conv", "full_attention"] * 2},
+    "nemotron_h": {
+        **_NEMOTRON,
+        "head_dim": 12,
+        "layers_block_type": [
+            "linear_attention",
+            "full_attention",
+            "mlp",
+            "linear_attention",
+            "full_attention",
+        ],
+        "mamba_num_heads": 4,
+        "mamba_head_dim": 16,
+        "ssm_state_size": 8,
+        "n_groups": 2,
+        "chunk_size": 4,
+        # transformers holds steps to this limit in longer pieces of a text, and not in single tokens.
+        "time_step_min": 1e-12,
+    },
+    "falcon_h1": {
+        **_COMMON,
+        "num_hidden_layers": 2,
+        **_MAMBA,
+        "mamba_d_ssm": 64,
+        "embedding_multiplier": 3.0,
+        "lm_head_multiplier": 0.5,
+    },
+    "granitemoehybrid": {
+        **_FOUR,
+        **_MAMBA,
+        "layer_types": _RECURRENT,
+        "num_local_experts": 0,
+        "shared_intermediate_size": 48,
+        "position_embedding_type": "rope",
+        "embedding_multiplier": 3.0,
+        "logits_scaling": 2.0,
+    },
+    "bamba": {**_FOUR, **_MAMBA, "attn_layer_indices": [1, 3]},
+    "mamba": _SMALL,
+    "mamba2": {**_SMALL, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 4},
+}
+
 
 def architecture(family: str) -> str:
     """Return the type of transformers' model that a family is."""
@@ -95,7 +155,7 @@ def model(family: str, attention: str = "sdpa", **params: Any) -> dict[str, Any]
     """Return the backbone part of a config, in float64, with further parameters of the model."""
     return {
         "type": architecture(family),
-        "params": {**{**FAMILIES, **NEWER_FAMILIES}[family], **params},
+        "params": {**{**FAMILIES, **NEWER_FAMILIES, **HYBRIDS}[family], **params},
         "dtype": "float64",
         "attention": attention,
     }
@@ -132,9 +192,14 @@ def _rows(language_model: Any, layer: int, name: str) -> tuple[Tensor, slice | T
     """Return a module's weight (out, in), and which of its rows compute a projection."""
     module: Any = attention_modules(language_model)[layer]
     config, everything = language_model.config, slice(None)
-    for own in (f"{name}_proj", {"o": "dense"}.get(name, "")):
+    for own in (f"{name}_proj", *(("dense", "out_proj") if name == "o" else ())):
         if hasattr(module, own):
-            return getattr(module, own).weight.data, everything
+            held = getattr(module, own).weight.data
+            if own == "q_proj" and config.model_type in ("qwen3_next", "qwen3_5_text"):
+                # A gate stands behind the query of every head.
+                every = torch.arange(held.shape[0]).view(4, 2, -1)
+                return held, every[:, 0].flatten()
+            return held, everything
     if hasattr(module, "c_attn"):
         if name == "o":
             return module.c_proj.weight.data.T, everything
