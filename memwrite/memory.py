@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -11,20 +12,22 @@ from torch import Tensor, nn
 
 from memwrite import build
 from memwrite.backbones.conversation import Place, say
-from memwrite.backbones.generation import text_of
+from memwrite.backbones.generation import TextStream, text_of
 from memwrite.backbones.segmentation import batch_segments, opened, tokenize_segments
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
 from memwrite.checkpoints import open as opening
 from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
-from memwrite.config import Config, load_config
-from memwrite.errors import ConfigError, InputError
+from memwrite.config import Config, load_config, part_config
+from memwrite.errors import ConfigError, InputError, PluginError
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
+from memwrite.inference.cache_inputs import cache_inputs
 from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
 from memwrite.inference.read import evaluating
 from memwrite.plugins.pairs import check_pair
+from memwrite.plugins.registry import registry
 from memwrite.protocols import (
     Conditioning,
     Granularity,
@@ -57,6 +60,8 @@ class Memory(nn.Module):
 
     Attributes:
         prefills: a `PrefillCache` where states are to be asked more than once; None, the default, for none.
+        trained: whether somebody has trained the writer, as far as is known: it came from a run folder, or wrote a state
+            file that does not say otherwise.
         chat: whether a plain question is a user's message. It is where the model has a chat template, unless the memory
             was configured for a task, whose prompts have a form of their own, or was opened from a state file whose
             context is a mere text. A context that lives on as keys and values is then the beginning of that message.
@@ -82,6 +87,7 @@ class Memory(nn.Module):
         self.reader = cast(ReaderModule, reader)
         self.prefills: PrefillCache | None = None
         self.chat = backbone.tokenizer.has_template and config.task is None
+        self.trained = False
         self._written_by = ""
         self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
 
@@ -156,7 +162,9 @@ class Memory(nn.Module):
                 source = {"backbone": backbone.described, **source}
             config = source if isinstance(source, Config) else load_config(source, overrides)
             parts = build.from_config(config, backbone)
-        return cls(*parts).to(parts.backbone.info.device).eval()
+        memory = cls(*parts).to(parts.backbone.info.device).eval()
+        memory.trained = isinstance(source, (str, Path)) and Path(source).is_dir()
+        return memory
 
     def save_run(self, folder: str | Path) -> None:
         """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
@@ -183,7 +191,13 @@ class Memory(nn.Module):
             IncompatiblePair: this memory's reader does not read such a state.
         """
         self.check_state(state)
-        header = header_of(self.components, state, self.writer_fingerprint, self.chat)
+        header = header_of(
+            self.components,
+            state,
+            self.writer_fingerprint,
+            trained=not self.caveat,
+            chat=self.chat,
+        )
         return StateFile(header, state, self.reader.state_dict())
 
     @classmethod
@@ -225,6 +239,7 @@ class Memory(nn.Module):
         parts, state = opening.from_state_file(file, path, backbone, device, force)
         memory = cls(*parts).to(parts.backbone.info.device).eval()
         memory._written_by = file.header.writer_fingerprint
+        memory.trained = file.header.trained
         memory.chat = memory.chat and file.header.chat
         return memory, state
 
@@ -320,6 +335,21 @@ class Memory(nn.Module):
         return writer.granularity if isinstance(writer, OnlineWriter) else "token"
 
     @property
+    def caveat(self) -> str:
+        """Say what states are worth that a writer has written which nobody has trained; "" where they are worth as much."""
+        if self.trained:
+            return ""
+        name, worth = self.config.writer.name, "its states mean nothing to this model"
+        with suppress(PluginError):
+            plugin = registry().writer(name)
+            if plugin.untrained is not None:
+                config = part_config(plugin.config, self.config.writer.params, "writer.params")
+                worth = plugin.untrained(config)
+            elif self.can_write and not any(True for _ in self.writer.parameters()):
+                worth = ""
+        return worth and f"writer '{name}' has not been trained: {worth}"
+
+    @property
     def writer_fingerprint(self) -> str:
         """32 hex digits over the weights of what writes, or of what wrote the state file that was opened; "" for none."""
         if not self.can_write:
@@ -374,8 +404,8 @@ class Memory(nn.Module):
         Args:
             state: B memories.
             query: (B, T) or (B, Q, T); None starts from the memory itself.
-            options: options of transformers' `generate`, such as `num_beams`; nothing that a model's folder recommends
-                is in force. `max_new_tokens` is bounded by the model's positions.
+            options: options of transformers' `generate`, such as `num_beams`. `max_new_tokens` is bounded by the model's
+                positions. What a model's folder recommends beside its end tokens is in force only with `recommended=True`.
 
         Returns:
             (B[, Q], T') ids, after the first end token filled up with end tokens. With
@@ -393,6 +423,28 @@ class Memory(nn.Module):
             new = reading.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
+
+    def cache(self, state: MemoryState, ids: Tensor | None = None) -> dict[str, Any]:
+        """Return what transformers' own `generate` takes in place of the memory, for this model or a copy of it.
+
+        Args:
+            state: B memories.
+            ids: (B, T), what is to be continued, such as `prompt(state, question).ids`; without padding.
+
+        Returns:
+            `past_key_values`, a cache of its own for each call; `attention_mask` (B, M + T), `position_ids` (B, T) and
+            `input_ids`, if ids are given. Without ids the mask is that of the cache alone, and the position that of the
+            next token.
+
+        Raises:
+            InputError: the memory comes with corrections or a bias, which no such cache carries.
+        """
+        self.check_state(state)
+        with torch.no_grad(), evaluating(self.model):
+            conditioning = self.condition(state)
+            prefilled = self._prefilled(state, conditioning)
+            prefilled = prefilled or reading.prefill(self.backbone, conditioning)
+        return cache_inputs(self.backbone, conditioning, prefilled, ids)
 
     def condition(self, state: MemoryState) -> Conditioning:
         """Say how the reader lets `state` into the model.
@@ -448,7 +500,13 @@ class Memory(nn.Module):
 
     @overload
     def ask(
-        self, state: MemoryState, prompt: str = "", *, raw: bool | None = None, **options: Any
+        self,
+        state: MemoryState,
+        prompt: str = "",
+        *,
+        raw: bool | None = None,
+        stream: Callable[[str], object] | None = None,
+        **options: Any,
     ) -> str: ...
 
     @overload
@@ -462,6 +520,7 @@ class Memory(nn.Module):
         prompt: str | Sequence[str] = "",
         *,
         raw: bool | None = None,
+        stream: Callable[[str], object] | None = None,
         **options: Any,
     ) -> str | list[str]:
         """Answer a question given one memory alone, several about it, or one about each of several memories.
@@ -471,6 +530,7 @@ class Memory(nn.Module):
             prompt: what a user says where `chat` holds, else a text to continue; with an empty one, what the memory
                 itself says.
             raw: True continues the text of the prompt, whatever the model.
+            stream: is called with each piece of a single answer as it is generated.
             options: as in `generate`.
 
         Raises:
@@ -485,8 +545,12 @@ class Memory(nn.Module):
             return []
         if state.batch_size == 1 and query.ids.shape[0] > 1:
             query = query.map(lambda tensor: tensor[None])
-        new = self.generate(state, query, **options).flatten(0, -2).tolist()
         tokenizer, ends = self.backbone.tokenizer, self.backbone.info.end_ids
+        if stream is not None:
+            if not isinstance(prompt, str):
+                raise InputError("one answer at a time can be streamed: give one prompt")
+            options["streamer"] = TextStream(tokenizer.decode, ends, stream)
+        new = self.generate(state, query, **options).flatten(0, -2).tolist()
         answers = [tokenizer.decode(text_of(row, ends)) for row in new]
         return answers[0] if isinstance(prompt, str) else answers
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memwrite.backbones.chat import Message
 from memwrite.backbones.conversation import Place, closing, say
-from memwrite.backbones.generation import text_of, until_end
+from memwrite.backbones.generation import TextStream, text_of, until_end
 from memwrite.backbones.segmentation import (
     TextOrMessages,
     batch_segments,
@@ -100,12 +100,20 @@ class Session:
             stop = Place.MESSAGE if messages[-1]["role"] == "user" else Place.TURN
         self._write([say(self._memory.backbone.tokenizer, messages, place, stop)], stop)
 
-    def ask(self, text: TextOrMessages, *, raw: bool | None = None, **options: Any) -> str:
+    def ask(
+        self,
+        text: TextOrMessages,
+        *,
+        raw: bool | None = None,
+        stream: Callable[[str], object] | None = None,
+        **options: Any,
+    ) -> str:
         """Answer a question or messages from the state; both are written unless the session is read-only.
 
         Args:
             text: chat messages to answer, or a text: a user's message where `Memory.chat` holds, else a text to continue.
             raw: True continues a text, whatever the model.
+            stream: is called with each piece of the answer as it is generated.
             options: of transformers' `generate`; one sequence is returned.
 
         Raises:
@@ -124,6 +132,9 @@ class Session:
             tokenizer = memory.backbone.tokenizer
             asked = [say(tokenizer, self._messages(text), place, Place.ANSWER)]
         ids = batch_segments([asked], "token", memory.backbone.info.device).ids
+        if stream is not None:
+            ends = memory.backbone.info.end_ids
+            options["streamer"] = TextStream(memory.backbone.tokenizer.decode, ends, stream)
         streaming = self._streaming()
         if self.read_only or streaming is None:
             query = Tokens(ids, torch.ones_like(ids, dtype=torch.bool))

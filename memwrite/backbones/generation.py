@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from torch import Tensor
 from transformers import GenerationConfig
 
 from memwrite.errors import ConfigError, InputError, did_you_mean
@@ -20,7 +21,11 @@ OPTIONS = frozenset(
     }
 )  # fmt: skip
 #: Arguments of transformers' `generate` that are objects and no part of a configuration.
-ARGUMENTS = frozenset({"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn"})
+ARGUMENTS = frozenset(
+    {"logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "streamer"}
+)
+# What a caller says of length and number, whatever is recommended.
+_OWN = frozenset({"max_new_tokens", "min_new_tokens", "max_time", "num_return_sequences"})
 
 _INSTEAD = {
     "max_length": "use max_new_tokens",
@@ -40,7 +45,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         count = options.get(name)
         if count is not None and (type(count) is not int or count < 1):
             raise InputError(f"{name} must be a whole number of at least 1, got {count!r}")
-    known = OPTIONS | ARGUMENTS | {"cache_implementation", "use_cache"}
+    known = OPTIONS | ARGUMENTS | {"cache_implementation", "use_cache", "recommended"}
     for name, value in options.items():
         if name == "use_cache" and value is not True:
             raise InputError(
@@ -84,14 +89,60 @@ def refused(error: Exception) -> InputError:
     return InputError(f"the options of generation are refused: {' '.join(str(error).split())}")
 
 
-def strip_recommendations(model: Any) -> None:
-    """Leave of a model's own generation configuration the tokens that end its turns, and nothing else.
+def strip_recommendations(model: Any) -> dict[str, Any]:
+    """Leave of a model's own generation configuration the tokens that end its turns, and return its other options.
 
     transformers fills every option that a caller leaves open with the model's recommendation.
     """
+    recommended = {
+        name: value
+        for name, value in model.generation_config.to_diff_dict().items()
+        if name in OPTIONS - _OWN
+    }
     model.generation_config = GenerationConfig(
         eos_token_id=getattr(model.generation_config, "eos_token_id", None)
     )
+    return recommended
+
+
+class TextStream:
+    """A streamer for transformers' `generate` that hands on the text of one answer as it grows.
+
+    Args:
+        decode: gives the text of ids.
+        ends: tokens that end the answer.
+        receive: is called with every new piece; joined they are the answer.
+    """
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        ends: tuple[int, ...],
+        receive: Callable[[str], object],
+    ) -> None:
+        self._decode, self._ends, self._receive = decode, ends, receive
+        self._ids: list[int] = []
+        self._sent = ""
+        self._begun = False
+
+    def put(self, ids: Tensor) -> None:
+        """Take new tokens; the first call brings the prompt."""
+        if self._begun:
+            self._ids += ids.flatten().tolist()
+            self._send(final=False)
+        self._begun = True
+
+    def end(self) -> None:
+        """Hand on what is left."""
+        self._send(final=True)
+
+    def _send(self, final: bool) -> None:
+        text = self._decode(text_of(self._ids, self._ends))
+        # The last characters may come out otherwise with the next token.
+        ready = text if final else text.rstrip("\ufffd")
+        if ready.startswith(self._sent) and len(ready) > len(self._sent):
+            self._receive(ready[len(self._sent) :])
+            self._sent = ready
 
 
 def end_ids(model: Any, eos_id: int, end_of_turn: int | None) -> tuple[int, ...]:

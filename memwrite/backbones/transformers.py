@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
 from memwrite.backbones import (
@@ -73,7 +74,7 @@ class TransformersBackbone:
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model only "
                 f"{config.vocab_size}: set backbone.params.vocab_size"
             )
-        generation.strip_recommendations(model)
+        self._recommended = generation.strip_recommendations(model)
         self._end_of_turn = end_of_turn(tokenizer)
         self.windows = Windows(config)
         self._projections = Projections(model, self._sizes)
@@ -355,6 +356,8 @@ class TransformersBackbone:
         Raises:
             InputError: the options contradict each other.
         """
+        if options.get("recommended"):
+            options = {**self._recommended, **options}
         copies = int(options.get("num_beams") or 1)
         if copies == 1 or options.get("do_sample"):
             copies = max(copies, int(options.get("num_return_sequences") or 1))
@@ -437,6 +440,12 @@ class TransformersBackbone:
         if kind not in (None, "dynamic"):
             raise InputError(f"cache_implementation must be 'dynamic' or 'static', got '{kind}'")
         return AdapterCache(self._layers)
+
+    def plain_cache(self, past: KeyValues | None) -> DynamicCache:
+        """Return a cache of transformers of its own, with a copy of these keys and values."""
+        cache = DynamicCache()
+        self._fill(cache, None if past is None else past.map(torch.clone))
+        return cache
 
     def _fill(self, cache: Any, past: KeyValues | None) -> None:
         if past is None:

@@ -89,9 +89,9 @@ def restore(header: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
 
 
 def header_of(
-    memory: Components, state: MemoryState, writer_fingerprint: str, chat: bool
+    memory: Components, state: MemoryState, writer_fingerprint: str, *, trained: bool, chat: bool
 ) -> Header:
-    """Describe a state that `memory` wrote, or was opened with; `chat` as in `Header`."""
+    """Describe a state that `memory` wrote, or was opened with; the last two as in `Header`."""
     config = memory.config
     backbone = config.backbone
     if backbone.path is not None and Path(backbone.path).exists():
@@ -108,5 +108,6 @@ def header_of(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         memwrite=memwrite.__version__,
         writer_fingerprint=writer_fingerprint,
+        trained=trained,
         chat=chat,
     )

@@ -60,6 +60,19 @@ def read_text(source: str) -> str:
     return text
 
 
+def check_keeps(memory: Memory) -> None:
+    """Refuse to write with a writer that keeps nothing.
+
+    Raises:
+        InputError: the memory has such a writer.
+    """
+    if memory.writer.spec.kind == "empty":
+        raise InputError(
+            f"writer '{memory.config.writer.name}' keeps nothing of a text, so there is nothing to write: "
+            f"choose another one (`memwrite plugins` lists them)"
+        )
+
+
 def open_state(
     path: str, key: str | None, backbone: str | None, device: str | None, force: bool
 ) -> tuple[Memory, MemoryState]:

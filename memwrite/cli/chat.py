@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,17 +19,30 @@ _HELP = "/state  /reset  /save FILE  /load FILE  /read (only), /write (again)  /
 @click.option("--state", help="State file to go on from.")
 @click.option("--read-only", is_flag=True, help="Answer without writing.")
 @click.option("--max-new-tokens", default=128, show_default=True, type=click.IntRange(min=1))
+@click.option("--recommended", is_flag=True, help="Generate as the model's folder recommends.")
 @click.option("--device", help="cpu, cuda, ...; by default as in RUN's config.")
 def chat(
-    run: str, state: str | None, read_only: bool, max_new_tokens: int, device: str | None
+    run: str,
+    state: str | None,
+    read_only: bool,
+    max_new_tokens: int,
+    recommended: bool,
+    device: str | None,
 ) -> None:
     """Talk to the memory of RUN, a run folder or a config. The text is forgotten; the state remembers."""
+    from memwrite.cli.ask import printed
     from memwrite.errors import MemwriteError
     from memwrite.memory import Memory
     from memwrite.session import Session
 
     memory = Memory.from_config(run, [f"backbone.device={device}"] if device else [])
+    if memory.caveat:
+        click.echo(f"Note: {memory.caveat}.", err=True)
     session = Session(memory, read_only=read_only)
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        **({"recommended": True} if recommended else {}),
+    }
     if state is not None:
         session.load(state)
     if sys.stdin.isatty():
@@ -42,7 +55,7 @@ def chat(
                 _command(session, line)
             elif line.strip():
                 messages = [{"role": "user", "content": line}]
-                click.echo(session.ask(messages, max_new_tokens=max_new_tokens).strip())
+                printed(session.ask, messages, strip=True, **options)
                 click.echo(click.style(describe(session), dim=True))
         except MemwriteError as error:
             click.echo(f"Error: {error}", err=True)

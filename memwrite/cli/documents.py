@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from memwrite.cli._config import Source
+from memwrite.cli._options import check_keeps
 from memwrite.errors import InputError, MemwriteError
 
 SKIPPED = 3
@@ -27,6 +28,7 @@ def write_file(
     out: str,
     batch_size: int,
     days: float | None,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """Write the documents of `path` into the store `out`, and print what became of them.
@@ -54,6 +56,8 @@ def write_file(
         if Path(out).exists() and Path(out).samefile(path):
             raise InputError(f"'{out}' is the file of documents: name another file with --out")
         memory = Memory.from_config(source, overrides)
+        check_keeps(memory)
+        memory.chat = memory.chat and not raw
         with Store(out) as store:
             tally = write_documents(memory, path, store, batch_size, lifetime)
             size = store.size()

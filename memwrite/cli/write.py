@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from memwrite.cli._config import Source, config_options
-from memwrite.cli._options import once, read_text
+from memwrite.cli._options import check_keeps, once, read_text
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     help="Documents of --input that are written together.",
 )
 @click.option("--days", type=click.FloatRange(min=0), help="Until what --input writes expires.")
+@click.option(
+    "--raw", is_flag=True, help="Write mere text, to be continued, also for a model that chats."
+)
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
 def write(
     source: Source,
@@ -49,6 +52,7 @@ def write(
     out: str,
     batch_size: int,
     days: float | None,
+    raw: bool,
     as_json: bool,
 ) -> None:
     """Write a text into a memory state, or many documents into a store of memories.
@@ -66,14 +70,14 @@ def write(
     if documents is not None:
         from memwrite.cli.documents import write_file
 
-        write_file(source, overrides, Path(documents), out, batch_size, days, as_json)
+        write_file(source, overrides, Path(documents), out, batch_size, days, raw, as_json)
         return
     assert context is not None
-    _write_text(source, overrides, context, out, as_json)
+    _write_text(source, overrides, context, out, raw, as_json)
 
 
 def _write_text(
-    source: Source, overrides: tuple[str, ...], context: str, out: str, as_json: bool
+    source: Source, overrides: tuple[str, ...], context: str, out: str, raw: bool, as_json: bool
 ) -> None:
     text = read_text(context)
     from memwrite.utils.atomic import check_target
@@ -82,6 +86,8 @@ def _write_text(
     from memwrite.memory import Memory
 
     memory = Memory.from_config(source, overrides)
+    check_keeps(memory)
+    memory.chat = memory.chat and not raw
     tokens = memory.encode(text)
     written = memory.write(tokens)
     memory.save(written.state, out)
@@ -109,6 +115,8 @@ def _write_text(
 
 def _notes(memory: Memory, report: dict[str, Any]) -> Iterator[str]:
     """Say what the state may lack of the text."""
+    if memory.caveat:
+        yield f"{memory.caveat}."
     if report.get("accuracy", 1) < 1:
         yield "the state does not hold the whole text: give the writer a larger state or more steps."
     positions = memory.backbone.info.positions

@@ -72,6 +72,8 @@ class WriterPlugin(Plugin):
         max_steps: the parameter that is the largest K of training, which draws K from `steps` to this; None where
             it has none.
         slots: the parameter that counts the slots of a state; None where it has none.
+        untrained: says, for a config, what the states are worth while nobody has trained the writer, as the end of a
+            sentence; "" where there is nothing to say. None: where the writer has weights they mean nothing.
     """
 
     role: ClassVar[str] = "writer"
@@ -84,6 +86,7 @@ class WriterPlugin(Plugin):
     steps: str | None = None
     max_steps: str | None = None
     slots: str | None = None
+    untrained: Callable[[Any], str] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

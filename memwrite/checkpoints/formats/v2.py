@@ -89,6 +89,8 @@ class Header:
         created: UTC time, ISO 8601.
         memwrite: version of the library.
         writer_fingerprint: a digest of the writer's weights; "" where it has none or they were not known.
+        trained: False where nobody had trained what wrote it, and its states mean less for that; see
+            `WriterPlugin.untrained`.
         chat: whether its questions are a user's messages, of which a context in keys and values is the beginning; False
             in older files, whose contexts are mere texts.
     """
@@ -104,6 +106,7 @@ class Header:
     created: str
     memwrite: str
     writer_fingerprint: str = ""
+    trained: bool = True
     chat: bool = False
 
 

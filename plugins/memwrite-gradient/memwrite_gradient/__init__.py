@@ -39,6 +39,7 @@ GRADIENT = WriterPlugin(
     steps="steps",
     max_steps="most_steps",
     slots="slots",
+    untrained=lambda config: "its states can be recited, not questioned",
 )
 
 CARTRIDGE = WriterPlugin(
