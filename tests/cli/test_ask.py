@@ -98,6 +98,23 @@ def test_untrained_writers_say_so(folder: Path, writer: str, reader: str, worth:
     assert trained.state_file(trained.writer.init(1)).header.trained
 
 
+@pytest.mark.parametrize(
+    ("objective", "said"), [("distillation", ""), ("reconstruction", "recited")]
+)
+def test_what_a_descent_is_for_says_what_its_states_are_worth(
+    folder: Path, objective: str, said: str
+) -> None:
+    memory = Memory.from_config(
+        {
+            "backbone": {"path": str(folder / "model"), "dtype": "float64"},
+            "writer": {"name": "soft-prompt", "params": {"objective": objective}},
+            "reader": {"name": "prefix"},
+        }
+    )
+    assert said in memory.caveat
+    assert bool(memory.caveat) == bool(said)
+
+
 def test_writers_without_weights_have_nothing_to_be_trained(folder: Path) -> None:
     assert written(folder, "full-context", "key-value").stderr == ""
     assert "trained" not in run("ask", folder / "full-context.st", "who?", *FEW).stderr

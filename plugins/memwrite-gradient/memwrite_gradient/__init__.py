@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite_gradient import gradmem as official
 from memwrite_gradient.config import GradientConfig
-from memwrite_gradient.frozen.config import CartridgeConfig, SoftPromptConfig
+from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
 from memwrite_gradient.frozen.writer import CartridgeWriter, SoftPromptWriter
 from memwrite_gradient.writer import GradientWriter
 
@@ -28,6 +28,14 @@ __all__ = [
 ]
 
 
+#: What a memory that was descended on its context's reconstruction is good for, unless the writer was meta-trained.
+RECITED = "its states can be recited, not questioned"
+
+
+def _worth(config: DescentConfig) -> str:
+    return RECITED if config.objective == "reconstruction" else ""
+
+
 GRADIENT = WriterPlugin(
     api=2,
     name="gradient",
@@ -39,7 +47,7 @@ GRADIENT = WriterPlugin(
     steps="steps",
     max_steps="most_steps",
     slots="slots",
-    untrained=lambda config: "its states can be recited, not questioned",
+    untrained=lambda config: RECITED,
 )
 
 CARTRIDGE = WriterPlugin(
@@ -51,6 +59,7 @@ CARTRIDGE = WriterPlugin(
     emits="keyvalue",
     steps="steps",
     slots="slots",
+    untrained=_worth,
 )
 
 SOFT_PROMPT = WriterPlugin(
@@ -62,6 +71,7 @@ SOFT_PROMPT = WriterPlugin(
     emits="prefix",
     steps="steps",
     slots="slots",
+    untrained=_worth,
 )
 
 
