@@ -108,8 +108,8 @@ def test_write_reports_in_words_and_as_json(folder: Path, tmp_path: Path) -> Non
 def test_ask_continues_a_prompt(folder: Path) -> None:
     """A prompt gets at most the tokens asked for, the same ones each time."""
     words = ("ask", folder / "doc.st", "Zwei", "--max-new-tokens", 5)
-    answer = json.loads(run(*words, "--json").output)["answer"]
-    assert run(*words).output == answer + "\n"
+    answer = json.loads(run(*words, "--json").stdout)["answer"]
+    assert run(*words).stdout == answer + "\n"
     assert len(answer) <= 5
 
 
