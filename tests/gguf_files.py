@@ -96,6 +96,7 @@ def write(
         writer.add_chat_template(TEMPLATE)
     for name, value in metadata.items():
         add = {str: writer.add_string, float: writer.add_float32, int: writer.add_uint32}
+        writer.kv_data[0].pop(name.replace("__", "."), None)  # in place of what was said
         add[type(value)](name.replace("__", "."), value)
     for name, tensor in {**_tensors(model), **(more or {})}.items():
         writer.add_tensor(name, tensor.detach().float().contiguous().numpy())

@@ -13,6 +13,7 @@ from memwrite.errors import ConfigError, ContractViolation, DivergenceError, Inp
 from memwrite.inference import online
 from memwrite.protocols import LayerReader, OnlineWriter, WriteOutput, Writer
 from memwrite.state import MemoryState, PackedTokens
+from memwrite.utils.progress import track
 
 
 def write(memory: Components, packed: PackedTokens, state: MemoryState) -> WriteOutput:
@@ -44,7 +45,8 @@ def write(memory: Components, packed: PackedTokens, state: MemoryState) -> Write
     losses: list[Mapping[str, Tensor]] = []
     traces: list[Mapping[str, Tensor]] = []
     lengths: list[Tensor] = []
-    for start in range(0, max(packed.ids.shape[1], 1), room):
+    starts = range(0, max(packed.ids.shape[1], 1), room)
+    for start in track(starts, "write", "chunk") if len(starts) > 1 else starts:
         chunk = packed.columns(start, start + room)
         written = _write_chunk(memory, writer, state, chunk)
         _check_spec(name, writer, written.state, chunk.ids.shape[0])

@@ -13,7 +13,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.memory import Memory
@@ -29,6 +28,7 @@ from memwrite.stores.record import Entry
 from memwrite.stores.store import Store
 from memwrite.utils.cpu import tuned_cpu
 from memwrite.utils.extras import extra
+from memwrite.utils.progress import counting
 
 with extra("stores"):
     from accelerate import PartialState
@@ -98,7 +98,7 @@ def write_documents(
     check_shared(path, processes.num_processes)
     work = _Work(memory, store, lifetime, store.written_by(memory, memory.writer.init(1)))
     first = processes.is_main_process
-    with tqdm(total=count_lines(path), unit="doc", disable=None if first else True) as bar:
+    with counting(count_lines(path), "write", "document", shown=first) as bar:
         turn = 0
         for documents, skipped in _windows(read_documents(path)):
             if first:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from tqdm import tqdm
 
@@ -61,25 +61,48 @@ def announcing(sentence: str) -> Iterator[None]:
 
 
 def track(steps: Iterable[T], label: str, unit: str = "step") -> Iterator[T]:
-    """Yield the same items, and show how many are done: a bar on a terminal, else a line every ten seconds."""
-    if _shown.get() and not sys.stderr.isatty():
-        yield from _logged(steps, label, unit)
-    else:
-        yield from tqdm(steps, desc=label, unit=unit, leave=False, disable=not _shown.get())
+    """Yield the same items, and show how many are done, as `counting` does."""
+    with counting(len(steps) if isinstance(steps, Sized) else None, label, unit) as bar:
+        for item in steps:
+            yield item
+            bar.update(1)
 
 
-def _logged(steps: Iterable[T], label: str, unit: str) -> Iterator[T]:
-    total = len(steps) if isinstance(steps, Sized) else None
-    start = last = time.monotonic()
-    units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
-    for done, item in enumerate(steps, 1):
-        yield item
+class Bar(Protocol):
+    """Shows how much is done."""
+
+    def update(self, n: int, /) -> object:
+        """Count `n` more."""
+        ...
+
+
+@contextmanager
+def counting(total: int | None, label: str, unit: str, shown: bool = True) -> Iterator[Bar]:
+    """Give what shows how many units of `total` are done: a bar on a terminal, else a line every ten seconds."""
+    shown = shown and _shown.get()
+    if shown and not sys.stderr.isatty():
+        yield _Log(total, label, unit)
+        return
+    with tqdm(total=total, desc=label, unit=unit, leave=False, disable=not shown) as bar:
+        yield bar
+
+
+class _Log:
+    def __init__(self, total: int | None, label: str, unit: str) -> None:
+        self._total, self._label = total, label
+        self._units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
+        self._done, self._start = 0, time.monotonic()
+        self._last = self._start
+
+    def update(self, n: int, /) -> None:
+        self._done += n
         now = time.monotonic()
-        if now - last < EVERY:
-            continue
-        last = now
-        line = f"{label}: {done} {units} in {now - start:.0f} s"
-        if total is not None:
-            left = (now - start) / done * (total - done)
-            line = f"{label}: {done} of {total} {units} in {now - start:.0f} s, about {left:.0f} s left"
-        print(line, file=sys.stderr, flush=True)
+        if now - self._last < EVERY or not self._done:
+            return
+        self._last, taken = now, now - self._start
+        if self._total is None:
+            line = f"{self._done} {self._units} in {taken:.0f} s"
+        else:
+            left = taken / self._done * max(0, self._total - self._done)
+            line = f"{self._done} of {self._total} {self._units} in {taken:.0f} s, about {left:.0f} s left"
+        print(f"{self._label}: {line}", file=sys.stderr, flush=True)

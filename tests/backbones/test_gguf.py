@@ -10,10 +10,12 @@ from typing import Any
 import gguf_files
 import pytest
 import torch
+from transformers import AutoConfig
 
 from memwrite import Memory
 from memwrite.backbones import conversions
 from memwrite.backbones.conversions import cache_folder
+from memwrite.backbones.gguf_checks import check_config
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.sources import NAMED, model_folder
 from memwrite.config import BackboneConfig
@@ -45,6 +47,29 @@ def test_a_file_gives_the_numbers_of_the_model_that_was_written(tied: bool, tmp_
         expected = model(ids).logits
         got = backbone.logits(backbone.forward(backbone.embed(ids)).hidden)
     torch.testing.assert_close(got, expected, rtol=0, atol=0.01 * float(expected.abs().max()))
+
+
+def test_the_rotary_embedding_of_llama_3_comes_along(tmp_path: Path) -> None:
+    """Its files hold it as a tensor of factors, which transformers passes over."""
+    scaling = {
+        "rope_type": "llama3",
+        "rope_theta": 500000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+    }
+    scaling |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    model = gguf_files.llama(rope_parameters=scaling, max_position_embeddings=131072)
+    plain = 1 / 500000.0 ** (torch.arange(0, 8, 2) / 8)
+    factors = plain / model.model.rotary_emb.inv_freq
+    assert factors.max() == 32
+    assert 1 < factors[2] < 32
+    path = gguf_files.write(tmp_path / "a.gguf", model, more={"rope_freqs.weight": factors})
+    backbone = load(path)
+    rope = backbone.model.config.rope_parameters
+    assert {name: rope[name] for name in scaling} == scaling
+    torch.testing.assert_close(
+        backbone.model.base_model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq
+    )
 
 
 def test_texts_are_split_as_the_file_says(tmp_path: Path) -> None:
@@ -146,7 +171,10 @@ REFUSED: dict[str, dict[str, Any]] = {
     "tokenizer.ggml.pre = 'default'": {"pre": "default"},
     "architecture .*abacus|abacus.*not supported": {"architecture": "abacus"},
     "rotary embedding": {"llama__rope__scaling__type": "linear", "llama__rope__scaling__factor": 4.0},
-    "rope_freqs.weight would be lost": {"more": {"rope_freqs.weight": torch.ones(4)}},
+    "rope_factors_long.weight would be lost": {"more": {"rope_factors_long.weight": torch.ones(4)}},
+    "in a way that is not known here .rope_freqs": {"more": {"rope_freqs.weight": torch.arange(1.0, 5)}},
+    "layer_norm_epsilon = 0.5": {"llama__attention__layer_norm_epsilon": 0.5},
+    "block_count is 4000000000": {"llama__block_count": 4000000000},
     "sliding_window = 8": {"llama__attention__sliding_window": 8},
     "logit_scale = 3": {"llama__logit_scale": 3.0},
 }  # fmt: skip
@@ -160,6 +188,26 @@ def test_what_would_be_wrong_is_one_sentence(message: str, tmp_path: Path, cache
     assert "\n" not in str(caught.value)
     assert str(path) in str(caught.value)
     assert not [left for left in cache.iterdir() if left.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes", "said"),
+    [
+        ("starcoder2", {}, {"rope.freq_base": 7.0}),
+        ("stablelm", {}, {"rope.dimension_count": 80}),
+        ("nemotron", {}, {"attention.layer_norm_epsilon": 0.5}),
+        ("mixtral", {}, {"expert_used_count": 3}),
+        ("gemma2", {"head_dim": 128}, {}),
+    ],
+)
+def test_what_transformers_passes_over_is_refused(
+    family: str, sizes: dict[str, int], said: dict[str, float]
+) -> None:
+    """Of these families it takes a default where the file says another value, or where it says nothing."""
+    config = AutoConfig.for_model(family, **sizes)
+    metadata = {"general.architecture": family, **{f"{family}.{k}": v for k, v in said.items()}}
+    with pytest.raises(ConfigError, match=next(iter(said), "scales attention")):
+        check_config(Path("a.gguf"), metadata, config, {})
 
 
 @pytest.mark.parametrize("damage", ["cut", "no header", "text"])
