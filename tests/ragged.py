@@ -54,14 +54,14 @@ class _Drawn:
         return self.count
 
     def __getitem__(self, index: int, /) -> Example:
-        chance = random.Random(f"{self.key}/{index}")
+        rng = random.Random(f"{self.key}/{index}")
         queries, labels = [], []
-        for _ in range(chance.randint(1, 3)):
-            question = [chance.randrange(60) for _ in range(chance.randint(1, 3))]
-            answer = [ANSWER] * chance.randint(1, 6)
+        for _ in range(rng.randint(1, 3)):
+            question = [rng.randrange(60) for _ in range(rng.randint(1, 3))]
+            answer = [ANSWER] * rng.randint(1, 6)
             queries.append(question + answer)
             labels.append([IGNORED] * len(question) + answer)
-        return Example([chance.randrange(60) for _ in range(chance.randint(1, 9))], queries, labels)
+        return Example([rng.randrange(60) for _ in range(rng.randint(1, 9))], queries, labels)
 
 
 def _build(config: RaggedConfig, tokenizer: Tokenizer) -> Ragged:
@@ -70,12 +70,12 @@ def _build(config: RaggedConfig, tokenizer: Tokenizer) -> Ragged:
 
 def install() -> None:
     """Make the task known by the name of "ragged", once a process."""
-    shelf = registry().tasks
-    if "ragged" not in shelf.entries:
+    table = registry().tasks
+    if "ragged" not in table.entries:
         plugin = TaskPlugin(
             api=2, name="ragged", summary="for tests", config=RaggedConfig, build=_build
         )
-        shelf.add(plugin, Owner("tests", "0", "ragged"))
+        table.add(plugin, Owner("tests", "0", "ragged"))
 
 
 def described(out: Path, **training: Any) -> dict[str, Any]:

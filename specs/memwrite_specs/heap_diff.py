@@ -131,7 +131,7 @@ def _bytes(data: Any) -> bytes:
 
 
 def _is_context(thing: object) -> bool:
-    """Whether it is a part of context variables' maps, which are made anew whenever one of them is set."""
+    """Say whether it is a part of context variables' maps, which are made anew whenever one of them is set."""
     return type(thing) is Context or type(thing).__name__.startswith("hamt")
 
 

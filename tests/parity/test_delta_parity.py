@@ -114,7 +114,7 @@ class Case:
     def of(self, kind: str, number: int, layer: int) -> Tensor | None:
         return self.tensors.get(f"layers/model.layers.{layer}.self_attn/{number}/{kind}")
 
-    def bar(self, stated: float, rounding: float = 0.0) -> float:
+    def limit(self, stated: float, rounding: float = 0.0) -> float:
         """As stated, three times what the official scan errs, or four times what float32 makes of it here."""
         errors = [float(e) for name, e in self.said.items() if name.endswith("oracle_err")]
         return max(stated, 3 * max(errors, default=0), 4 * rounding)
@@ -147,9 +147,9 @@ def distance(found: Tensor, exact: Tensor) -> float:
     return (found - exact).abs().max().item()
 
 
-def close(found: Tensor, expected: Tensor, bar: float, what: str) -> None:
+def close(found: Tensor, expected: Tensor, limit: float, what: str) -> None:
     error = (found.reshape(expected.shape) - expected).abs().max().item()
-    assert error <= bar, f"{what}: {error:.2e}"
+    assert error <= limit, f"{what}: {error:.2e}"
 
 
 @each_file
@@ -169,13 +169,13 @@ def check_steps(case: Case, double: Case) -> None:
     for number, (found, exact) in enumerate(zip(case.run(), double.run(), strict=True)):
         real = case.steps[number].tokens.mask[..., None]
         logits, state = found[0] * real, found[1]["S"]
-        bar = case.bar(LOGITS, distance(logits, exact[0] * real))
-        close(logits, case.tensors[f"logits/{number}"] * real, bar, f"logits/{number}")
-        bar = case.bar(STATES, distance(state, exact[1]["S"]))
+        limit = case.limit(LOGITS, distance(logits, exact[0] * real))
+        close(logits, case.tensors[f"logits/{number}"] * real, limit, f"logits/{number}")
+        limit = case.limit(STATES, distance(state, exact[1]["S"]))
         for index, layer in enumerate(case.layers):
             wanted = case.of("state", number, layer)
             if wanted is not None:
-                close(state[:, index], wanted, bar, f"state {number}/{layer}")
+                close(state[:, index], wanted, limit, f"state {number}/{layer}")
 
 
 @each_file
@@ -221,7 +221,7 @@ def pad_left(case: Case) -> None:
 def check_layers(case: Case) -> None:
     """Each layer on the hidden states that the official one saw: reads, corrections, state."""
     writer, reader = case.memory.writer, case.memory.reader
-    bar, start = case.bar(STATES), case.start()["S"]
+    limit, start = case.limit(STATES), case.start()["S"]
     for index, layer in enumerate(case.layers):
         state = start[:, index]
         for number, step in enumerate(case.steps):
@@ -243,16 +243,16 @@ def check_layers(case: Case) -> None:
                 for name, delta in reader.correct(layer, done.reads).items()
             }
             expected = case.of("reads", number, layer)
-            close(reads * real, expected * real, bar, "reads")
+            close(reads * real, expected * real, limit, "reads")
             for kind, name in (("delta_q", "q"), ("delta_o_pre_norm", "o")):
                 wanted = case.of(kind, number, layer)
                 if wanted is not None and name in additions:
                     if name == "o" and (weight := reader.layers[str(layer)].o_norm) is not None:
                         eps = case.memory.config.reader.params["o_norm_eps"]
                         wanted = F.rms_norm(wanted, weight.shape, weight, eps)
-                    close(additions[name] * real, wanted * real, case.bar(LOGITS), kind)
+                    close(additions[name] * real, wanted * real, case.limit(LOGITS), kind)
             state = case.of("state", number, layer)
-            close(done.state["S"], state, bar, "state")
+            close(done.state["S"], state, limit, "state")
             state = state.reshape(done.state["S"].shape)
 
 
@@ -274,20 +274,20 @@ def check_text(case: Case) -> None:
     ).written.state
     for index, layer in enumerate(case.layers):
         wanted = case.tensors[f"state_after_generate/model.layers.{layer}.self_attn"]
-        close(state["S"][:, index], wanted, case.bar(STATES), f"state after the text, {layer}")
+        close(state["S"][:, index], wanted, case.limit(STATES), f"state after the text, {layer}")
 
 
 def check_training(case: Case, double: Case) -> None:
     """The loss of the last step, and its gradient through reads and writes."""
     (loss, own), (exact_loss, exact) = episode(case), episode(double)
-    close(loss, case.tensors["loss"], case.bar(LOGITS, distance(loss, exact_loss)), "loss")
+    close(loss, case.tensors["loss"], case.limit(LOGITS, distance(loss, exact_loss)), "loss")
     rounding = max(distance(gradient, exact[name]) for name, gradient in own.items())
     for name, expected in case.tensors.items():
         if name.startswith("grads/"):
             ours = official.renamed(name.removeprefix("grads/"), expected, case.fields)
             if ours is not None:
                 largest = max(1.0, float(expected.abs().max()))
-                close(own[ours[0]], ours[1], case.bar(LOGITS * largest, rounding), name)
+                close(own[ours[0]], ours[1], case.limit(LOGITS * largest, rounding), name)
 
 
 def episode(case: Case) -> tuple[Tensor, dict[str, Tensor]]:

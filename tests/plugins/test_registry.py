@@ -306,11 +306,11 @@ except PluginError as error:
     print(error)
 """
     allowing = {"MEMWRITE_PLUGINS": " Acme_One ,nobody"}
-    names, barred, asked = child(tmp_path, f"import os; os.environ |= {allowing}\n{code}").split(
+    names, blocked, asked = child(tmp_path, f"import os; os.environ |= {allowing}\n{code}").split(
         "\n"
     )
     assert names == "shiny"
-    assert barred == "acme-two []"
+    assert blocked == "acme-two []"
     assert asked == "the plugin acme-two 2.5 is not one that MEMWRITE_PLUGINS allows"
     assert not (tmp_path / "ran").exists()
     assert not Path("ran").exists()

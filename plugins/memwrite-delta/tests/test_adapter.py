@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from memwrite_delta import delta_mem as official
+from memwrite_delta import delta_mem
 from memwrite_delta.delta_mem_fields import FIELDS, FIXED
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -36,29 +36,31 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adapter(folder: Path, dtype: torch.dtype = torch.float32, **fields: Any) -> Path:
     """An adapter folder as the authors' code writes it, with random weights."""
-    said = {**FIELDS, **fields}
-    rank, heads = said["rank"], said["num_state_heads"]
-    reads, gates = rank * heads, (rank if said["rankwise_gates"] else 1) * heads
+    settings = {**FIELDS, **fields}
+    rank, heads = settings["rank"], settings["num_state_heads"]
+    reads, gates = rank * heads, (rank if settings["rankwise_gates"] else 1) * heads
     generator = torch.Generator().manual_seed(1)
 
     def drawn(*shape: int) -> Tensor:
         return (torch.randn(*shape, generator=generator) * 0.3).to(dtype)
 
     weights = {}
-    for layer in said["target_layers"] or range(2):
+    for layer in settings["target_layers"] or range(2):
         own = {f"memory_{name}_proj": drawn(reads, 32) for name in "qkv"}
         own |= {f"delta_{name}_proj": drawn(width, reads) for name, width in WIDTHS.items()}
         own |= {"beta_proj": drawn(gates, 32), "beta_bias": drawn(gates)}
-        if not said["couple_lambda"]:
+        if not settings["couple_lambda"]:
             own |= {"lambda_proj": drawn(gates, 32), "lambda_bias": drawn(gates)}
-        if said["delta_o_rmsnorm"]:
+        if settings["delta_o_rmsnorm"]:
             own["delta_o_rmsnorm_weight"] = drawn(32)
-        if said["trainable_delta_scale"]:
-            own["delta_scale_raw"] = drawn(4 if said["delta_scale_granularity"] == "head" else 1)
+        if settings["trainable_delta_scale"]:
+            own["delta_scale_raw"] = drawn(
+                4 if settings["delta_scale_granularity"] == "head" else 1
+            )
         weights |= {f"model.layers.{layer}.self_attn.{name}": t for name, t in own.items()}
     folder.mkdir()
-    (folder / official.CONFIG_FILE).write_text(json.dumps(fields))
-    torch.save(weights, folder / official.WEIGHTS_FILE)
+    (folder / delta_mem.CONFIG_FILE).write_text(json.dumps(fields))
+    torch.save(weights, folder / delta_mem.WEIGHTS_FILE)
     return folder
 
 
@@ -99,10 +101,10 @@ def test_there_and_back(name: str, base: Path, tmp_path: Path) -> None:
     assert torch.equal(*outputs)
     plain = memories[0].model(ROW.ids, use_cache=False).logits
     assert (outputs[0] - plain).abs().max() > 1e-3
-    written = json.loads((tmp_path / "second" / official.CONFIG_FILE).read_text())
+    written = json.loads((tmp_path / "second" / delta_mem.CONFIG_FILE).read_text())
     assert written.keys() == {*FIELDS, *FIXED}
     weights = [
-        torch.load(tmp_path / folder / official.WEIGHTS_FILE, weights_only=True)
+        torch.load(tmp_path / folder / delta_mem.WEIGHTS_FILE, weights_only=True)
         for folder in ("first", "second")
     ]
     assert weights[0].keys() >= weights[1].keys()
@@ -112,7 +114,7 @@ def test_there_and_back(name: str, base: Path, tmp_path: Path) -> None:
 def test_half_precision_weights(base: Path, tmp_path: Path) -> None:
     """As released: in bfloat16, which is read exactly, and computed with in float32."""
     folder = adapter(tmp_path / "half", torch.bfloat16)
-    weights = official.load(folder, base).weights
+    weights = delta_mem.load(folder, base).weights
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
     assert imported(folder, base, tmp_path / "run").exit_code == 0
 
@@ -138,7 +140,7 @@ def test_fields_that_cannot_be_done(
     fields: dict[str, Any], message: str, base: Path, tmp_path: Path
 ) -> None:
     folder = adapter(tmp_path / "adapter")
-    (folder / official.CONFIG_FILE).write_text(json.dumps(fields))
+    (folder / delta_mem.CONFIG_FILE).write_text(json.dumps(fields))
     result = imported(folder, base, tmp_path / "run")
     assert result.exit_code == 2
     assert message in result.output
@@ -159,7 +161,7 @@ class Bomb:
 def test_files_that_are_no_weights(base: Path, tmp_path: Path) -> None:
     """Truncated, of other names or shapes, or a pickle that would run code: one sentence, and nothing runs."""
     folder = adapter(tmp_path / "adapter")
-    path = folder / official.WEIGHTS_FILE
+    path = folder / delta_mem.WEIGHTS_FILE
     whole = path.read_bytes()
     weights = torch.load(path, weights_only=True)
     name = next(iter(weights))
@@ -185,7 +187,7 @@ def test_files_that_are_no_weights(base: Path, tmp_path: Path) -> None:
     path.unlink()
     assert imported(folder, base, tmp_path / "run").exit_code == 2
     with pytest.raises(ConfigError, match="--base"):
-        official.load(folder, None)
+        delta_mem.load(folder, None)
 
 
 def test_what_the_format_cannot_say(base: Path, tmp_path: Path) -> None:
@@ -193,10 +195,10 @@ def test_what_the_format_cannot_say(base: Path, tmp_path: Path) -> None:
     assert imported(imported_run, base, tmp_path / "run").exit_code == 0
     memory = Memory.from_config(tmp_path / "run", ["writer.params.writes=2"])
     with pytest.raises(ConfigError, match=r"writer\.params\.writes"):
-        official.save(memory, tmp_path / "out")
+        delta_mem.save(memory, tmp_path / "out")
     other = Memory.from_config("configs/cram.yaml")
     with pytest.raises(ConfigError, match="writer delta with reader lora"):
-        official.save(other, tmp_path / "out")
+        delta_mem.save(other, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -109,13 +109,13 @@ def differentiated(run: Run, inputs: Sequence[Tensor]) -> dict[str, Tensor]:
     return {"reads": reads, "new state": state, **dict(zip(NAMES, grads, strict=True))}
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], bar: float = 1e-11) -> None:
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], atol: float = 1e-11) -> None:
     for name, tensor in expected.items():
         size = tensor.abs().max().item() if tensor.numel() else 0.0
         torch.testing.assert_close(
             found[name],
             tensor,
-            atol=bar * max(1.0, size),
+            atol=atol * max(1.0, size),
             rtol=0,
             msg=lambda m, n=name: f"{n}: {m}",
         )

@@ -55,9 +55,9 @@ def only_row(state: MemoryState, row: int) -> KeyValues:
     return KeyValues(*(one[name] for name in ("keys", "values", "mask", "next_position")))
 
 
-@pytest.mark.parametrize(("family", "bar"), [("gpt2", 1e-9), ("llama", 1e-5)])
+@pytest.mark.parametrize(("family", "atol"), [("gpt2", 1e-9), ("llama", 1e-5)])
 @pytest.mark.parametrize("name", READERS)
-def test_equals_the_oracle(name: str, family: str, bar: float, tmp_path: Path) -> None:
+def test_equals_the_oracle(name: str, family: str, atol: float, tmp_path: Path) -> None:
     """On texts of a file, of several lengths. The second context fits into the slots: there is nothing to descend."""
     (tmp_path / "texts").write_text("abcd\nxy\n\n")
     texts = [[*b"abcd"], [*b"xy"]]
@@ -83,7 +83,7 @@ def test_equals_the_oracle(name: str, family: str, bar: float, tmp_path: Path) -
             memory.backbone, begin, lambda p, row=row: condition(p, row), ids, texts, 3, 0.02
         )
         for each, tensor in zip(names, expected, strict=True):
-            torch.testing.assert_close(found[each][row : row + 1], tensor, atol=bar, rtol=0)
+            torch.testing.assert_close(found[each][row : row + 1], tensor, atol=atol, rtol=0)
 
 
 def test_as_many_slots_as_tokens_and_no_step_are_the_full_context() -> None:

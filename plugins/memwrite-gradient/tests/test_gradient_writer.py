@@ -49,20 +49,20 @@ def with_graph(memory: Memory, rows: list[list[int]] = ROWS, start: Tensor | Non
 
 @pytest.mark.parametrize("clip_norm", [None, 0.05])
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize(("family", "bar"), [("gpt2", 1e-9), ("llama", 1e-5)])
-def test_equals_the_oracle(family: str, bar: float, steps: int, clip_norm: float | None) -> None:
+@pytest.mark.parametrize(("family", "atol"), [("gpt2", 1e-9), ("llama", 1e-5)])
+def test_equals_the_oracle(family: str, atol: float, steps: int, clip_norm: float | None) -> None:
     memory = build(family, steps=steps, clip_norm=clip_norm)
     found = written(memory)
     for row, ids in enumerate(ROWS):
         expected = naive.write(
             memory.backbone, memory.writer.fast.slots, ids, steps, 0.5, clip_norm
         )
-        torch.testing.assert_close(found[row], expected, atol=bar, rtol=0)
+        torch.testing.assert_close(found[row], expected, atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("window", [1, 4, 7])
-@pytest.mark.parametrize(("family", "bar"), [("gpt2", 1e-9), ("llama", 1e-5)])
-def test_windows_equal_the_oracle(family: str, bar: float, window: int) -> None:
+@pytest.mark.parametrize(("family", "atol"), [("gpt2", 1e-9), ("llama", 1e-5)])
+def test_windows_equal_the_oracle(family: str, atol: float, window: int) -> None:
     rows = [[*range(3, 21)], *ROWS]
     memory = build(family, window=window)
     found = written(memory, rows)
@@ -70,7 +70,7 @@ def test_windows_equal_the_oracle(family: str, bar: float, window: int) -> None:
     for row, ids in enumerate(rows):
         start = memory.writer.fast.slots
         expected = naive.write(memory.backbone, start, ids, 2, 0.5, window=window)
-        torch.testing.assert_close(found[row], expected, atol=bar, rtol=0)
+        torch.testing.assert_close(found[row], expected, atol=atol, rtol=0)
 
 
 @given(st.integers(1, 40), st.integers(1, 12))

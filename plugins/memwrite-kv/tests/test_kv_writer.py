@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from memwrite_specs.testing import MODELS
-from memwrite_specs.testing import tolerance as bar
+from memwrite_specs.testing import MODELS, tolerance
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError
@@ -36,14 +35,14 @@ def logits(memory: Memory, rows: list[list[int]] = ROWS) -> torch.Tensor:
 @pytest.mark.parametrize("params", [{"slots": 16}, {"ratio": 1.0}])
 def test_a_budget_for_everything_is_the_full_context(family: str, params: dict[str, Any]) -> None:
     full = build(family, "full-context")
-    torch.testing.assert_close(logits(build(family, **params)), logits(full), **bar(family))
+    torch.testing.assert_close(logits(build(family, **params)), logits(full), **tolerance(family))
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_the_attention_implementation_changes_nothing(attention: str) -> None:
     memory = build(slots=4)
     other = Memory.from_config(memory.config, [f"backbone.attention={attention}"])
-    torch.testing.assert_close(logits(other), logits(memory), **bar("llama"))
+    torch.testing.assert_close(logits(other), logits(memory), **tolerance("llama"))
 
 
 def test_first_and_last_tokens_are_kept_whatever_they_are_worth() -> None:
@@ -92,12 +91,14 @@ def test_positions_that_run_out_are_rewound() -> None:
         )
         keys = torch.stack(found, 1)
         # The first slot is the first token, where nothing was turned.
-        torch.testing.assert_close(state["keys"][0, ..., 0, :], keys[0, ..., 0, :], **bar("llama"))
+        torch.testing.assert_close(
+            state["keys"][0, ..., 0, :], keys[0, ..., 0, :], **tolerance("llama")
+        )
         last = build(writer="streaming-llm", slots=4, sinks=1)
         state = last.write(Tokens.from_rows([long])).state
         by = torch.tensor([[1 - 57, 2 - 58, 3 - 59]])
         turned = memory.backbone.rotate(keys[..., 57:, :], by)
-        torch.testing.assert_close(state["keys"][..., 1:, :], turned, **bar("llama"))
+        torch.testing.assert_close(state["keys"][..., 1:, :], turned, **tolerance("llama"))
 
 
 @pytest.mark.parametrize("family", MODELS)

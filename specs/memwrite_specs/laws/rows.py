@@ -54,8 +54,8 @@ def padding_invariance(case: Case) -> None:
     width = max(len(wide) + after, len(ids) + longer)
     other = [7] * (len(ids) + longer)
     loose = Tokens(
-        torch.tensor([_filled(wide, width, filler), _filled(other, width, filler)]),
-        torch.tensor([_filled(real, width, False), _filled([True] * len(other), width, False)]),
+        torch.tensor([_extended(wide, width, filler), _extended(other, width, filler)]),
+        torch.tensor([_extended(real, width, False), _extended([True] * len(other), width, False)]),
     )
     plain = case.tokens([ids])
     if plain.segments is not None:
@@ -73,7 +73,7 @@ def padding_invariance(case: Case) -> None:
     )
 
 
-def _filled(items: list[Any], width: int, filler: Any) -> list[Any]:
+def _extended(items: list[Any], width: int, filler: Any) -> list[Any]:
     return items + [filler] * (width - len(items))
 
 

@@ -54,15 +54,15 @@ class _Expected:
 
     def __init__(self, case: Case) -> None:
         self._memory = case.pair.memory()
-        self._known: dict[tuple[Step, ...], MemoryState] = {(): self._memory.writer.init(1)}
+        self._states: dict[tuple[Step, ...], MemoryState] = {(): self._memory.writer.init(1)}
 
     def __call__(self, history: tuple[Step, ...]) -> MemoryState:
-        if history not in self._known:
+        if history not in self._states:
             session = Session(self._memory, self(history[:-1]).clone())
             how, text = history[-1]
             _extend(session, self._memory, how, text)
-            self._known[history] = session.state.clone()
-        return self._known[history]
+            self._states[history] = session.state.clone()
+        return self._states[history]
 
 
 def _extend(session: Session, memory: Memory, how: str, text: str) -> None:

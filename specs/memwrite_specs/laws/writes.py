@@ -112,7 +112,7 @@ def purity(case: Case) -> None:
     memory = case.memory
     lists = case.lists(rows=2)
     backbone = memory.backbone
-    known = []
+    digests = []
     # Of the same shape, so that what is kept for a shape is allowed. The first is there to fill it.
     for turn in range(3):
         tokens = case.tokens([[(i * 7 + 31 * turn) % 256 for i in ids] for ids in lists])
@@ -121,10 +121,10 @@ def purity(case: Case) -> None:
             with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 state = memory.write(tokens).state
                 memory.read(state, tokens)
-        known.append(
+        digests.append(
             object_digest(memory.writer, memory.reader, skip=(backbone, backbone.model, memory))
         )
-    before, after = known[1], known[2]
+    before, after = digests[1], digests[2]
     changed = [path for path in {**before, **after} if before.get(path) != after.get(path)]
     case.require(not changed, f"a write or read changed {', '.join(sorted(changed)[:3])}")
 

@@ -102,25 +102,29 @@ class GivesWrongGradients(Bag):
 class Outer(OuterWriter):
     """The healthy online writer, with places to break it at."""
 
-    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
-        """What a scan starts from."""
+    def scan_input(
+        self, state: Mapping[str, Tensor], write: bool
+    ) -> tuple[Mapping[str, Tensor], bool]:
+        """Return what a scan starts from: the state, and whether it writes."""
         return state, write
 
-    def found(self, done: ScanOutput, queries: Tensor | None) -> ScanOutput:
-        """What a scan gives back."""
+    def scan_output(self, done: ScanOutput, queries: Tensor | None) -> ScanOutput:
+        """Return what a scan gives back."""
         return done
 
     def scan(self, step: LayerInput, state: Mapping[str, Tensor], /, *, write: bool) -> ScanOutput:
-        state, write = self.given(state, write)
+        state, write = self.scan_input(state, write)
         done = super().scan(step, state, write=write)
-        return self.found(done, step.queries)
+        return self.scan_output(done, step.queries)
 
 
 @breaks("chunk-exact", "chunk-exact", kind="matrix")
 class FadesWithEveryCall(Outer):
     """Fades once for every call of its scan, not for every token."""
 
-    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
+    def scan_input(
+        self, state: Mapping[str, Tensor], write: bool
+    ) -> tuple[Mapping[str, Tensor], bool]:
         return {"S": state["S"] * 0.9}, write
 
 
@@ -128,7 +132,9 @@ class FadesWithEveryCall(Outer):
 class WritesWhileItOnlyReads(Outer):
     """Writes although writing is off."""
 
-    def given(self, state: Mapping[str, Tensor], write: bool) -> tuple[Mapping[str, Tensor], bool]:
+    def scan_input(
+        self, state: Mapping[str, Tensor], write: bool
+    ) -> tuple[Mapping[str, Tensor], bool]:
         return state, True
 
 
@@ -136,7 +142,7 @@ class WritesWhileItOnlyReads(Outer):
 class ReadsItsOwnToken(Outer):
     """Reads the state at the end of each call, so that a token sees what comes after it."""
 
-    def found(self, done: ScanOutput, queries: Tensor | None) -> ScanOutput:
+    def scan_output(self, done: ScanOutput, queries: Tensor | None) -> ScanOutput:
         if queries is None:
             return done
         reads = torch.einsum("bhvk,bthk->bthv", done.state["S"], queries)

@@ -32,7 +32,7 @@ class Stash(Bag):
     """Writes rightly, and does something else besides."""
 
     def keep(self, context: PackedTokens) -> None:
-        """What else is done with the context."""
+        """Do something else with the context."""
         raise NotImplementedError
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:

@@ -140,7 +140,7 @@ class IdsReader(nn.Module):
         self._width = backbone.info.hidden_size
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """The ids, scaled, along every axis."""
+        """Return a prefix of the ids, scaled, the same along every dimension."""
         scaled = state["ids"].double() / 100
         return Conditioning(prefix=scaled[..., None].expand(-1, -1, self._width))
 

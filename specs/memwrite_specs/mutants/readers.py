@@ -74,7 +74,7 @@ class MixesQueries(LinearReader):
 
 @reads_wrongly("generation", kind="matrix")
 class CountsPositions(LinearReader):
-    """LayerAdapter by the place in what it is given, which is another one in every step of generation."""
+    """Scales its correction by the place in what it is given, which is another one in every step of generation."""
 
     def _additions(
         self, layer: int, tensors: Mapping[str, Tensor], hidden: Tensor

@@ -15,7 +15,7 @@ class Bag(BagWriter):
     """The healthy writer that most mutants are made of."""
 
     def added(self, state: MemoryState, more: Tensor) -> WriteOutput:
-        """`more` (B, M, D) added to the memory."""
+        """Return the state with `more` (B, M, D) added to its memory."""
         return WriteOutput(MemoryState(self.spec, {"memory": state["memory"] + more}))
 
 
