@@ -92,7 +92,7 @@ def test_sizes_are_those_of_the_kept_keys(family: str) -> None:
 @settings(max_examples=8)
 @given(data=st.data(), attention=ATTENTION)
 def test_the_full_context_before_any_queries(family: str, attention: str, data: Any) -> None:
-    """WriteOutput in two parts, ragged and padded anyhow, it is [context; query] as the model itself runs it."""
+    """Written in two parts, ragged and padded anyhow, it is [context; query] as the model itself runs it."""
     memory = families.built(family, attention, "full-context", "key-value")
     lists, query = data.draw(query_batches())
     batch, each, _ = query.ids.shape

@@ -49,7 +49,7 @@ def test_a_prefix_before_any_queries(
 @settings(max_examples=25)
 @given(data=st.data())
 def test_the_full_context_before_any_queries(family: str, attention: str, data: Any) -> None:
-    """WriteOutput in one part or in two, ragged and padded anyhow, it is [context; query] as the model runs it."""
+    """Written in one part or in two, ragged and padded anyhow, it is [context; query] as the model runs it."""
     memory = built(family, attention, "full-context", "key-value")
     lists, query = data.draw(many())
     batch, each, _ = query.ids.shape
