@@ -300,12 +300,11 @@ class Memory(nn.Module):
     def opens(self, state: MemoryState | None) -> list[bool]:
         """Say for each row of a state whether what is put behind it is the start of a text for the model.
 
-        It is not where the memory holds keys and values, which are what stands before it. [] where all rows open one.
+        It is not where the memory is a past of keys and values, which stands before it. [] where all rows open one.
         """
         if state is None or not self.backbone.tokenizer.opening:
             return []
-        past = self.condition(state).key_values
-        return [] if past is None else (~past.mask.any(1)).tolist()
+        return [not begun for begun in self._begun(state)]
 
     def turns(self, state: MemoryState) -> list[Place]:
         """Say for each row of a state where the conversation stands that goes on behind it.
@@ -313,10 +312,14 @@ class Memory(nn.Module):
         A memory of keys and values is taken for one in an open user's turn, unless it is empty; `write` and sessions leave
         it there. [] where every question begins a conversation: with other kinds of state, and where `chat` does not hold.
         """
-        past = self.condition(state).key_values if self.chat else None
-        if past is None:
-            return []
-        return [Place.TEXT if begun else Place.BEGINNING for begun in past.mask.any(1).tolist()]
+        begun = self._begun(state) if self.chat else []
+        return [Place.TEXT if row else Place.BEGINNING for row in begun]
+
+    def _begun(self, state: MemoryState) -> list[bool]:
+        """Say for each row whether it is a past in which the model has read something; [] if its kind is none."""
+        past = self.condition(state).key_values
+        # A recurrent model has read without a slot to show for it.
+        return [] if past is None else (past.mask.any(1) | (past.next_position > 0)).tolist()
 
     def _turns_before(self, state: MemoryState | None) -> list[Place]:
         """Return `turns` of a state to be written into; of an empty one for None."""

@@ -26,11 +26,15 @@ def cache_inputs(
         InputError: the memory is more than a cache can carry, or the ids do not fit it.
     """
     past = prefilled.key_values
-    if conditioning.corrections or (past is not None and past.bias is not None):
-        what = "corrections of the model's projections" if conditioning.corrections else "a bias"
-        raise InputError(
-            f"this memory comes with {what}, which a cache of transformers does not carry: use Memory.generate"
-        )
+    for what, held in (
+        ("corrections of the model's projections", conditioning.corrections),
+        ("a bias", None if past is None else past.bias),
+        ("states of recurrent layers", None if past is None else past.recurrent),
+    ):
+        if held is not None and len(held):
+            raise InputError(
+                f"this memory comes with {what}, which no plain cache of transformers carries: use Memory.generate"
+            )
     if past is not None and backbone.windows.size is not None:
         if len(set(past.mask.sum(1).tolist())) > 1:
             raise InputError(

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
+from memwrite.backbones.segmentation import opened
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
@@ -115,8 +116,9 @@ class QuestionsConfig(FilesConfig):
 class QuestionsTask:
     """Passages, each with many questions at once.
 
-    The pieces of a context are separated by spaces; an end token closes the last one, as in `Memory.encode`. So a
-    state of `memwrite write` can be given the questions of the task.
+    The pieces of a context are separated by spaces. It is opened as the tokenizer does and closed by an end token, as in
+    `Memory.encode`, so that a state of `memwrite write` can be given the questions of the task. Prompt and answer have the
+    tokens of the text that they make together.
 
     Args:
         config: names the files and how they are cut.
@@ -128,7 +130,7 @@ class QuestionsTask:
 
     def __init__(self, config: QuestionsConfig, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._encode = lru_cache(maxsize=1 << 16)(tokenizer.encode)
+        self._encode = lru_cache(maxsize=1 << 16)(self._encoded)
         self._config = config
         self._train, self._held_out = (self._short(p, config.tokens) for p in config.passages())
 
@@ -176,12 +178,13 @@ class QuestionsTask:
     def example(self, passage: Passage) -> QuestionsExample:
         """Return the example of a passage with all of its questions."""
         pieces = self._context(passage)
-        prompts = [self._encode(question.prompt) for question in passage.questions]
-        answers = [
-            [*self._encode(f" {question.answers[0]}"), self._tokenizer.eos_id]
-            for question in passage.questions
+        pairs = [
+            (prompt, [*answer, self._tokenizer.eos_id])
+            for prompt, answer in (
+                self._encode((question.prompt, question.answers[0]))
+                for question in passage.questions
+            )
         ]
-        pairs = list(zip(prompts, answers, strict=True))
         return QuestionsExample(
             context=[i for piece in pieces for i in piece],
             queries=[[*prompt, *answer] for prompt, answer in pairs],
@@ -192,9 +195,15 @@ class QuestionsTask:
         )
 
     def _context(self, passage: Passage) -> list[list[int]]:
-        first, *others = passage.pieces or ("",)
-        pieces = [self._encode(text) for text in (first, *(f" {piece}" for piece in others))]
+        pieces = opened(self._tokenizer, self._encode(passage.pieces or ("",)))
         return [*pieces[:-1], [*pieces[-1], self._tokenizer.eos_id]]
+
+    def _encoded(self, pieces: tuple[str, ...]) -> list[list[int]]:
+        """Return the ids of each piece of a text in which spaces stand between them: those of the whole text, cut."""
+        first, *others = pieces
+        return self._tokenizer.segments(
+            " ".join(pieces), lambda _: [first, *(f" {piece}" for piece in others)]
+        )
 
     def _short(self, passages: Sequence[Passage], tokens: int | None) -> Sequence[Passage]:
         if tokens is None:
