@@ -14,6 +14,8 @@ from memwrite.cli._options import check_keeps, once, read_text
 
 if TYPE_CHECKING:
     from memwrite.memory import Memory
+    from memwrite.plugins import WriteReport
+    from memwrite.protocols import WriteOutput
 
 
 @click.command()
@@ -107,18 +109,28 @@ def _write_text(
         f"{report['text_bytes']} bytes of text ({report['tokens']} tokens) -> {out}: "
         f"{report['state_bytes']} bytes of state"
     )
-    if "accuracy" in report:
-        click.echo(f"{report['accuracy']:.1%} of the tokens right after {report['steps']} steps")
-    for note in _notes(memory, report):
+    told = _told(memory, written)
+    for fact in told.facts:
+        click.echo(fact)
+    for note in (*told.notes, *_notes(memory, report)):
         click.echo(f"Note: {note}", err=True)
 
 
+def _told(memory: Memory, written: WriteOutput) -> WriteReport:
+    """Return what the writer itself says about the write of one text."""
+    from memwrite.plugins import WriteReport
+    from memwrite.plugins.registry import registry
+
+    tell = registry().writer(memory.config.writer.name).report
+    if tell is None:
+        return WriteReport()
+    return tell({name: values[:, 0] for name, values in written.trace.items()})
+
+
 def _notes(memory: Memory, report: dict[str, Any]) -> Iterator[str]:
-    """Say what the state may lack of the text."""
+    """Say what the state may lack of the text, whatever the writer says itself."""
     if memory.caveat:
         yield f"{memory.caveat}."
-    if report.get("accuracy", 1) < 1:
-        yield "the state does not hold the whole text: give the writer a larger state or more steps."
     positions = memory.backbone.info.positions
     room = positions - memory.writer.reserved_positions
     if report["tokens"] > room:

@@ -9,6 +9,7 @@ from memwrite.plugins.declarations import (
     Plugin,
     ReaderPlugin,
     TaskPlugin,
+    WriteReport,
     WriterPlugin,
 )
 from memwrite.plugins.hooks import hookimpl
@@ -24,6 +25,7 @@ __all__ = [
     "ReaderPlugin",
     "Registry",
     "TaskPlugin",
+    "WriteReport",
     "WriterPlugin",
     "hookimpl",
     "register",

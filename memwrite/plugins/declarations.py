@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -58,6 +58,19 @@ class Capabilities:
     online: bool = False
 
 
+@dataclass(frozen=True)
+class WriteReport:
+    """What a writer says to people about a write.
+
+    Attributes:
+        facts: sentences about what the memory holds and is worth, without a full stop.
+        notes: sentences about what it lacks, and what to do about that.
+    """
+
+    facts: Sequence[str] = ()
+    notes: Sequence[str] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class WriterPlugin(Plugin):
     """Declares a writer.
@@ -74,6 +87,8 @@ class WriterPlugin(Plugin):
         slots: the parameter that counts the slots of a state; None where it has none.
         untrained: says, for a config, what the states are worth while nobody has trained the writer, as the end of a
             sentence; "" where there is nothing to say. None: where the writer has weights they mean nothing.
+        report: says what the trace of a write amounts to, given the values (steps,) of one row by their names; None where
+            there is nothing to say.
     """
 
     role: ClassVar[str] = "writer"
@@ -87,6 +102,7 @@ class WriterPlugin(Plugin):
     max_steps: str | None = None
     slots: str | None = None
     untrained: Callable[[Any], str] | None = None
+    report: Callable[[Mapping[str, Tensor]], WriteReport] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from memwrite_gradient import gradmem as official
 from memwrite_gradient.config import GradientConfig
 from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
 from memwrite_gradient.frozen.writer import CartridgeWriter, SoftPromptWriter
+from memwrite_gradient.reports import recited, worth
 from memwrite_gradient.writer import GradientWriter
 
 __all__ = [
@@ -48,6 +49,7 @@ GRADIENT = WriterPlugin(
     max_steps="most_steps",
     slots="slots",
     untrained=lambda config: RECITED,
+    report=recited,
 )
 
 CARTRIDGE = WriterPlugin(
@@ -60,6 +62,7 @@ CARTRIDGE = WriterPlugin(
     steps="steps",
     slots="slots",
     untrained=_worth,
+    report=worth,
 )
 
 SOFT_PROMPT = WriterPlugin(
@@ -72,6 +75,7 @@ SOFT_PROMPT = WriterPlugin(
     steps="steps",
     slots="slots",
     untrained=_worth,
+    report=worth,
 )
 
 

@@ -11,7 +11,7 @@ from memwrite.config import part_config
 from memwrite.errors import ConfigError
 from memwrite.plugins.registry import registry
 from memwrite.protocols import Backbone, Writer
-from memwrite.state import MemoryState, PackedTokens, StateSpec
+from memwrite.state import LATENT, MemoryState, PackedTokens, StateSpec
 from memwrite_gradient.frozen.config import DescentConfig
 from memwrite_gradient.frozen.forms import Form
 
@@ -137,9 +137,10 @@ def _other_writer(config: DescentConfig, form: Form, backbone: Backbone) -> Writ
         raise ConfigError(
             f"{where}: writer '{name}' makes {size}, but writer.params.slots is {config.slots}"
         )
-    if extra := sorted(spec.tensors.keys() - wanted.tensors.keys() - {"bias"}):
+    known = {*wanted.tensors, "bias"}
+    if extra := sorted(n for n in spec.tensors if n not in known and not n.startswith(LATENT)):
         raise ConfigError(
-            f"{where}: the states of writer '{name}' hold {', '.join(extra)} besides, which would no longer fit "
-            f"after a descent"
+            f"{where}: the states of writer '{name}' hold {', '.join(extra)} besides, which would no longer fit after a "
+            f"descent"
         )
     return writer

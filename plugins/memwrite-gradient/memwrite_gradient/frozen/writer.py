@@ -61,9 +61,9 @@ class DescentWriter(nn.Module):
         A memory that holds something already goes on from there, and "the context" is what it holds and the new one.
 
         Returns:
-            The new state. Trace: "loss" (steps, B), before each step, in nats per token; "value_kept" (2, B), before
-            and after the descent, on texts that were held out from it: 1 - KL(with context ‖ with memory) /
-            KL(with context ‖ with nothing).
+            The new state. Trace: "loss" (steps, B), before each step, in nats per token; "value_kept" (1, B), of the
+            memory, and "value_kept_at_start" (1, B), on texts that were held out from the descent: 1 - KL(with context
+            ‖ with memory) / KL(with context ‖ with nothing).
 
         Raises:
             DivergenceError: loss or memory are not finite.
@@ -74,7 +74,8 @@ class DescentWriter(nn.Module):
             after = state.clone()
             trace = {
                 "loss": torch.zeros(self.config.steps, rows, device=context.ids.device),
-                "value_kept": torch.zeros(2, rows, device=context.ids.device),
+                "value_kept": torch.zeros(1, rows, device=context.ids.device),
+                "value_kept_at_start": torch.zeros(1, rows, device=context.ids.device),
             }
             groups = list(self._groups(state, context))
             ticks = track(range(len(groups) * (self.config.steps + 1)), "write")
@@ -85,7 +86,8 @@ class DescentWriter(nn.Module):
                     after[name][index] = tensor
                 if losses:
                     trace["loss"][:, index] = torch.stack(losses).to(trace["loss"])
-                trace["value_kept"][:, index] = kept.to(trace["value_kept"])
+                for name, value in zip(("value_kept_at_start", "value_kept"), kept, strict=True):
+                    trace[name][0, index] = value.to(trace[name])
             for _ in ticks:  # closes the bar
                 pass
         return WriteOutput(after, {}, trace)
@@ -116,8 +118,9 @@ class DescentWriter(nn.Module):
         written: bool,
         index: Tensor,
         ticks: Iterator[int],
-    ) -> tuple[MemoryState, list[Tensor], Tensor]:
-        """Return the memory of some rows after all steps, the loss before each step, and the value kept (2, B)."""
+    ) -> tuple[MemoryState, list[Tensor], list[Tensor]]:
+        """Return the memory of some rows after all steps, the loss before each step, and the value
+        kept (B,) before and after them."""
         form, config, study = self._form, self.config, self.config.study
         with torch.no_grad():
             before = form.condition(state) if written else None
@@ -155,7 +158,7 @@ class DescentWriter(nn.Module):
             next(ticks)
         with torch.no_grad():
             values.append(self._value_kept(memory, held_out))
-        return memory, losses, torch.stack(values)
+        return memory, losses, values
 
     def _moved(self, memory: MemoryState, params: list[Tensor]) -> MemoryState:
         new = dict(zip(self._form.moved, params, strict=True))

@@ -1,0 +1,37 @@
+"""What the writers say to people about a write."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from memwrite.plugins import WriteReport
+
+
+def recited(trace: Mapping[str, Tensor]) -> WriteReport:
+    """Say how much of the context the memory gives back."""
+    accuracy = trace["accuracy"]
+    if not len(accuracy):
+        return WriteReport()
+    facts = [f"{float(accuracy[-1]):.1%} of the tokens right after {len(accuracy)} steps"]
+    if accuracy[-1] == 1:
+        return WriteReport(facts)
+    lacks = "the state does not hold the whole text: give the writer a larger state or more steps."
+    return WriteReport(facts, [lacks])
+
+
+def worth(trace: Mapping[str, Tensor]) -> WriteReport:
+    """Say how much better the memory is than none, on texts that it was not descended on."""
+    kept, start = float(trace["value_kept"][-1]), float(trace["value_kept_at_start"][-1])
+    facts = [
+        f"keeps {kept:.0%} of what the text is worth to the model, measured on texts held out from the descent "
+        f"({start:.0%} before its {len(trace['loss'])} steps)"
+    ]
+    if kept >= 0.5:
+        return WriteReport(facts)
+    if kept < 0:
+        return WriteReport(
+            facts, ["this memory is worse than none: use more study.texts or a smaller lr."]
+        )
+    return WriteReport(facts, ["most of the text is lost: use more slots, steps or study.texts."])
