@@ -15,7 +15,7 @@ SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 BYTES = list(bytes_to_unicode().values())
 # Spaces, line ends and digits, which ways of splitting a text treat differently.
 MERGES = ["Ġ Ġ", "Ċ Ċ", "1 2", "Ġ a", "h e"]
-TOKENS = [*SPECIAL, *BYTES, *(merge.replace(" ", "") for merge in MERGES)]
+TOKENS = [*SPECIAL, *BYTES, *(merge.replace(" ", "") for merge in MERGES), "said"]
 TEMPLATE = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"

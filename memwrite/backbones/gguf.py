@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import pre_tokenizers
+from tokenizers import Regex, pre_tokenizers, processors
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -39,6 +39,14 @@ _SPLIT_AS_GPT2 = frozenset({"gpt-2", "mpt", "olmo", "jais", "trillion", "phi-2"}
 _SPLIT_DIGITS = frozenset(
     {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
 )
+#: Those of Llama 3, whose pieces that are tokens as a whole are not merged anew, and whose texts begin with a token.
+_LLAMA3 = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral"})
+_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,%d}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+#: What other ways match.
+_PATTERNS = {**dict.fromkeys(_LLAMA3, _WORDS % 3), "qwen2": _WORDS % 1}
 #: Tokens that end a turn, as families spell them; the file names only one end token.
 _TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|eom_id|>")
 _CONTROL = 3
@@ -84,6 +92,7 @@ def _convert(path: Path, folder: Path) -> None:
         check_config(path, metadata, config, tensors)
         tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
         _set_split(path, metadata, tokenizer)
+        _set_special(metadata, tokenizer)
         model = _plain(path, config, where)
         if ends := _end_ids(metadata):
             model.generation_config.eos_token_id = ends
@@ -118,7 +127,14 @@ def _set_split(path: Path, metadata: Mapping[str, Any], tokenizer: Any) -> None:
     ):
         return
     kind = metadata.get(f"{TOKENIZER}pre")
-    if kind in _SPLIT_DIGITS:
+    if kind in _PATTERNS:
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(_PATTERNS[kind]), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    elif kind in _SPLIT_DIGITS:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), backend.pre_tokenizer]
         )
@@ -126,6 +142,24 @@ def _set_split(path: Path, metadata: Mapping[str, Any], tokenizer: Any) -> None:
         raise ConfigError(
             f"'{path}' splits texts in a way that is not known here (tokenizer.ggml.pre = '{kind}'): "
             f"{INSTEAD}"
+        )
+
+
+def _set_special(metadata: Mapping[str, Any], tokenizer: Any) -> None:
+    """Set what some versions of transformers leave at a default: special tokens, and two ways of Llama 3's."""
+    tokens: Sequence[str] = metadata[f"{TOKENIZER}tokens"]
+    for name, ours in (("bos", "bos"), ("eos", "eos"), ("unknown", "unk"), ("padding", "pad")):
+        token = metadata.get(f"{TOKENIZER}{name}_token_id")
+        if token is not None:
+            setattr(tokenizer, f"{ours}_token", tokens[token])
+    if metadata.get(f"{TOKENIZER}pre") not in _LLAMA3:
+        return
+    backend = tokenizer.backend_tokenizer
+    backend.model.ignore_merges = True
+    if metadata.get(f"{TOKENIZER}add_bos_token", True) and tokenizer.bos_token is not None:
+        start, token = tokenizer.bos_token, tokenizer.bos_token_id
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{start} $A", pair=f"{start} $A {start}:1 $B:1", special_tokens=[(start, token)]
         )
 
 

@@ -76,7 +76,7 @@ def test_texts_are_split_as_the_file_says(tmp_path: Path) -> None:
     """SmolLM2's tokenizer takes every digit by itself first, which changes the spaces before it too."""
     texts = ["a  12", "\n\n12", "he 12  a"]
     tokens = {}
-    for pre in ("smollm", "gpt-2", "qwen2"):
+    for pre in ("smollm", "gpt-2", "qwen2", "llama-bpe"):
         path = gguf_files.write(tmp_path / f"{pre}.gguf", gguf_files.llama(), pre=pre)
         tokenizer = load(path).tokenizer
         assert [tokenizer.decode(tokenizer.encode(text)) for text in texts] == texts
@@ -92,6 +92,10 @@ def test_texts_are_split_as_the_file_says(tmp_path: Path) -> None:
         ["he", "Ġ", "12", "Ġ", "Ġa"],
     ]
     assert tokens["qwen2"][1] == ["ĊĊ", "1", "2"]
+    assert tokens["llama-bpe"][1] == ["ĊĊ", "12"]
+    # "said" is a token that no merge makes; a text of Llama 3 begins with a token.
+    assert tokenizer.encode("said") == [gguf_files.TOKENS.index("said")]
+    assert tokenizer.opening == (1,)
 
 
 def test_special_tokens_template_and_ends_come_along(written: Path) -> None:
