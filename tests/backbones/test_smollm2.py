@@ -51,7 +51,6 @@ def test_it_knows_what_it_has_read_and_its_state_names_it(memory: Memory, tmp_pa
     memory.save(state, tmp_path / "a.st")
     again, same = Memory.load(tmp_path / "a.st")
     assert again.backbone.fingerprint == memory.backbone.fingerprint
-    nothing = memory.writer.init(1)
-    assert "Paris" in again.ask(same, " The capital of France is", max_new_tokens=4)
-    assert "Ondine" in again.ask(same, " Ava's boat is called", max_new_tokens=4)
-    assert "Ondine" not in again.ask(nothing, " Ava's boat is called", max_new_tokens=4)
+    question = "What is Ava's boat called?"
+    assert "Ondine" in again.ask(same, question, max_new_tokens=12)
+    assert "Ondine" not in again.ask(memory.writer.init(1), question, max_new_tokens=12)
