@@ -6,17 +6,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
+from memwrite.protocols import Backbone
 from memwrite_kv.budget import BudgetConfig
 from memwrite_kv.candidates import Score
+from memwrite_kv.compaction import CompactConfig, CompactWriter, MatchingConfig
 from memwrite_kv.scores.accumulated_attention import (
     AccumulatedAttention,
     AccumulatedAttentionConfig,
 )
+from memwrite_kv.scores.expected_attention import ExpectedAttention, ExpectedAttentionConfig
 from memwrite_kv.scores.first_and_last import FirstAndLast, FirstAndLastConfig
 from memwrite_kv.scores.key_diversity import KeyDiversity
 from memwrite_kv.scores.key_norm import KeyNorm
 from memwrite_kv.scores.last_queries import LastQueries, LastQueriesConfig
 from memwrite_kv.scores.random import Random
+from memwrite_kv.scores.reconstruction import ReconstructionConfig, ReconstructionWriter
 from memwrite_kv.writer import SelectionWriter
 
 __all__ = ["WRITERS", "BudgetConfig", "Score", "SelectionWriter", "memwrite_writers", "selection"]
@@ -25,20 +29,43 @@ __all__ = ["WRITERS", "BudgetConfig", "Score", "SelectionWriter", "memwrite_writ
 def selection(
     name: str, summary: str, config: type[BudgetConfig], score: Callable[[Any], Score]
 ) -> WriterPlugin:
-    """Declare a writer that keeps the best slots by a score."""
+    """Declare a writer that keeps the best slots by a score, which is made of the writer's parameters."""
+
+    def build(params: BudgetConfig, backbone: Backbone) -> SelectionWriter:
+        return SelectionWriter(params, backbone, score(params))
+
+    return _plugin(name, summary, config, build)
+
+
+def _plugin(
+    name: str,
+    summary: str,
+    config: type[BudgetConfig],
+    build: Callable[[Any, Backbone], SelectionWriter],
+) -> WriterPlugin:
     return WriterPlugin(
         api=2,
         name=name,
         summary=summary,
         config=config,
-        build=lambda params, backbone: SelectionWriter(params, backbone, score(params)),
+        build=build,
         emits="keyvalue",
         capabilities=Capabilities(streaming=True),
         slots="slots",
     )
 
 
+def _expected(params: ExpectedAttentionConfig, backbone: Backbone) -> SelectionWriter:
+    return SelectionWriter(params, backbone, ExpectedAttention(params, backbone))
+
+
 WRITERS = [
+    _plugin(
+        "compact",
+        "slots that the context's queries would attend to from behind it, with refitted values",
+        CompactConfig,
+        CompactWriter,
+    ),
     selection(
         "h2o",
         "slots that the context itself attends to",
@@ -46,6 +73,24 @@ WRITERS = [
         AccumulatedAttention,
     ),
     selection("snapkv", "slots that the last tokens attend to", LastQueriesConfig, LastQueries),
+    _plugin(
+        "expected-attention",
+        "slots that queries like the context's would attend to",
+        ExpectedAttentionConfig,
+        _expected,
+    ),
+    _plugin(
+        "kvzip",
+        "slots that are attended to while the context is repeated",
+        ReconstructionConfig,
+        ReconstructionWriter,
+    ),
+    _plugin(
+        "attention-matching",
+        "slots with a bias and values fitted to the queries of a repetition",
+        MatchingConfig,
+        CompactWriter,
+    ),
     selection("keydiff", "slots whose keys are unlike the others", BudgetConfig, KeyDiversity),
     selection("knorm", "slots whose keys have a small norm", BudgetConfig, KeyNorm),
     selection("streaming-llm", "the first slots and the last", FirstAndLastConfig, FirstAndLast),

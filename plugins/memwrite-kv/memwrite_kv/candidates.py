@@ -24,10 +24,13 @@ class Candidates:
         values: (B, Hkv, S, Dh).
         mask: (B, S) bool, True where there is a slot or token.
         positions: (B, Hkv, S), where each stands.
-        queries: (B, H, T, Dh) of the tokens, after norm and rotary embedding.
+        queries: (B, H, n, Dh) of those who ask, after norm and rotary embedding: of the T tokens themselves or, where
+            `later` is set, of tokens behind them all.
         scale: factor of the attention logits.
         bias: (B, Hkv, S), added to them; None for none.
         carried: name -> (B, Hkv, S), what the score left with the old slots; 0 for new tokens.
+        old: M, the number of old slots, padding included.
+        later: whether those who ask stand behind all candidates, and see them all.
     """
 
     layer: int
@@ -39,11 +42,8 @@ class Candidates:
     scale: float
     bias: Tensor | None
     carried: Mapping[str, Tensor]
-
-    @property
-    def old(self) -> int:
-        """M, the number of old slots, padding included."""
-        return self.keys.shape[2] - self.queries.shape[2]
+    old: int
+    later: bool = False
 
     @property
     def lengths(self) -> Tensor:
@@ -74,14 +74,17 @@ class Candidates:
             real = asking.real[:, start : start + BLOCK]
             if not bool(real.any()):
                 return
-            stop = self.old + int(index.max()) + 1
+            count = self.keys.shape[2]
+            stop = count if self.later else min(self.old + int(index.max()) + 1, count)
             at = index[:, None, None, :, None].expand(*queries.shape[:3], -1, queries.shape[-1])
             logits = queries.gather(3, at) @ self.keys[:, :, None, :stop].mT
             if self.bias is not None:
                 logits = logits + self.bias[:, :, None, None, :stop]
-            seen = self.mask[:, None, :stop] & (place[:stop] <= self.old + index[..., None])
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            weights = logits.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+            seen = self.mask[:, None, :stop]
+            if not self.later:
+                seen = seen & (place[:stop] <= self.old + index[..., None])
+            logits = logits.to(self.zeros().dtype).masked_fill(~seen[:, None, None], -torch.inf)
+            weights = logits.softmax(-1)
             yield weights.masked_fill(~real[:, None, None, :, None], 0), real
 
 

@@ -111,3 +111,106 @@ def chosen(scores: list[float], slots: int, sinks: int, recent: int) -> list[int
     always = [s for s in range(count) if s < sinks or s >= count - recent][:slots]
     others = sorted((s for s in range(count) if s not in always), key=lambda s: -scores[s])
     return sorted(always + others[: slots - len(always)])
+
+
+def softmax(logits: Sequence[float]) -> list[float]:
+    """Return the softmax of a list."""
+    most = max(logits)
+    weights = [math.exp(logit - most) for logit in logits]
+    return [weight / sum(weights) for weight in weights]
+
+
+def from_behind(seen: Seen, later: Tensor) -> list[list[list[float]]]:
+    """Return for each key head what each of its queries gives to all slots: `later` (H, n, Dh) stand behind them all."""
+    group = later.shape[0] // seen.keys.shape[0]
+    return [
+        [
+            softmax([float(query @ key) * seen.scale for key in keys])
+            for queries in later[head * group : (head + 1) * group].double()
+            for query in queries
+        ]
+        for head, keys in enumerate(seen.keys.double())
+    ]
+
+
+def compact(seen: Seen, later: Tensor, score: str, value_norm: bool) -> list[list[float]]:
+    """Return the score of each slot by queries that stand behind them all."""
+    scores = []
+    for head, rows in enumerate(from_behind(seen, later)):
+        columns = list(zip(*rows, strict=True))
+        if score == "max":
+            worth = [max(column) for column in columns]
+        elif score == "rms":
+            worth = [math.sqrt(sum(w * w for w in column)) for column in columns]
+        else:
+            worth = [sum(column) for column in columns]
+        norms = seen.values[head].double().norm(dim=-1).tolist()
+        scores.append([w * (n if value_norm else 1) for w, n in zip(worth, norms, strict=True)])
+    return scores
+
+
+def matched(
+    seen: Seen, later: Tensor, head: int, index: list[int], bias: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the bias and the values of one head's kept slots: Attention Matching, by torch's own least squares."""
+    group = later.shape[0] // seen.keys.shape[0]
+    queries = later[head * group : (head + 1) * group].double().flatten(0, 1)
+    logits = queries @ seen.keys[head].double().T * seen.scale
+    beta = torch.zeros(len(index), dtype=torch.float64)
+    if bias:
+        e = (logits - logits.max(1, keepdim=True).values).exp()
+        some, total = e[:, index], e.sum(1, keepdim=True)
+        low, high = math.exp(-3), math.exp(3)
+        b = torch.linalg.lstsq(some, total, driver="gelsd").solution.clamp(low, high)
+        for _ in range(2):
+            step = 1 / torch.linalg.matrix_norm(some, 2) ** 2
+            b = (b - step * some.T @ (some @ b - total)).clamp(low, high)
+        beta = b[:, 0].log()
+    weights = (logits[:, index] + beta).softmax(1)
+    output = logits.softmax(1) @ seen.values[head].double()
+    return beta, torch.linalg.lstsq(weights, output, driver="gelsd").solution
+
+
+def expected_attention(
+    seen: Seen, flat: Tensor, sinks: int, rotations: Tensor, value_norm: bool
+) -> list[list[float]]:
+    """Return the score of slots by Gaussian queries.
+
+    Args:
+        seen: of a text without old slots.
+        flat: (H, T, Dh), the queries at position 0.
+        sinks: first tokens that do not count.
+        rotations: (future, Dh, Dh), each turning a column to a position behind the text.
+        value_norm: whether to multiply by the norm of the value.
+    """
+    group, slots = len(flat) // len(seen.keys), seen.keys.shape[1]
+    average = rotations.mean(0)
+    scores = [[0.0] * slots for _ in seen.keys]
+    for head, queries in enumerate(flat[:, min(sinks, slots - 1) :].double()):
+        mean = average @ queries.mean(0)
+        around = queries - queries.mean(0)
+        spread = average @ (around.T @ around / len(queries)) @ average.T
+        keys = seen.keys[head // group].double()
+        logits = [
+            float(mean @ key) * seen.scale + float(key @ spread @ key) * seen.scale**2 / 2
+            for key in keys[sinks:]
+        ]
+        for slot, weight in enumerate(softmax(logits) if logits else [], start=sinks):
+            scores[head // group][slot] += weight / group
+    if value_norm:
+        for head, row in enumerate(scores):
+            for slot in range(slots):
+                row[slot] *= float(seen.values[head, slot].double().norm())
+    return scores
+
+
+def reconstruction(seen: Seen, slots: int) -> list[list[float]]:
+    """Return the largest weight that any token of the repetition gives to each of the first `slots`."""
+    heads = seen.keys.shape[0]
+    group = seen.queries.shape[0] // heads
+    most = [[0.0] * slots for _ in range(heads)]
+    for head in range(seen.queries.shape[0]):
+        for token in range(seen.queries.shape[1]):
+            for slot, weight in enumerate(seen.attention(head, token)[:slots]):
+                most[head // group][slot] = max(most[head // group][slot], weight)
+    return most

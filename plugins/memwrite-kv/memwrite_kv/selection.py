@@ -27,6 +27,11 @@ class Chosen:
             index, real = index[..., None].expand(-1, -1, -1, tensor.shape[-1]), real[..., None]
         return tensor.gather(2, index).masked_fill(~real, 0)
 
+    def columns(self, tensor: Tensor, nothing: float) -> Tensor:
+        """Pick (B, Hkv, n, M) from (B, Hkv, n, S), `nothing` where there is no slot."""
+        picked = tensor.gather(-1, self.index[:, :, None].expand(-1, -1, tensor.shape[2], -1))
+        return picked.masked_fill(~self.real[:, None, None], nothing)
+
 
 def best(score: Tensor, mask: Tensor, count: Tensor, slots: int, sinks: int, recent: int) -> Chosen:
     """Choose the best candidates of each head, and the first and last ones in any case.

@@ -13,8 +13,13 @@ from memwrite.inference.positions import rewind
 from memwrite.protocols import Backbone, KeyValues, LayerActivations, WriteOutput
 from memwrite.state import MemoryState, PackedTokens
 from memwrite_kv.budget import BudgetConfig, counts, spec_of, spec_of_slots
-from memwrite_kv.candidates import Candidates, Score
-from memwrite_kv.selection import best
+from memwrite_kv.candidates import Candidates, Score, Scored
+from memwrite_kv.selection import Chosen, best
+
+#: Makes of the chosen slots what takes the place of their own tensors, by name.
+Fit = Callable[[Chosen], dict[str, Tensor]]
+#: Takes the candidates of one layer with their scores and, where there is one, a fit; returns what is kept of them.
+Take = Callable[[Candidates, Scored, Fit | None], Chosen]
 
 
 class SelectionWriter(nn.Module):
@@ -28,12 +33,15 @@ class SelectionWriter(nn.Module):
         score: what a slot is worth.
     """
 
+    #: Whether its states have a bias on each slot.
+    biased = False
+
     def __init__(self, config: BudgetConfig, backbone: Backbone, score: Score) -> None:
         super().__init__()
         self.config = config
         self.score = score
         self._backbone = backbone
-        self.spec = spec_of(config, backbone.info, score.latent)
+        self.spec = spec_of(config, backbone.info, score.latent, self.biased)
         #: What a state of so many slots needs of the positions when it goes on.
         self.reserved_positions = self.spec.shapes["mask"][0]
 
@@ -53,68 +61,80 @@ class SelectionWriter(nn.Module):
             spec = spec_of_slots(
                 slots, self._backbone.info, self.score.latent, False, bounded=False
             )
+        sinks, recent = self.config.sinks, self.config.recent
         layers: list[dict[str, Tensor]] = []
-        real = count.new_zeros(0)
 
-        def observe(seen: LayerActivations) -> None:
-            nonlocal real
-            candidates = self._candidates(seen, state, context)
-            with torch.no_grad():
-                scored = self.score(candidates)
-            chosen = best(
-                scored.score, candidates.mask, count, slots, self.config.sinks, self.config.recent
-            )
-            real = chosen.real
+        def take(candidates: Candidates, scored: Scored, fit: Fit | None) -> Chosen:
+            chosen = best(scored.score, candidates.mask, count, slots, sinks, recent)
             parts = {
                 "keys": candidates.keys,
                 "values": candidates.values,
                 "latent.position": candidates.positions,
             }
             parts |= {f"latent.{name}": tensor for name, tensor in scored.carried.items()}
-            layers.append({name: chosen.of(tensor) for name, tensor in parts.items()})
+            picked = {name: chosen.of(tensor) for name, tensor in parts.items()}
+            layers.append(picked if fit is None else picked | fit(chosen))
+            return chosen
 
-        self._run(state, context, observe)
+        self._read(state, context, take)
         tensors = {
             name: torch.stack([layer[name] for layer in layers], 1).to(spec.dtype_of(name))
             for name in layers[0]
         }
-        tensors["mask"], tensors["next_position"] = real, state["next_position"] + new
+        tensors["mask"] = torch.arange(slots, device=count.device) < count[:, None]
+        tensors["next_position"] = state["next_position"] + new
         written = MemoryState(spec, {name: tensors[name] for name in spec.tensors})
         # What is read behind a memory needs positions, too.
         most = 0 if self.config.rewind else self._backbone.info.positions * 3 // 4
         return WriteOutput(self._rewound(written, written["next_position"] > most))
 
-    def _run(
-        self,
-        state: MemoryState,
-        context: PackedTokens,
-        observe: Callable[[LayerActivations], None],
-    ) -> None:
-        past = _key_values(state) if bool(state["mask"].any()) else None
+    def _read(self, state: MemoryState, context: PackedTokens, take: Take) -> None:
+        """Run the model over the context, and hand on each layer's candidates with their scores, first layer first."""
+
+        def observe(seen: LayerActivations) -> None:
+            candidates = self._candidates(
+                seen.layer, seen.keys, seen.values, seen.queries, seen.scale, state, context
+            )
+            with torch.no_grad():
+                scored = self.score(candidates)
+            take(candidates, scored, None)
+
         self._backbone.forward(
-            self._backbone.embed(context.ids), past=past, lengths=context.lengths, observe=observe
+            self._backbone.embed(context.ids),
+            past=past_of(state),
+            lengths=context.lengths,
+            observe=observe,
         )
 
     def _candidates(
-        self, seen: LayerActivations, state: MemoryState, context: PackedTokens
+        self,
+        layer: int,
+        keys: Tensor,
+        values: Tensor,
+        queries: Tensor,
+        scale: float,
+        state: MemoryState,
+        context: PackedTokens,
     ) -> Candidates:
         """Return what one layer can choose from; it was run without old slots where no row has one."""
-        old = seen.keys.shape[2] - context.ids.shape[1]
-        shape = seen.keys.shape[:2]
+        old = keys.shape[2] - context.ids.shape[1]
+        shape = keys.shape[:2]
         length = context.ids.shape[1]
         places = state["next_position"][:, None] + torch.arange(length, device=context.ids.device)
-        held = {name: t[:, seen.layer, :, :old] for name, t in state.tensors.items() if t.ndim > 2}
+        held = {name: t[:, layer, :, :old] for name, t in state.tensors.items() if t.ndim > 2}
         empty = places.new_zeros(*shape, length, dtype=self._backbone.info.state_dtype)
+        bias = held.get("bias")
         return Candidates(
-            seen.layer,
-            seen.keys,
-            seen.values,
+            layer,
+            keys,
+            values,
             torch.cat([state["mask"][:, :old], context.mask], 1),
             torch.cat([held["latent.position"], places[:, None].expand(*shape, -1)], 2),
-            seen.queries,
-            seen.scale,
-            None,
+            queries,
+            scale,
+            None if bias is None else torch.cat([bias, empty], 2),
             {n: torch.cat([held[f"latent.{n}"], empty], 2) for n in self.score.latent},
+            old,
         )
 
     def _with_room(self, state: MemoryState, new: Tensor) -> MemoryState:
@@ -144,6 +164,11 @@ class SelectionWriter(nn.Module):
             "latent.position": own.to(places.dtype),
         }
         return replace(state, tensors=tensors).where(rows, state)
+
+
+def past_of(state: MemoryState) -> KeyValues | None:
+    """Return what a state holds as the model takes it; None where no row holds anything."""
+    return _key_values(state) if bool(state["mask"].any()) else None
 
 
 def _key_values(state: MemoryState) -> KeyValues:

@@ -41,3 +41,23 @@ def test_random_slots(law) -> None:
 @conformance(BY_NAME["h2o"], reader="key-value", params={"ratio": 0.5})
 def test_a_state_that_grows(law) -> None:
     law()
+
+
+@conformance(BY_NAME["compact"], reader="key-value", params={"slots": 4})
+def test_compact(law) -> None:
+    law()
+
+
+@conformance(BY_NAME["attention-matching"], reader="key-value", params={"slots": 4, "chunk": 4})
+def test_attention_matching(law) -> None:
+    law()
+
+
+@conformance(BY_NAME["expected-attention"], reader="key-value", params={"slots": 4, "sinks": 1})
+def test_expected_attention(law) -> None:
+    law()
+
+
+@conformance(BY_NAME["kvzip"], reader="key-value", params={"slots": 4, "chunk": 4})
+def test_kvzip(law) -> None:
+    law()

@@ -1,0 +1,71 @@
+"""Attention Matching (2026, arXiv 2602.16284): a bias and new values for chosen keys, fitted so that attention comes out the same."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memwrite_kv.selection import Chosen
+
+#: Bounds of the mass of one slot, and steps of projected gradient descent within them (the paper's fast setting).
+BOUNDS = (torch.tensor(-3.0).exp().item(), torch.tensor(3.0).exp().item())
+STEPS = 2
+#: Eigenvalues below this share of the largest are taken for 0.
+RANK = 1e-12
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Queries that the fit has to serve, for each row and key head.
+
+    Attributes:
+        logits: (B, Hkv, n, S) on the whole cache, -inf where there is no slot.
+        values: (B, Hkv, S, Dh).
+        asked: (B, n) bool, which queries are real.
+    """
+
+    logits: Tensor
+    values: Tensor
+    asked: Tensor
+
+    @property
+    def weights(self) -> Tensor:
+        """The attention (B, Hkv, n, S), 0 at queries that are none."""
+        return self.logits.softmax(-1).masked_fill(~self.asked[:, None, :, None], 0)
+
+
+def mass(reference: Reference, kept: Chosen) -> Tensor:
+    """Return the bias β (B, Hkv, t) of kept slots, so that their exponentials sum up to those of all slots.
+
+    Least squares in float64, min ‖E_S b − E 1‖² within bounds, β = log b; of each query e = exp(logit − its largest).
+    """
+    full = (reference.logits - reference.logits.amax(-1, keepdim=True)).exp()
+    full = full.masked_fill(~reference.asked[:, None, :, None], 0)
+    some, total = kept.columns(full, 0).double(), full.double().sum(-1, keepdim=True)
+    low, high = BOUNDS
+    square, against = some.mT @ some, some.mT @ total
+    b = _solved(square, against).clamp(low, high)
+    step = 1 / torch.linalg.matrix_norm(square, 2)[..., None, None].clamp(min=1e-12)
+    for _ in range(STEPS):
+        b = (b - step * (square @ b - against)).clamp(low, high)
+    bias: Tensor = b[..., 0].log()
+    return bias.masked_fill(~kept.real[:, None], 0)
+
+
+def values(reference: Reference, kept: Chosen, bias: Tensor) -> Tensor:
+    """Return values (B, Hkv, t, Dh) with which attention to the kept slots alone comes nearest to the whole output.
+
+    Least squares in float64, min ‖X C − A V‖², X the softmax over the kept slots with their bias; the smallest C where many fit.
+    """
+    logits = kept.columns(reference.logits, -torch.inf).double() + bias[:, :, None]
+    some = logits.softmax(-1).masked_fill(~reference.asked[:, None, :, None], 0)
+    output = (reference.weights @ reference.values).double()
+    return _solved(some.mT @ some, some.mT @ output)
+
+
+def _solved(square: Tensor, against: Tensor) -> Tensor:
+    """Solve the normal equations of least squares, by the smallest solution where there are many."""
+    solution: Tensor = torch.linalg.pinv(square, rtol=RANK, hermitian=True) @ against
+    return solution
