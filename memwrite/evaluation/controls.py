@@ -45,8 +45,16 @@ def context_visible(memory: M, needed: int) -> M | None:
     """
     if needed > memory.backbone.info.positions:
         return None
-    writer, reader = PartConfig("full-context"), PartConfig("key-value")
-    config = replace(memory.config, writer=writer, reader=reader)
+    return _sibling(memory, "full-context", "key-value")
+
+
+def without_memory(memory: M) -> M:
+    """Return the same backbone without a memory."""
+    return _sibling(memory, "no-memory", "no-memory")
+
+
+def _sibling(memory: M, writer: str, reader: str) -> M:
+    config = replace(memory.config, writer=PartConfig(writer), reader=PartConfig(reader))
     return type(memory).from_config(config, backbone=memory.backbone)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
-from memwrite.config import PartConfig, to_dict
-from memwrite.errors import InputError
+from memwrite.config import to_dict
+from memwrite.errors import InputError, PositionsExceeded
+from memwrite.evaluation.controls import (
+    context_visible,
+    evaluation_mode,
+    parts,
+    table,
+    without_memory,
+)
 from memwrite.evaluation.value_kept import Prediction, Reading, predict, share_right, summarise
 from memwrite.state import Tokens
 from memwrite.tasks.base import EvaluatedMemory, Example, Examples, collate
@@ -58,8 +63,7 @@ class LanguageEvaluation:
         return [
             f"{self.contexts} contexts of {self.context_tokens // self.contexts} tokens, {self.tokens} tokens behind "
             f"them; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
-            _row("", *heads),
-            *(_row(name, *_cells(reading)) for name, reading in self.readings.items()),
+            *table(heads, {name: _cells(reading) for name, reading in self.readings.items()}),
             f"context read again: {recall} of its tokens are the first choice, {self.recall_without:.1%} without memory",
             "value kept: 0 is no memory, 1 as good as the context in sight, below 0 harmful; agreement: first "
             "choices that are those with the context in sight",
@@ -78,26 +82,6 @@ def _cells(reading: Reading) -> list[str]:
     return cells
 
 
-def _row(name: str, *cells: str) -> str:
-    return (name.ljust(16) + "".join(cell.rjust(17) for cell in cells)).rstrip()
-
-
-def visible(memory: M) -> M:
-    """Return the same backbone with the whole context kept."""
-    return _sibling(memory, "full-context", "key-value")
-
-
-def memoryless(memory: M) -> M:
-    """Return the same backbone without a memory."""
-    return _sibling(memory, "no-memory", "no-memory")
-
-
-def _sibling(memory: M, writer: str, reader: str) -> M:
-    config = replace(memory.config, writer=PartConfig(writer), reader=PartConfig(reader))
-    return type(memory).from_config(config, backbone=memory.backbone)
-
-
-@torch.no_grad()
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> LanguageEvaluation:
     """Write every context once and predict what follows it, in evaluation mode.
 
@@ -114,65 +98,57 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> LanguageEvaluation:
             "there is nothing to evaluate: no held-out text is as long as task.params.context and length together; "
             "name other files, as in task.params.files=[book.txt], or lower them"
         )
-    training = memory.training
-    memory.eval()
-    try:
-        return _evaluate(memory, [examples[i] for i in range(len(examples))])
-    finally:
-        memory.train(training)
+    passages = [examples[index] for index in range(len(examples))]
+    longest = max(len(example.context) + len(example.queries[0]) for example in passages)
+    full = context_visible(memory, longest)
+    if full is None:
+        raise PositionsExceeded(
+            f"a context and its text take {longest} positions, but the model has only "
+            f"{memory.backbone.info.positions}: lower task.params.context or length"
+        )
+    with evaluation_mode(memory):
+        return _evaluate(memory, full, passages)
 
 
-def _evaluate(memory: EvaluatedMemory, examples: Sequence[Example]) -> LanguageEvaluation:
-    full, nothing = visible(memory), memoryless(memory)
-    found: dict[str, list[Prediction]] = {}
+def _evaluate(memory: M, full: M, examples: Sequence[Example]) -> LanguageEvaluation:
+    nothing = without_memory(memory)
+    predictions: dict[str, list[Prediction]] = {}
     again: list[Prediction] = []
     again_without: list[Prediction] = []
     floats = size = 0
     longest = max(len(example.context) for example in examples)
     recalled = 2 * longest <= memory.backbone.info.positions
-    for part in track([*batches(examples)], "evaluate", "batch"):
+    for indices in track([*parts(len(examples), BATCH)], "evaluate", "batch"):
+        part = [examples[index] for index in indices]
         contexts = collate(part)["batch"].context
         state = memory.write(contexts).state
         floats = max(floats, state.floats // len(part))
         size = max(size, state.nbytes // len(part))
-        unwritten = memory.write(Tokens.from_rows([[]] * len(part))).state
         none = nothing.write(contexts).state
         readings = {
             "memory": (memory, state),
-            "unwritten": (memory, unwritten),
+            "unwritten": (memory, memory.write(Tokens.from_rows([[]] * len(part))).state),
             "another's state": (memory, state.map(lambda tensor: tensor.roll(1, 0))),
             "no memory": (nothing, none),
             "context visible": (full, full.write(contexts).state),
         }
-        for name, (reading, given) in readings.items():
-            if len(part) > 1 or name != "another's state":
-                found.setdefault(name, []).extend(
-                    predict(reading, given, [example.queries[0] for example in part])
-                )
+        if len(part) == 1:
+            del readings["another's state"]
+        texts = [example.queries[0] for example in part]
+        for name, (reader, given) in readings.items():
+            predictions.setdefault(name, []).extend(predict(reader, given, texts))
         repeated = [example.context for example in part]
         again_without += predict(nothing, none, repeated)
         if recalled:
             again += predict(memory, state, repeated)
-    texts = [example.queries[0] for example in examples]
-    tokens = sum(map(len, texts)) - len(texts)
+    without, visible = predictions["no memory"], predictions["context visible"]
     return LanguageEvaluation(
         contexts=len(examples),
         context_tokens=sum(len(example.context) for example in examples),
-        tokens=tokens,
+        tokens=sum(len(prediction.choices) for prediction in without),
         state_floats=floats,
         state_bytes=size,
-        readings={
-            name: summarise(own, found["no memory"], found["context visible"])
-            for name, own in found.items()
-            if len(own) == len(examples)
-        },
+        readings={name: summarise(own, without, visible) for name, own in predictions.items()},
         recall=share_right(again) if recalled else None,
         recall_without=share_right(again_without),
     )
-
-
-def batches(examples: Sequence[Example]) -> Iterator[Sequence[Example]]:
-    """Yield parts of nearly one size, `BATCH` at most but for what would be left alone."""
-    count = max(1, len(examples) // BATCH)
-    for part in range(count):
-        yield examples[part * len(examples) // count : (part + 1) * len(examples) // count]

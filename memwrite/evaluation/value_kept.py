@@ -28,12 +28,12 @@ class Prediction:
     """How a text was predicted, from its second token on.
 
     Attributes:
-        bits: negative log2-likelihood of its tokens, together.
+        bits: negative log2-likelihood of each token.
         choices: the model's first choice for each of them, given the right ones before it.
         right: how many of these are the text's.
     """
 
-    bits: float
+    bits: tuple[float, ...]
     choices: tuple[int, ...]
     right: int
 
@@ -107,9 +107,9 @@ def predict(
 
 def _prediction(logits: Tensor, targets: Sequence[int]) -> Prediction:
     right = torch.tensor(targets, device=logits.device)
-    bits = F.cross_entropy(logits.float(), right, reduction="none").double().sum() / math.log(2)
+    bits = F.cross_entropy(logits, right, reduction="none").double() / math.log(2)
     choices = logits.argmax(-1)
-    return Prediction(float(bits), tuple(choices.tolist()), int((choices == right).sum()))
+    return Prediction(tuple(bits.tolist()), tuple(choices.tolist()), int((choices == right).sum()))
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def summarise(
         for mine, theirs in zip(a.choices, b.choices, strict=True)
     )
     return Reading(
-        bits_per_token=sum(prediction.bits for prediction in own) / tokens,
+        bits_per_token=sum(_bits(own)) / tokens,
         value_kept=value_kept(_bits(without), _bits(own), _bits(full)),
         agreement=same / tokens,
     )
@@ -150,4 +150,4 @@ def share_right(predictions: Sequence[Prediction]) -> float:
 
 
 def _bits(predictions: Sequence[Prediction]) -> list[float]:
-    return [prediction.bits for prediction in predictions]
+    return [sum(prediction.bits) for prediction in predictions]
