@@ -53,6 +53,16 @@ def png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> str:
+    """Return the figure as an SVG element, the same for the same data, and close it."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "memwrite", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
 def embedded(image: bytes) -> str:
     """Return a PNG file as the address of an image within the page."""
     return "data:image/png;base64," + base64.b64encode(image).decode()

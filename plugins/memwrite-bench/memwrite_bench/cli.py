@@ -97,3 +97,86 @@ def capacity(
     for line in report.lines():
         click.echo(line)
     click.echo(f"\nreport: {Path(out) / 'index.html'}")
+
+
+@bench.command()
+@click.argument("writers", nargs=-1)
+@click.option("--backbone", required=True, help="Model folder, GGUF file, or name of a model.")
+@click.option(
+    "--texts", multiple=True, required=True, help="UTF-8 file of prose; may be given again."
+)
+@click.option("--out", required=True, help="Folder for measurements and report.")
+@click.option(
+    "--slots",
+    callback=_numbers,
+    default="8,16,32",
+    show_default=True,
+    help="Budgets, for each writer that counts its slots.",
+)
+@click.option(
+    "--contexts", default=24, show_default=True, type=click.IntRange(min=1), help="Passages."
+)
+@click.option(
+    "--context", default=160, show_default=True, type=click.IntRange(min=1), help="Tokens of each."
+)
+@click.option(
+    "--length",
+    default=96,
+    show_default=True,
+    type=click.IntRange(min=2),
+    help="Tokens behind it that are predicted.",
+)
+@click.option("--device", help="cpu, cuda, ...; cpu by default.")
+@click.option("--dtype", help="Of the model: float32 by default, bfloat16, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def language(
+    writers: tuple[str, ...],
+    backbone: str,
+    texts: tuple[str, ...],
+    out: str,
+    slots: tuple[int, ...],
+    contexts: int,
+    context: int,
+    length: int,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Measure what memories are worth to the text behind a passage, on a language model as it is, and make one report.
+
+    WRITERS are names of writers, each with the reader of its states, and YAML files with a writer and a reader. By default
+    every installed writer is measured; one with parameters that nobody trained is marked. No memory at all and the
+    whole KV cache kept are measured beside them.
+
+    OUT gets index.html with everything in it, report.json, the plots as SVG files, and one file per measurement in cells.
+    The same command goes on with what is unfinished.
+    """
+    from memwrite.utils.progress import show_progress
+    from memwrite_bench.language import language as measure
+
+    options = {"--device": device, "--dtype": dtype}
+    words = ["memwrite", "bench", "language", *writers, "--backbone", backbone]
+    words += [word for text in texts for word in ("--texts", text)]
+    words += ["--out", out, "--slots", ",".join(map(str, slots)), "--contexts", str(contexts)]
+    words += ["--context", str(context), "--length", str(length)]
+    words += [word for name, value in options.items() if value for word in (name, value)]
+    chosen = {"path": backbone, "device": device, "dtype": dtype}
+    with show_progress():
+        report = measure(
+            {name: value for name, value in chosen.items() if value is not None},
+            [Path(text) for text in texts],
+            Path(out),
+            writers=writers,
+            slots=slots,
+            passages=contexts,
+            context=context,
+            length=length,
+            command=shlex.join(words),
+        )
+    report.save(Path(out))
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+        return
+    for line in report.lines():
+        click.echo(line)
+    click.echo(f"\nreport: {Path(out) / 'index.html'}")

@@ -274,4 +274,4 @@ def test_the_command_is_declared_as_an_entry_point() -> None:
     (point,) = project["entry-points"]["memwrite.commands"].items()
     command = EntryPoint(*point, "memwrite.commands").load()
     assert command.name == "bench"
-    assert list(command.commands) == ["capacity"]
+    assert list(command.commands) == ["capacity", "language"]

@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from memwrite_bench.capacity.figures import FIGURES, SHARES, spread, t_interval
 from memwrite_bench.capacity.grid import default_pairs, plan
-from memwrite_bench.capacity.plots import spread_apart
 from memwrite_bench.capacity.summary import Group, summarise
+from memwrite_bench.lines import spread_apart
 
 from memwrite.evaluation.scores import wilson
 

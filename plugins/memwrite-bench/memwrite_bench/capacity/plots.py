@@ -12,18 +12,12 @@ from matplotlib.ticker import LogLocator, NullLocator, PercentFormatter
 from memwrite.evaluation.page import MUTED, label, plain
 from memwrite_bench.capacity.figures import SHARES
 from memwrite_bench.capacity.summary import Group, Row
+from memwrite_bench.lines import COLOURS, End, look, name_lines
 
-# Okabe and Ito's palette without its yellow, which is too pale for a line.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = "osD^vP*"
 _DASHES = {"full-context": (0, (6, 2)), "no-memory": (0, (1, 1.5))}
-_LABEL_GAP = 0.055
 
 #: The rows that belong to a line, each with its place along the axis.
 Line = list[tuple[float, Row]]
-
-#: Where a line ends, its name and its colour.
-End = tuple[float, float, str, str]
 
 
 def against_pairs(groups: Sequence[Group], name: str, what: str, chance: bool = False) -> Figure:
@@ -61,7 +55,7 @@ def against_pairs(groups: Sequence[Group], name: str, what: str, chance: bool = 
     top = max(axes.get_ylim()[1] for axes in panels)
     for axes, of_lines in zip(panels, ends, strict=True):
         axes.set_ylim(0, top)
-        _name(axes, of_lines)
+        name_lines(axes, of_lines)
     return plain(figure)
 
 
@@ -81,7 +75,7 @@ def against_steps(groups: Sequence[Group], name: str, what: str) -> Figure | Non
                 places = columns if row.steps is None else [row.steps]
                 lines.setdefault(index, []).extend((k, row) for k in places)
     called = [f"{group.name}, N={group.pairs}" for group in groups]
-    _name(axes, _draw(axes, groups, lines, name, called))
+    name_lines(axes, _draw(axes, groups, lines, name, called))
     axes.set_xticks(columns)
     axes.set(xlabel="steps of a write, K", ylabel=what)
     return plain(figure)
@@ -126,7 +120,7 @@ def _beside_visible(axes: Axes, groups: Sequence[Group], ends: Sequence[End]) ->
     _powers(axes, [row.pairs for group in groups for row in group.rows])
     axes.set(xlabel="pairs in the context, N")
     axes.set_title("dashed: the same model with the context visible", fontsize=9, loc="left")
-    _name(axes, ends)
+    name_lines(axes, ends)
 
 
 def _curve(
@@ -144,7 +138,7 @@ def _curve(
     points = [(row.pairs, mean * scale) for row in rows if (mean := row.mean(name))]
     if not points:
         return []
-    colour, marker = _look(index)
+    colour, marker = look(index)
     axes.plot(*zip(*points, strict=True), color=colour, ls=style, lw=1.6, marker=marker, ms=4)
     return [(*points[-1], text, colour)]
 
@@ -164,7 +158,7 @@ def controls(groups: Sequence[Group]) -> Figure:
         values = [(row.mean(name), y) for y, (_, row) in enumerate(rows)]
         points = [(x, y + shift) for x, y in values if x is not None]
         xs, ys = [x for x, _ in points], [y for _, y in points]
-        axes.scatter(xs, ys, s=60, marker=marker, color=_COLOURS[place], label=text, clip_on=False)
+        axes.scatter(xs, ys, s=60, marker=marker, color=COLOURS[place], label=text, clip_on=False)
     names = [f"{group.name}, N={row.pairs}{_steps(row.steps)}" for group, row in rows]
     axes.set_yticks(range(len(rows)), names)
     axes.set(xlabel="exact match", xlim=(0, 1), ylim=(max(len(rows), 1) - 0.5, -0.5))
@@ -192,10 +186,6 @@ def _panels(count: int, width: float) -> tuple[Figure, Sequence[Axes]]:
     return figure, list(axes[0])
 
 
-def _look(index: int) -> tuple[str, str]:
-    return _COLOURS[index % len(_COLOURS)], _MARKERS[index // len(_COLOURS) % len(_MARKERS)]
-
-
 def _draw(
     axes: Axes,
     groups: Sequence[Group],
@@ -209,7 +199,7 @@ def _draw(
     ends = []
     for index, line in lines.items():
         group = groups[index]
-        colour, marker = _look(index)
+        colour, marker = look(index)
         points = [
             (x, spread) for x, row in sorted(line, key=_place) if (spread := row.figures[name])
         ]
@@ -253,49 +243,3 @@ def _powers(axes: Axes, places: Sequence[int | float]) -> None:
     axes.set_xlim(ticks[0] / 1.1, ticks[-1] * 1.1)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
-
-
-def _name(axes: Axes, ends: Sequence[End]) -> None:
-    """Write each line's name right of the panel, as high as its end, or as near as the other names allow."""
-    axes.autoscale_view()
-    to_axes = axes.transData + axes.transAxes.inverted()
-    heights = [float(to_axes.transform((x, y))[1]) for x, y, _, _ in ends]
-    for (x, y, text, colour), height in zip(ends, spread_apart(heights, _LABEL_GAP), strict=True):
-        axes.annotate(
-            text,
-            (x, y),
-            (1.03, height),
-            textcoords="axes fraction",
-            fontsize=8,
-            color=colour,
-            va="center",
-            arrowprops={
-                "arrowstyle": "-",
-                "color": colour,
-                "lw": 0.5,
-                "ls": ":",
-                "relpos": (0, 0.5),  # from where the name begins, not from beneath it
-            },
-        )
-
-
-def spread_apart(heights: Sequence[float], gap: float) -> list[float]:
-    """Move the heights as little as it takes, in order, so that no two are nearer than `gap` and none is below 0.
-
-    Each crowd of neighbours that are too near is spread evenly about its middle, least squares by pooling
-    (Barlow et al. 1972).
-    """
-    order = sorted(range(len(heights)), key=heights.__getitem__)
-    crowds: list[tuple[float, int]] = []  # of heights less the gaps below them: mean, members
-    for rank, index in enumerate(order):
-        middle, members = heights[index] - rank * gap, 1
-        while crowds and crowds[-1][0] >= middle:
-            other, many = crowds.pop()
-            middle = (middle * members + other * many) / (members + many)
-            members += many
-        crowds.append((middle, members))
-    spread = [middle for middle, members in crowds for _ in range(members)]
-    moved = [0.0] * len(heights)
-    for rank, index in enumerate(order):
-        moved[index] = max(spread[rank], 0.0) + rank * gap
-    return moved

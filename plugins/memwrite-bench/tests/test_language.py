@@ -1,0 +1,121 @@
+"""The language report: anchors, budgets, resumption, and pairs that cannot be measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from memwrite_bench.language import cells, language
+from memwrite_bench.language.candidates import candidates
+
+from memwrite import Memory
+from memwrite.cli.main import main
+from memwrite.errors import InputError
+
+BACKBONE: dict[str, Any] = {
+    "type": "gpt2",
+    "params": {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64},
+}
+PROSE = "\n\n".join(f"Line {i} tells of {i * 7} things, and ends there." for i in range(6))
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(PROSE)
+    return path
+
+
+def report(book: Path, *writers: str, **changes: Any) -> Any:
+    given = {"writers": writers, "slots": (2, 4), "context": 20, "length": 10, **changes}
+    return language(BACKBONE, [book], book.parent / "out", **given)
+
+
+def test_a_report_has_the_anchors_and_every_budget(book: Path, tmp_path: Path) -> None:
+    config = tmp_path / "mine.yaml"
+    config.write_text(
+        "backbone: {path: x}\nwriter: {name: gradient, params: {slots: 3, steps: 2}}\nreader: {name: prefix}\n"
+    )
+    made = report(book, "gradient", str(config), "delta")
+    rows = {row.name: row for row in made.rows}
+    assert [*rows] == ["no-memory", "full-context", "gradient 2", "gradient 4", "mine 3", "delta"]
+    assert made.contexts == 6
+    worth = rows["full-context"].bits
+    for row in rows.values():
+        assert row.reading is not None
+        kept = row.kept
+        assert kept is None if worth <= 0 else kept == pytest.approx(row.bits / worth)
+    assert rows["no-memory"].bits == rows["no-memory"].state_bytes == 0
+    assert rows["full-context"].reading.agreement == 1
+    assert rows["gradient 4"].state_floats == 4 * 32
+    assert [row.name for row in rows.values() if row.untrained] == [
+        "gradient 2", "gradient 4", "mine 3", "delta",
+    ]  # fmt: skip
+    made.save(tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http" not in page.replace("http://www.w3.org", "").replace(
+        "http://purl.org", ""
+    ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["name"] for row in saved["rows"]] == [*rows]
+
+
+def test_what_is_measured_is_not_measured_again(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = report(book, "gradient")
+    (torn, *_) = sorted((book.parent / "out" / "cells").glob("gradient-2-*"))
+    torn.write_text(torn.read_text()[:40])
+    measured: list[str] = []
+    whole = cells.measure
+
+    def counted(candidate: Any, *others: Any) -> Any:
+        measured.append(candidate.name)
+        return whole(candidate, *others)
+
+    monkeypatch.setattr("memwrite_bench.language.measure", counted)
+    again = report(book, "gradient")
+    assert measured == ["gradient 2"]
+    assert [row.bits for row in again.rows] == pytest.approx([row.bits for row in first.rows])
+    report(book, "gradient", length=11, passages=1)
+    assert len(measured) == 1 + 4
+
+
+def test_a_pair_that_cannot_be_measured_says_why(book: Path) -> None:
+    made = report(book, "gradient", slots=(60,))
+    (row,) = [row for row in made.rows if row.label == "gradient"]
+    assert row.reading is None
+    assert "positions" in row.failure
+    assert any("not measured" in line for line in made.lines())
+
+
+def test_a_result_survives_its_file(tmp_path: Path) -> None:
+    from memwrite.tasks.base import Example
+
+    beside = Memory.from_config({"backbone": BACKBONE})
+    part = [Example([1, 2, 3], [[4, 5, 6]], [[-100, 5, 6]])]
+    result = cells.measure(candidates(["no-memory"], [])[1], beside, part)
+    (tmp_path / "cell.json").write_bytes(cells.as_json(result))
+    assert cells.load(tmp_path / "cell.json") == result
+    assert asdict(result)["failure"] == ""
+
+
+def test_texts_without_a_long_passage_are_refused(book: Path) -> None:
+    with pytest.raises(InputError, match="no passage of 9010 tokens"):
+        report(book, context=9000)
+
+
+def test_the_command_writes_the_report(book: Path, tmp_path: Path) -> None:
+    Memory.from_config({"backbone": BACKBONE}).save_run(tmp_path / "run")
+    words = ["bench", "language", "gradient", "--backbone", str(tmp_path / "run" / "backbone")]
+    words += ["--texts", str(book), "--out", str(tmp_path / "out"), "--slots", "2"]
+    words += ["--context", "20", "--length", "10", "--contexts", "2"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert "gradient 2" in result.output
+    assert (tmp_path / "out" / "index.html").is_file()
