@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from memwrite import build
-from memwrite.backbones.conversation import Place, say
+from memwrite.backbones.conversation import Place
 from memwrite.backbones.generation import TextStream, text_of
-from memwrite.backbones.segmentation import batch_segments, opened, tokenize_segments
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
 from memwrite.checkpoints import open as opening
@@ -26,6 +25,7 @@ from memwrite.inference import write as writing
 from memwrite.inference.cache_inputs import cache_inputs
 from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
 from memwrite.inference.read import evaluating
+from memwrite.inference.texts import context_tokens, prompt_tokens, texts_of
 from memwrite.plugins.pairs import check_pair
 from memwrite.plugins.registry import registry
 from memwrite.protocols import (
@@ -278,24 +278,12 @@ class Memory(nn.Module):
         self, texts: str | Sequence[str], state: MemoryState | None, raw: bool = False
     ) -> Tokens:
         """Return contexts as `encode` does, each where the conversation or text in its memory has come to."""
-        rows: list[list[list[int]]] = []
-        granularity, end = self.granularity, self.backbone.info.eos_id
-        opens = self.opens(state)
-        turns = [] if raw else self._turns_before(state)
-        for row, text in enumerate(_texts(texts, "the context")):
-            if not text.strip():
-                raise InputError("the context is empty: give a text to write")
-            if turns:
-                place = turns[row] if row < len(turns) and state is not None else Place.BEGINNING
-                rows.append([self._said(text, place, Place.TEXT)])
-                continue
-            segments = tokenize_segments(self.backbone.tokenizer, text, granularity)
-            if row >= len(opens) or opens[row]:
-                segments = opened(self.backbone.tokenizer, segments)
-            rows.append([*segments[:-1], [*segments[-1], end]])
-        if not rows:
-            raise InputError("there is no context: give at least one text to write")
-        return batch_segments(rows, granularity, self.backbone.info.device)
+        places: list[Place] = []
+        if state is not None:
+            places = [] if raw else self.turns(state)
+        elif self.chat and not raw and self.can_write and self.turns(self.writer.init(1)):
+            places = [Place.BEGINNING] * len(texts_of(texts, "the context"))
+        return context_tokens(self.backbone, texts, self.granularity, self.opens(state), places)
 
     def opens(self, state: MemoryState | None) -> list[bool]:
         """Say for each row of a state whether what is put behind it is the start of a text for the model.
@@ -320,16 +308,6 @@ class Memory(nn.Module):
         past = self.condition(state).key_values
         # A recurrent model has read without a slot to show for it.
         return [] if past is None else (past.mask.any(1) | (past.next_position > 0)).tolist()
-
-    def _turns_before(self, state: MemoryState | None) -> list[Place]:
-        """Return `turns` of a state to be written into; of an empty one for None."""
-        if state is None:
-            return self.turns(self.writer.init(1)) if self.chat and self.can_write else []
-        return self.turns(state)
-
-    def _said(self, text: str, start: Place, stop: Place) -> list[int]:
-        message = [{"role": "user", "content": text}]
-        return say(self.backbone.tokenizer, message, start, stop)
 
     @property
     def granularity(self) -> Granularity:
@@ -570,51 +548,15 @@ class Memory(nn.Module):
         Raises:
             InputError: a text cannot be encoded, or there are more or fewer of them than memories.
         """
-        prompts = _texts(texts, "the prompt")
-        if state.batch_size != 1:
-            self._check_rows(state, len(prompts))
-        chat = self.chat if raw is None else self.backbone.tokenizer.has_template and not raw
-        where = self.turns(state) if chat else []
-        opens = [] if chat else self.opens(state)
         shared = state.batch_size == 1
-
-        def ids(row: int, text: str) -> list[int]:
-            at = 0 if shared else row
-            if not text:
-                return []
-            if chat and text.strip():
-                return self._said(
-                    text, where[at] if at < len(where) else Place.BEGINNING, Place.ANSWER
-                )
-            (segment,) = tokenize_segments(self.backbone.tokenizer, text, "token")
-            if at < len(opens) and not opens[at]:
-                return segment
-            return opened(self.backbone.tokenizer, [segment])[0]
-
-        return Tokens.from_rows([ids(row, text) for row, text in enumerate(prompts)])
+        if not shared:
+            self._check_rows(state, len(texts_of(texts, "the prompt")))
+        chat = self.chat if raw is None else self.backbone.tokenizer.has_template and not raw
+        places = (self.turns(state) or [Place.BEGINNING]) if chat else []
+        return prompt_tokens(self.backbone, texts, [] if chat else self.opens(state), places)
 
 
 def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     """Return `fn(tensor)` in the dtype that the tensor has."""
     probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
     return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
-
-
-def _texts(given: object, what: str) -> Sequence[str]:
-    """Return the texts that were given, one or several.
-
-    Raises:
-        InputError: something else was given.
-    """
-    if isinstance(given, str):
-        return [given]
-    if not isinstance(given, Sequence) or isinstance(given, (bytes, bytearray)):
-        raise InputError(
-            f"{what} must be a text or a list of texts, got a {type(given).__name__}: read a file first"
-        )
-    for text in given:
-        if isinstance(text, Mapping):
-            raise InputError(f"{what} must be a text, not chat messages: use a session for these")
-        if not isinstance(text, str):
-            raise InputError(f"{what} must be a list of texts, but holds a {type(text).__name__}")
-    return given

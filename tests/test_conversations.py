@@ -144,6 +144,8 @@ def test_a_question_on_a_document_is_the_end_of_the_message(name: str, tmp_path:
     assert memory.ask(empty, "who?", **options) == by_transformers(
         memory, rendered(name, [user("who?")]), options
     )
+    with pytest.raises(InputError, match="question is empty"):
+        memory.ask(alone, " ")
     with pytest.raises(InputError, match="2 rows, but 3"):
         memory.ask(state, [*questions, "why?"])
 
