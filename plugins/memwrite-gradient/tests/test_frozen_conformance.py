@@ -5,7 +5,8 @@ from __future__ import annotations
 from memwrite_gradient import CARTRIDGE, SOFT_PROMPT
 from memwrite_specs import conformance
 
-SMALL = {"slots": 3, "steps": 2, "study": {"texts": 2, "per_step": 1, "length": 4, "held_out": 1}}
+STUDY = {"texts": 2, "per_step": 2, "quotes": 1, "length": 4, "held_out": 1}
+SMALL = {"slots": 3, "steps": 2, "study": STUDY}
 
 
 @conformance(CARTRIDGE, reader="key-value", params=SMALL)

@@ -22,7 +22,7 @@ from memwrite.errors import ConfigError, DivergenceError
 from memwrite.protocols import Conditioning, KeyValues
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
-STUDY = {"texts": 3, "per_step": 2, "length": 5, "held_out": 2}
+STUDY = {"texts": 3, "per_step": 2, "quotes": 0, "length": 4, "held_out": 2}
 READERS = {"cartridge": "key-value", "soft-prompt": "prefix"}
 
 
@@ -30,7 +30,7 @@ def build(
     name: str = "cartridge", family: str = "llama", study: Any = None, **params: Any
 ) -> Memory:
     model = {**MODELS[family], "dtype": "float64", "attention": "eager"}
-    params = {"slots": 3, "steps": 3, "study": {**STUDY, **(study or {})}, **params}
+    params = {"slots": 3, "steps": 3, "lr": 0.02, "study": {**STUDY, **(study or {})}, **params}
     return Memory.from_config(
         {
             "backbone": model,
@@ -149,7 +149,9 @@ def test_a_text_ends_at_the_end_token() -> None:
 def test_the_descent_reaches_what_it_descends_on() -> None:
     """The divergence falls, and what is kept on texts held out from the descent rises."""
     for name in READERS:
-        memory = build(name, steps=60, lr=0.05, study={"texts": 32, "per_step": 8, "held_out": 8})
+        memory = build(
+            name, steps=60, lr=0.05, study={"texts": 32, "per_step": 8, "held_out": 8, "quotes": 2}
+        )
         trace = memory.write(Tokens.from_rows(ROWS[:1])).trace
         assert trace["loss"][-1] < 0.5 * trace["loss"][0]
         assert trace["value_kept"] > trace["value_kept_at_start"]
@@ -184,7 +186,7 @@ def test_every_start(name: str) -> None:
         torch.testing.assert_close(same[first][0], same[first][1], atol=1e-6, rtol=0)
     assert not torch.equal(own[first][0], own[first][1])
     assert not torch.equal(text[first], random[first])
-    other = {"name": name, "params": {"steps": 2, "study": STUDY}}
+    other = {"name": name, "params": {"steps": 2, "lr": 0.02, "study": STUDY}}
     selected = written(build(name, steps=0, start=other))
     torch.testing.assert_close(selected[first], written(build(name, steps=2))[first])
 
@@ -241,6 +243,7 @@ def test_too_large_steps_are_reported() -> None:
         ({"steps": -1}, "steps must be at least 0"),
         ({"study": {"length": 1}}, "study.length must be at least 2"),
         ({"study": {"temperature": 0}}, "study.temperature must be positive"),
+        ({"study": {"quotes": 5}}, "quotes must be at most study.per_step"),
         ({"study": {"prompts": []}}, "at least one prompt"),
         ({"study": {"prompts": ["far too long"]}}, "shorter than study.length"),
         ({"study": {"file": "nowhere.txt"}}, "cannot be read"),
@@ -307,3 +310,33 @@ def test_selected_slots_are_where_it_starts() -> None:
     for name, tensor in expected.tensors.items():
         assert torch.equal(found[name], tensor)
     assert not torch.equal(written(build(start=start))["keys"], expected["keys"])
+
+
+def test_quotes_are_passages_of_the_context() -> None:
+    """They cover a long context, and a shorter row has fewer of them: one that is shorter than a passage, itself."""
+    memory, rows = build(), [[*range(40, 51)], [12, 13, 14], [*range(60, 65)]]
+    with torch.no_grad():
+        context = Tokens.from_rows(rows)
+        quotes = Teacher.reading(memory.backbone, None, context, 3).quote(context, 4)
+    assert quotes.counts is not None
+    counts = quotes.counts.tolist()
+    assert counts == [5, 1, 2]
+    for row, ids in enumerate(rows):
+        found = quotes.texts(row, 7)
+        kept = [
+            text[real].tolist() for text, real in zip(found.ids[row], found.mask[row], strict=True)
+        ]
+        assert all(str(text)[1:-1] in str(ids) and len(text) == min(4, len(ids)) for text in kept)
+        assert {token for text in kept for token in text} == set(ids)
+        assert kept[0] == kept[counts[row]] if counts[row] < 7 else True
+    tokens = quotes.ids[0, 1].tolist()
+    hidden = memory.backbone.forward(memory.backbone.embed(torch.tensor([rows[0] + tokens]))).hidden
+    assert quotes.teacher is not None
+    torch.testing.assert_close(quotes.teacher[0, 1], hidden[0, -4:-1], atol=1e-6, rtol=0)
+
+
+def test_steps_take_quotes_beside_other_texts() -> None:
+    """Only quotes need no texts, and other numbers of quotes make other memories."""
+    some = [written(build(study={"quotes": quotes}))["keys"] for quotes in (0, 1, 2)]
+    assert not torch.allclose(some[0], some[1], atol=1e-4)
+    assert not torch.allclose(some[1], some[2], atol=1e-4)

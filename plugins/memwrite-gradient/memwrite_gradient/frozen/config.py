@@ -16,7 +16,9 @@ class StudyConfig:
 
     Attributes:
         texts: N, texts that the model writes itself with the context in sight, before the first step.
-        per_step: texts of each step, the next ones in turn: with `texts` = steps · per_step none is seen twice.
+        per_step: texts of each step, the next ones in turn, quotes included.
+        quotes: passages of the context among the texts of each step, in turn: their repetition is a text that the model
+            with the context knows, and costs no writing.
         length: tokens of each text, prompt included.
         temperature: of the sampling.
         prompts: what texts begin with, in turn; an empty one continues the context.
@@ -30,6 +32,7 @@ class StudyConfig:
 
     texts: int = 32
     per_step: int = 4
+    quotes: int = 2
     length: int = 48
     temperature: float = 1.0
     prompts: list[str] = field(default_factory=lambda: [""])
@@ -39,13 +42,17 @@ class StudyConfig:
 
     def __post_init__(self) -> None:
         for name, least in (
-            ("texts", 1), ("per_step", 1), ("length", 2), ("top_k", 1), ("held_out", 1),
+            ("texts", 1), ("per_step", 1), ("quotes", 0), ("length", 2), ("top_k", 1), ("held_out", 1),
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"study.{name} must be at least {least}, got {value}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(f"study.temperature must be positive, got {self.temperature}")
+        if self.quotes > self.per_step:
+            raise ValueError(
+                f"study.quotes must be at most study.per_step, got {self.quotes} of {self.per_step}"
+            )
         if not self.prompts:
             raise ValueError("study.prompts must hold at least one prompt, which may be empty")
 
@@ -116,6 +123,7 @@ class CartridgeConfig(DescentConfig):
         ValueError: a value is out of range.
     """
 
+    lr: float = 0.04
     frozen_sink: bool = True
 
     def __post_init__(self) -> None:
@@ -132,3 +140,4 @@ class SoftPromptConfig(DescentConfig):
 
     slots: int = 8
     steps: int = 60
+    study: StudyConfig = field(default_factory=lambda: StudyConfig(quotes=0))

@@ -23,18 +23,29 @@ class Study:
         mask: (B, N, T) bool, real tokens first.
         teacher: (B, N, T - 1, D), hidden states of the model with the context from which it predicts the second to
             last token; None where the tokens themselves are to be predicted.
+        counts: (B,), how many of the texts are a row's own; None for all of them.
     """
 
     ids: Tensor
     mask: Tensor
     teacher: Tensor | None
+    counts: Tensor | None = None
 
     def texts(self, start: int, count: int) -> Study:
         """Return `count` texts of each row from `start` on, in turn."""
-        total = self.ids.shape[1]
-        index = torch.arange(start, start + count, device=self.ids.device) % total
-        teacher = None if self.teacher is None else self.teacher[:, index]
-        return Study(self.ids[:, index], self.mask[:, index], teacher)
+        device, (total, number) = self.ids.device, self.ids.shape[:2]
+        counts = torch.full((total,), number, device=device) if self.counts is None else self.counts
+        index = torch.arange(start, start + count, device=device) % counts[:, None]
+        rows = torch.arange(total, device=device)[:, None]
+        teacher = None if self.teacher is None else self.teacher[rows, index]
+        return Study(self.ids[rows, index], self.mask[rows, index], teacher)
+
+    def beside(self, other: Study) -> Study:
+        """Return the texts of both, for each row."""
+        assert self.teacher is not None
+        assert other.teacher is not None
+        pairs = ((self.ids, other.ids), (self.mask, other.mask), (self.teacher, other.teacher))
+        return Study(*(torch.cat(pair, 1) for pair in pairs))
 
     @classmethod
     def of_context(cls, context: PackedTokens) -> Self:
@@ -74,18 +85,30 @@ class Teacher:
         rows = torch.arange(len(lengths), device=lengths.device)
         return cls(backbone, done.key_values, done.hidden[rows, slots + lengths - 1], at_once)
 
-    def explain(self, texts: Sequence[Sequence[int]]) -> Study:
-        """Predict the tokens of given texts behind every context."""
-        rows = len(self.last)
-        tokens = Tokens.from_rows(texts, self.last.device)
+    def explain(self, ids: Tensor, mask: Tensor, counts: Tensor | None = None) -> Study:
+        """Predict the tokens of given texts (B, N, T) behind their contexts."""
         parts = []
-        for start in range(0, len(texts), self.at_once):
-            ids = tokens.ids[start : start + self.at_once]
-            embeddings = self.backbone.embed(ids).repeat(rows, 1, 1)
-            hidden = self.backbone.forward(embeddings, past=self._past(len(ids))).hidden
-            parts.append(_by_row(hidden[:, :-1], rows))
-        shape = (rows, *tokens.ids.shape)
-        return Study(tokens.ids.expand(shape), tokens.mask.expand(shape), torch.cat(parts, 1))
+        for start in range(0, ids.shape[1], self.at_once):
+            some = ids[:, start : start + self.at_once]
+            embeddings = self.backbone.embed(some.flatten(0, 1))
+            hidden = self.backbone.forward(embeddings, past=self._past(some.shape[1])).hidden
+            parts.append(_by_row(hidden[:, :-1], len(ids)))
+        return Study(ids, mask, torch.cat(parts, 1), counts)
+
+    def quote(self, context: PackedTokens, length: int) -> Study:
+        """Predict the tokens of passages of the contexts, as if they were repeated behind them.
+
+        Passages of `length` tokens begin at equal distances, of half of it at most; a shorter context is one passage.
+        """
+        spare = (context.lengths - length).clamp(min=0)
+        counts = 1 + (2 * spare + length - 1) // length
+        number = torch.arange(int(counts.max()), device=spare.device)
+        starts = number * spare[:, None] // (counts - 1).clamp(min=1)[:, None]
+        places = starts.clamp(max=spare[:, None])[..., None]
+        places = places + torch.arange(length, device=spare.device)
+        mask = places < context.lengths[:, None, None]
+        flat = places.clamp(max=context.ids.shape[1] - 1).flatten(1)
+        return self.explain(context.ids.gather(1, flat).view_as(mask), mask, counts)
 
     def write(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.protocols import Backbone, WriteOutput
-from memwrite.state import MemoryState, PackedTokens
+from memwrite.state import MemoryState, PackedTokens, Tokens
 from memwrite.utils.progress import track
 from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
 from memwrite_gradient.frozen.divergence import divergence
@@ -121,13 +121,13 @@ class DescentWriter(nn.Module):
     ) -> tuple[MemoryState, list[Tensor], list[Tensor]]:
         """Return the memory of some rows after all steps, the loss before each step, and the value
         kept (B,) before and after them."""
-        form, config, study = self._form, self.config, self.config.study
+        form, config = self._form, self.config
         with torch.no_grad():
             before = form.condition(state) if written else None
             open_end = _without_end(context, self._backbone.info.eos_id)
             at_once = max(1, AT_ONCE // (len(index) * self._numbers(context)))
             teacher = Teacher.reading(self._backbone, before, open_end, at_once)
-            texts, held_out = self._studies(teacher, context)
+            held_out, lesson_of = self._studies(teacher, open_end)
             memory = self.start.of(state, context, written)
             values = [self._value_kept(memory, held_out)]
         next(ticks)
@@ -135,7 +135,7 @@ class DescentWriter(nn.Module):
         optimizer = [Adam() for _ in form.moved] if config.optimizer == "adam" else None
         losses: list[Tensor] = []
         for step in range(config.steps):
-            lesson = texts.texts(step * study.per_step, study.per_step)
+            lesson = lesson_of(step)
             with torch.enable_grad():
                 params = [memory[name].detach().requires_grad_() for name in form.moved]
                 loss = self._loss(self._moved(memory, params), lesson)
@@ -164,19 +164,33 @@ class DescentWriter(nn.Module):
         new = dict(zip(self._form.moved, params, strict=True))
         return replace(memory, tensors={**memory.tensors, **new})
 
-    def _studies(self, teacher: Teacher, context: PackedTokens) -> tuple[Study, Study]:
-        """Return the texts of the descent, and those that are held out from it."""
+    def _studies(
+        self, teacher: Teacher, context: PackedTokens
+    ) -> tuple[Study, Callable[[int], Study]]:
+        """Return the texts that are held out from the descent, and what gives those of each step."""
         config, study = self.config, self.config.study
-        seeds = [
-            config.seed * 1_000_003 + 1 + number for number in range(study.texts + study.held_out)
-        ]
+        seeds = [config.seed * 1_000_003 + n for n in range(study.texts + study.held_out)]
         how = self._prompts, study.length, study.temperature
         held_out = teacher.write(*how, seeds[study.texts :])
         if config.objective == "reconstruction":
-            return Study.of_context(context), held_out
-        if self._texts is not None:
-            return teacher.explain(self._texts), held_out
-        return teacher.write(*how, seeds[: study.texts]), held_out
+            whole = Study.of_context(context)
+            return held_out, lambda step: whole
+        own, quoted = study.per_step - study.quotes, study.quotes
+        quotes = teacher.quote(context, study.length) if quoted else None
+        if own and self._texts is not None:
+            given = Tokens.from_rows(self._texts, context.ids.device)
+            shape = (len(context.lengths), *given.ids.shape)
+            texts = teacher.explain(given.ids.expand(shape), given.mask.expand(shape))
+        elif own:
+            texts = teacher.write(*how, seeds[: study.texts])
+
+        def lesson(step: int) -> Study:
+            if quotes is None:
+                return texts.texts(step * own, own)
+            some = quotes.texts(step * quoted, quoted)
+            return texts.texts(step * own, own).beside(some) if own else some
+
+        return held_out, lesson
 
     def _loss(self, memory: MemoryState, study: Study) -> Tensor:
         """Return (B,): what the descent makes small."""
