@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memwrite.backbones.chat import Message
-from memwrite.backbones.conversation import Place, closing, say
+from memwrite.backbones.conversation import Place, closing, say, separator
 from memwrite.backbones.generation import TextStream, text_of, until_end
 from memwrite.backbones.segmentation import (
     TextOrMessages,
@@ -166,8 +166,15 @@ class Session:
         self._at = self.state, Place.BEGINNING
 
     def save(self, path: str | Path) -> None:
-        """Write a state file; see `Memory.save`."""
-        self._memory.save(self.state, path)
+        """Write a state file; see `Memory.save`.
+
+        A user's message that nobody has answered yet is left open in it, for the next question to end.
+        """
+        session = self
+        if self._standing() is Place.MESSAGE:
+            session = self.fork()
+            session._write([separator(self._memory.backbone.tokenizer)])
+        self._memory.save(session.state, path)
 
     def load(self, path: str | Path) -> None:
         """Go on from a state file.

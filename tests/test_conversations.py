@@ -93,12 +93,20 @@ def test_a_document_begins_the_next_message(name: str) -> None:
     assert session.ask("why?", **options) == by_transformers(memory, rendered(name, said), options)
 
 
-def test_two_users_in_a_row_are_one_where_the_template_has_no_two() -> None:
+def test_two_users_in_a_row_are_one_where_the_template_has_no_two(tmp_path: Path) -> None:
     memory, options = memory_of("gemma"), options_of("gemma")
     session = Session(memory)
     session.append([user("hello")])
     expected = by_transformers(memory, rendered("gemma", [user(f"hello{SEPARATOR}who?")]), options)
     assert session.ask([user("who?")], **options) == expected
+    session = Session(memory)
+    session.append([user("hello")])
+    session.save(tmp_path / "open.st")
+    loaded = Session(memory)
+    loaded.load(tmp_path / "open.st")
+    assert (
+        loaded.ask([user("who?")], **options) == session.ask([user("who?")], **options) == expected
+    )
     with pytest.raises(InputError, match="refused the messages: no system role"):
         Session(memory).ask([{"role": "system", "content": "Be brief."}, user("who?")])
     with pytest.raises(InputError, match="next message must be a user's"):

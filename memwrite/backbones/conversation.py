@@ -100,6 +100,12 @@ def closing(tokenizer: Tokenizer) -> list[int]:
     return _common(ends)[::-1]
 
 
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids that bring a conversation from `MESSAGE` to `TEXT`."""
+    message = _ids(tokenizer, _BEFORE[Place.MESSAGE], Place.MESSAGE)
+    return _ids(tokenizer, _BEFORE[Place.TEXT], Place.TEXT)[len(message) :]
+
+
 def end_of_turn(tokenizer: Tokenizer) -> int | None:
     """Return the special token with which the template closes an answer; None where it has none."""
     try:
