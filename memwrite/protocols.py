@@ -144,12 +144,21 @@ class Conditioning:
     Attributes:
         key_values: per-layer past keys and values that come first, with what recurrent layers hold at their end.
         prefix: (B, M, D) embeddings that come next, before the query.
+        prefix_lengths: (B,) int64, how many of a row's embeddings are real, first in their row; None where all are.
         corrections: layer -> adapter of its projections, in force for prefix and query.
     """
 
     prefix: Tensor | None = None
     key_values: KeyValues | None = None
     corrections: Mapping[int, LayerAdapter] | None = None
+    prefix_lengths: Tensor | None = None
+
+    @property
+    def longest_prefix(self) -> int:
+        """Return the number of real embeddings of the row that has most."""
+        if self.prefix is None or self.prefix_lengths is None:
+            return 0 if self.prefix is None else self.prefix.shape[1]
+        return int(self.prefix_lengths.max()) if self.prefix_lengths.numel() else 0
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,8 @@ class ReadOutput:
 
     Attributes:
         logits: (B[, Q], Tq, V) float32; column j predicts the token after query token j. Zero at padding.
-        first_logits: (B, V) float32, the prediction of the first query token from the last memory position; None
-            where the memory has no position of its own.
+        first_logits: (B, V) float32, the prediction of the first query token from the last memory position; zero in a
+            row whose prefix is empty. None where the memory has no position of its own.
     """
 
     logits: Tensor

@@ -105,8 +105,8 @@ def _gained(memory: Memory, state: MemoryState, text: str) -> tuple[float, float
     fewer bits.
     """
     conditioning = memory.condition(state)
-    prefix, past = conditioning.prefix, conditioning.key_values
-    used = (0 if prefix is None else prefix.shape[1]) + (0 if past is None else past.mask.shape[1])
+    past = conditioning.key_values
+    used = conditioning.longest_prefix + (0 if past is None else past.mask.shape[1])
     tokens = memory.encode(text, raw=True).columns(
         0, max(memory.backbone.info.positions - used - 1, 0)
     )

@@ -108,7 +108,9 @@ def check_fits(conditioning: Conditioning, backbone: Backbone) -> None:
 def _without_empty_prefix(conditioning: Conditioning) -> Conditioning:
     """Treat a prefix of no vectors as none, since it has no last position to predict from."""
     prefix = conditioning.prefix
-    return conditioning if prefix is None or prefix.shape[1] else replace(conditioning, prefix=None)
+    if prefix is None or prefix.shape[1]:
+        return conditioning
+    return replace(conditioning, prefix=None, prefix_lengths=None)
 
 
 @contextmanager
@@ -136,14 +138,17 @@ def _generate(
     corrections = conditioning.corrections or {}
     end = backbone.info.eos_id
     by_row: dict[int, Tensor] = {}
-    for length, count, group in _groups(backbone, conditioning, past, packed, copies, options):
+    ends = _last_of_prefix(conditioning)
+    for length, count, opens, group in _groups(
+        backbone, conditioning, past, packed, copies, options
+    ):
         rows = copies[group]
-        before = past if length else _before_last(backbone, conditioning, past)
+        before = past if length or opens else _before_last(backbone, conditioning, past)
         new = _continue_group(
             backbone,
             packed.ids[group, :length],
             _past(backbone, before, rows),
-            None if conditioning.prefix is None else conditioning.prefix[rows, -1:],
+            None if ends is None or opens else ends[rows],
             {layer: c.rows(rows) for layer, c in corrections.items()},
             {**options, "max_new_tokens": count},
         )
@@ -161,8 +166,8 @@ def _groups(
     packed: Tokens,
     copies: Tensor,
     options: Mapping[str, Any],
-) -> list[tuple[int, int, list[int]]]:
-    """Return query length, number of new tokens and rows of each group that is generated together.
+) -> list[tuple[int, int, bool, list[int]]]:
+    """Return query length, number of new tokens, whether it opens a text, and rows of each group generated together.
 
     Rows of one length at a time, so that no padding comes between a memory and its continuation, and of one number of
     new tokens, so that no row is cut off at the room of another. Under a sliding window the rows of a group have
@@ -170,18 +175,36 @@ def _groups(
     """
     lengths = packed.lengths
     # An empty query needs a token of its own to begin with, unless a prefix has one.
-    used = lengths.clamp(min=0 if conditioning.prefix is not None else 1)
+    opens = lengths == 0
+    if conditioning.prefix_lengths is not None:
+        opens = opens & (conditioning.prefix_lengths[copies] == 0)
+    elif conditioning.prefix is not None:
+        opens = torch.zeros_like(opens)
+    used = lengths + opens.to(lengths.dtype)
     memory = torch.zeros_like(lengths)
     if past is not None:
         used = used + past.next_position[copies]
         if backbone.windows.size is not None:
             memory = past.mask.sum(1)[copies]
     counts = [_count(backbone.info, each, options) for each in used.tolist()]
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    keys = zip(lengths.tolist(), memory.tolist(), counts, strict=True)
+    groups: dict[tuple[int, int, int, bool], list[int]] = {}
+    keys = zip(lengths.tolist(), memory.tolist(), counts, opens.tolist(), strict=True)
     for row, key in enumerate(keys):
         groups.setdefault(key, []).append(row)
-    return [(length, count, rows) for (length, _, count), rows in sorted(groups.items())]
+    return [
+        (length, count, opening, rows)
+        for (length, _, count, opening), rows in sorted(groups.items())
+    ]
+
+
+def _last_of_prefix(conditioning: Conditioning) -> Tensor | None:
+    """Return (B, 1, D), the last vector of each row's prefix; any vector in a row that has none."""
+    prefix, lengths = conditioning.prefix, conditioning.prefix_lengths
+    if prefix is None or lengths is None:
+        return None if prefix is None else prefix[:, -1:]
+    return prefix[torch.arange(len(prefix), device=prefix.device), lengths.clamp(min=1) - 1][
+        :, None
+    ]
 
 
 def _count(info: BackboneInfo, used: int, options: Mapping[str, Any]) -> int:
@@ -205,10 +228,16 @@ def _before_last(
     """Return what stands before the last vector of a prefix, given what stands behind it."""
     if conditioning.prefix is None or past is None:
         return past
-    if past.recurrent is None:
+    lengths = conditioning.prefix_lengths
+    if past.recurrent is None and lengths is None:
         return past.drop_last()
-    # Recurrent layers cannot go back.
-    return prefill(backbone, replace(conditioning, prefix=conditioning.prefix[:, :-1])).key_values
+    # Recurrent layers cannot go back, and in a batch of different lengths the last is not one slot.
+    shorter = replace(
+        conditioning,
+        prefix=conditioning.prefix[:, :-1],
+        prefix_lengths=None if lengths is None else (lengths - 1).clamp(min=0),
+    )
+    return prefill(backbone, shorter).key_values
 
 
 def _past(backbone: TransformersBackbone, past: KeyValues | None, rows: Tensor) -> KeyValues | None:
@@ -278,8 +307,7 @@ def _warn_beyond_window(
 ) -> None:
     if backbone.windows.size is None:
         return
-    past, prefix = conditioning.key_values, conditioning.prefix
-    memory = 0 if prefix is None else prefix.shape[1]
+    past, memory = conditioning.key_values, conditioning.longest_prefix
     if past is not None and past.mask.any():
         memory += int(past.mask.sum(1).max())
     if memory:
@@ -303,13 +331,23 @@ def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> Prefi
     conditioning = _without_empty_prefix(conditioning)
     if conditioning.prefix is None:
         return PrefillOutput(conditioning.key_values, None)
+    lengths = conditioning.prefix_lengths
     done = backbone.forward(
         conditioning.prefix,
         past=conditioning.key_values,
         corrections=conditioning.corrections,
+        lengths=lengths,
         use_cache=True,
     )
-    return PrefillOutput(done.key_values, backbone.logits(done.hidden[:, -1]))
+    return PrefillOutput(done.key_values, _first_logits(backbone, done.hidden, lengths))
+
+
+def _first_logits(backbone: TransformersBackbone, hidden: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return (B, V) logits at the last real position of hidden (B, M, D); zero where a row has none."""
+    if lengths is None:
+        return backbone.logits(hidden[:, -1])
+    rows = torch.arange(len(hidden), device=hidden.device)
+    return backbone.logits(hidden[rows, lengths.clamp(min=1) - 1]) * (lengths > 0)[:, None]
 
 
 def _unrolled(
@@ -320,8 +358,22 @@ def _unrolled(
     past = conditioning.key_values
     if prefix is None:
         return backbone.forward(embeddings, past=past, corrections=corrections).hidden, None
+    slots, each = prefix.shape[1], len(copies) // prefix.shape[0]
     inputs = torch.cat([prefix[copies].to(embeddings.dtype), embeddings], 1)
-    hidden = backbone.forward(inputs, past=past, corrections=corrections).hidden
-    slots = prefix.shape[1]
-    firsts = hidden[:: len(copies) // prefix.shape[0], slots - 1]
-    return hidden[:, slots:], backbone.logits(firsts)
+    lengths = conditioning.prefix_lengths
+    if lengths is None:
+        hidden = backbone.forward(inputs, past=past, corrections=corrections).hidden
+    else:
+        # A row's query comes straight behind the real part of its prefix.
+        place = torch.arange(inputs.shape[1], device=inputs.device)
+        padding = (place >= lengths[copies, None]) & (place < slots)
+        order = padding.to(torch.uint8).argsort(dim=1, stable=True)[..., None]
+        run = backbone.forward(
+            inputs.gather(1, order.expand_as(inputs)),
+            past=past,
+            corrections=corrections,
+            lengths=(~padding).sum(1),
+        ).hidden
+        hidden = torch.zeros_like(run).scatter(1, order.expand_as(run), run)
+    first = _first_logits(backbone, hidden[::each, :slots], lengths)
+    return hidden[:, slots:], first
