@@ -11,6 +11,7 @@ from torch import Tensor
 
 from memwrite.protocols import Backbone, Conditioning, KeyValues
 from memwrite.state import PackedTokens, Tokens
+from memwrite.utils.progress import track
 from memwrite_gradient.frozen.forms import padded
 
 
@@ -147,7 +148,7 @@ class Teacher:
         ids = self.last.new_zeros(rows * count, 0, dtype=torch.int64)
         alive = torch.ones(rows * count, dtype=torch.bool, device=self.last.device)
         masks, hiddens = [], []
-        for place in range(length):
+        for place in track(range(length), "self-study", unit="token"):
             noise = torch.stack(
                 [torch.empty(info.vocab_size).exponential_(generator=g) for g in rngs]
             )
