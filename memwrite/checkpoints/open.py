@@ -172,13 +172,14 @@ def _check_reader(reader: Any, file: StateFile, name: str, path: str) -> None:
 
 
 def _check_finite(state: MemoryState, path: str) -> None:
-    """Reject a state that contains NaN or infinity.
+    """Reject a state that contains NaN or infinity; a bias of -inf hides a slot from a head.
 
     Raises:
         StorageError: a tensor contains one.
     """
     for name, tensor in state.tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        numbers = tensor[~tensor.isneginf()] if name == "bias" else tensor
+        if tensor.is_floating_point() and not numbers.isfinite().all():
             raise StorageError(f"'{path}' is damaged: its '{name}' contains NaN or infinity")
 
 

@@ -10,6 +10,7 @@ from memwrite.protocols import Backbone
 from memwrite_kv.budget import BudgetConfig
 from memwrite_kv.candidates import Score
 from memwrite_kv.compaction import CompactConfig, CompactWriter, MatchingConfig
+from memwrite_kv.pooling import MeanPoolWriter
 from memwrite_kv.scores.accumulated_attention import (
     AccumulatedAttention,
     AccumulatedAttentionConfig,
@@ -94,6 +95,7 @@ WRITERS = [
     selection("keydiff", "slots whose keys are unlike the others", BudgetConfig, KeyDiversity),
     selection("knorm", "slots whose keys have a small norm", BudgetConfig, KeyNorm),
     selection("streaming-llm", "the first slots and the last", FirstAndLastConfig, FirstAndLast),
+    _plugin("mean-pool", "means of neighbouring slots", BudgetConfig, MeanPoolWriter),
     selection("random-slots", "control: slots without any reason", BudgetConfig, Random),
 ]
 

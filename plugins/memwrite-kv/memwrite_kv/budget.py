@@ -22,6 +22,8 @@ class BudgetConfig:
         ratio: share of the context's tokens, in place of `slots`: the state then grows with the context.
         sinks: the first tokens of a text are always kept, so many of them.
         recent: the last tokens are always kept, so many of them.
+        used: share of the slots that is used, by those heads of a layer that score highest; a bias of -inf hides the others.
+            The state is as large as if all were: this saves attention, not bytes.
         rewind: move the keys after each write to their places within the memory. Without it they stay where they stood
             until the model's positions run out.
 
@@ -34,6 +36,7 @@ class BudgetConfig:
     ratio: float | None = None
     sinks: int = 1
     recent: int = 0
+    used: float = 1.0
     rewind: bool = False
 
     def __post_init__(self) -> None:
@@ -44,6 +47,8 @@ class BudgetConfig:
         for name in ("sinks", "recent"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if not 0 < self.used <= 1:
+            raise ValueError(f"used must be above 0 and at most 1, got {self.used}")
         if self.ratio is not None and not 0 < self.ratio <= 1:
             raise ValueError(f"ratio must be above 0 and at most 1, got {self.ratio}")
         if self.bytes is not None and self.ratio is not None:

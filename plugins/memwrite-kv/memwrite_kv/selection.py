@@ -52,3 +52,27 @@ def best(score: Tensor, mask: Tensor, count: Tensor, slots: int, sinks: int, rec
     real = torch.arange(slots, device=mask.device) < count[:, None]
     behind = torch.where(real[:, None], ranked, mask.shape[1]).sort(-1).values
     return Chosen(behind.masked_fill(~real[:, None], 0), real)
+
+
+#: Share of its slots that every head keeps in use, however little it scores (AdaKV's safeguard).
+SAFE = 0.2
+
+
+def shared_among_heads(score: Tensor, chosen: Chosen, used: float) -> Tensor:
+    """Return which chosen slots (B, Hkv, M) a layer uses when its heads share one budget.
+
+    AdaKV (Feng et al. 2024, arXiv 2407.11550): the best of all heads together, but some of each.
+
+    Args:
+        score: (B, Hkv, S), -inf where a candidate is hidden from a head.
+        chosen: of these candidates.
+        used: share of the layer's slots.
+    """
+    picked = score.gather(2, chosen.index).masked_fill(~chosen.real[:, None], -torch.inf)
+    place = picked.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    count = chosen.real.sum(1)[:, None, None]
+    safe = place < (count * min(SAFE, used)).ceil()
+    flat = picked.masked_fill(safe & ~picked.isneginf(), torch.inf).flatten(1)
+    rank = flat.argsort(dim=-1, descending=True, stable=True).argsort(-1)
+    budget = (count[:, 0] * score.shape[1] * used - 1e-9).ceil()
+    return (rank < budget).reshape(picked.shape) & ~picked.isneginf()

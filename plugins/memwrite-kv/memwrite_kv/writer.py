@@ -14,7 +14,7 @@ from memwrite.protocols import Backbone, KeyValues, LayerActivations, WriteOutpu
 from memwrite.state import MemoryState, PackedTokens
 from memwrite_kv.budget import BudgetConfig, counts, spec_of, spec_of_slots
 from memwrite_kv.candidates import Candidates, Score, Scored
-from memwrite_kv.selection import Chosen, best
+from memwrite_kv.selection import Chosen, best, shared_among_heads
 
 #: Makes of the chosen slots what takes the place of their own tensors, by name.
 Fit = Callable[[Chosen], dict[str, Tensor]]
@@ -41,6 +41,7 @@ class SelectionWriter(nn.Module):
         self.config = config
         self.score = score
         self._backbone = backbone
+        self.biased = self.biased or config.used < 1
         self.spec = spec_of(config, backbone.info, score.latent, self.biased)
         #: What a state of so many slots needs of the positions when it goes on.
         self.reserved_positions = self.spec.shapes["mask"][0]
@@ -65,7 +66,10 @@ class SelectionWriter(nn.Module):
         layers: list[dict[str, Tensor]] = []
 
         def take(candidates: Candidates, scored: Scored, fit: Fit | None) -> Chosen:
-            chosen = best(scored.score, candidates.mask, count, slots, sinks, recent)
+            score = scored.score
+            if candidates.bias is not None:
+                score = score.masked_fill(candidates.bias.isneginf(), -torch.inf)
+            chosen = best(score, candidates.mask, count, slots, sinks, recent)
             parts = {
                 "keys": candidates.keys,
                 "values": candidates.values,
@@ -73,7 +77,14 @@ class SelectionWriter(nn.Module):
             }
             parts |= {f"latent.{name}": tensor for name, tensor in scored.carried.items()}
             picked = {name: chosen.of(tensor) for name, tensor in parts.items()}
-            layers.append(picked if fit is None else picked | fit(chosen))
+            picked |= {} if fit is None else fit(chosen)
+            if self.biased:
+                picked.setdefault("bias", torch.zeros_like(chosen.of(score)))
+            if self.config.used < 1:
+                shared = shared_among_heads(score, chosen, self.config.used)
+                hidden = ~shared & chosen.real[:, None]
+                picked["bias"] = picked["bias"].masked_fill(hidden, -torch.inf)
+            layers.append(picked)
             return chosen
 
         self._read(state, context, take)

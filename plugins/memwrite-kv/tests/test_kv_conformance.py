@@ -61,3 +61,13 @@ def test_expected_attention(law) -> None:
 @conformance(BY_NAME["kvzip"], reader="key-value", params={"slots": 4, "chunk": 4})
 def test_kvzip(law) -> None:
     law()
+
+
+@conformance(BY_NAME["h2o"], reader="key-value", params={"slots": 4, "used": 0.5})
+def test_heads_that_share_a_budget(law) -> None:
+    law()
+
+
+@conformance(BY_NAME["mean-pool"], reader="key-value", params={"slots": 4})
+def test_mean_pool(law) -> None:
+    law()
