@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from support import MODELS
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
@@ -17,6 +17,7 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 
 from memwrite import Memory
+from memwrite.backbones.conversation import SEPARATOR, Place, closing, say
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.segmentation import sentences
 from memwrite.backbones.tokenizers import TransformersTokenizer, train_bpe
@@ -239,3 +240,54 @@ def test_bytes_are_for_byte_models(files: list[str], tmp_path: Path) -> None:
     own = Memory.from_config({"backbone": {"type": "llama", "params": sizes}})
     own.save_run(tmp_path / "run")
     assert Memory.from_config(tmp_path / "run").backbone.tokenizer.encode("a") == [97]
+
+
+# ---- conversations -----------------------------------------------------------------------------
+
+CONTROL = ("<s>", "<|turn|>", "<|end|>")
+texts = st.lists(st.sampled_from([word for word in WORDS if word not in CONTROL]), min_size=1, max_size=6).map("".join)  # fmt: skip
+
+
+@each_kind
+@given(texts, texts, texts)
+@settings(max_examples=40)
+def test_parts_make_the_whole(kind: str, document: str, question: str, answer: str) -> None:
+    document, question, answer = document.strip(), question.strip(), answer.strip()
+    assume(document and question and answer)
+    tokenizer, own = tokenizer_of(kind), transformers_tokenizer(kind)
+    assert own.chat_template == TEMPLATE
+    said = [
+        {"role": "user", "content": f"{document}{SEPARATOR}{question}"},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": question},
+    ]
+
+    def rendered(count: int) -> list[int]:
+        return list(
+            own.apply_chat_template(
+                said[:count], add_generation_prompt=count != 2, tokenize=True, return_dict=False
+            )
+        )
+
+    written = say(tokenizer, [{"role": "user", "content": document}], Place.BEGINNING, Place.TEXT)
+    asked = say(tokenizer, [{"role": "user", "content": question}], Place.TEXT, Place.ANSWER)
+    assert [*written, *asked] == rendered(1)
+    # What the template makes of the answer, without the end of its turn.
+    answered = rendered(2)[len(rendered(1)) :]
+    end = own.convert_tokens_to_ids("<|end|>")
+    first = [*rendered(1), *answered[: answered.index(end)]]
+    third = say(tokenizer, [said[2]], Place.TURN, Place.ANSWER)
+    assert [*first, *closing(tokenizer), *third] == rendered(3)
+
+
+@each_kind
+@given(texts, texts)
+@settings(max_examples=30)
+def test_no_words_are_lost_between_the_parts(kind: str, document: str, question: str) -> None:
+    """White space where the parts meet may be one token less or more, but nothing else changes."""
+    assume(document.strip() and question.strip())
+    tokenizer = tokenizer_of(kind)
+    written = say(tokenizer, [{"role": "user", "content": document}], Place.BEGINNING, Place.TEXT)
+    asked = say(tokenizer, [{"role": "user", "content": question}], Place.TEXT, Place.ANSWER)
+    words = tokenizer.decode([*written, *asked]).split()
+    assert "".join(words) == "".join(f"user {document} {question} assistant".split())
