@@ -7,7 +7,8 @@ from torch import Tensor
 
 from memwrite.state import MemoryState, StateKind, StateSpec, Tokens
 
-#: Real tokens come first in every row, as `mask` says; ids and sentences of the others are 0. Sentences are numbered from 0.
+#: Real tokens come first in every row, as `mask` says; ids and sentences of the others are 0. Sentences are numbered in the
+#: order of the text, perhaps with gaps; tokens that open or close a text are in none, which is -1.
 TEXT = StateKind(
     "text",
     {"ids": "T", "mask": "T", "sentence": "T"},

@@ -17,7 +17,7 @@ def retrieve(state: MemoryState, query: Tokens, sentences: int) -> MemoryState:
     """Return the text of each row's best sentences for its query, in the order of the text.
 
     Terms are token ids: a state holds no others, and they need neither a tokenizer nor rules of any language. The price
-    is that a word with a capital letter is another term.
+    is that a word with a capital letter is another term. Tokens that open or close a text are no terms, and stay.
 
     Args:
         state: B texts, of the kind "text".
@@ -40,12 +40,13 @@ def retrieve(state: MemoryState, query: Tokens, sentences: int) -> MemoryState:
         )
     query = query.to(state["ids"].device)
     mask = state["mask"].clone()
-    for row, real in enumerate(state["mask"]):
+    counts = state["mask"] & (state["sentence"] >= 0)
+    for row, real in enumerate(counts):
         scores = bm25(
             state["ids"][row, real], state["sentence"][row, real], query.ids[row, query.mask[row]]
         )
         best = scores.argsort(descending=True, stable=True)[:sentences]
-        mask[row] &= torch.isin(state["sentence"][row], best)
+        mask[row] &= ~real | torch.isin(state["sentence"][row], best)
     packed = Tokens(state["ids"], mask, state["sentence"]).packed()
     assert packed.segments is not None
     return text_state(text_spec(packed.ids.shape[1], bounded=False), packed, packed.segments)

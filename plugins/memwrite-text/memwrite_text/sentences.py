@@ -41,23 +41,27 @@ class SentenceNumbers(nn.Module):
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        stops = _ids_of(backbone, _STOPS)
-        size = backbone.info.vocab_size
-        self.register_buffer("ends", _table(size, stops), persistent=False)
-        within = stops | _ids_of(backbone, "0123456789")
-        self.register_buffer("within", _table(size, within), persistent=False)
+        info = backbone.info
+        special = {info.bos_id, info.eos_id, *info.end_ids}
+        ends = _ids_of(backbone, _STOPS) | special
+        for name, ids in (
+            ("special", special),
+            ("ends", ends),
+            ("within", ends | _ids_of(backbone, "0123456789")),
+        ):
+            self.register_buffer(name, _table(info.vocab_size, ids), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Return the number of each id's sentence, from 0, for ids (B, T)."""
-        ends, within = self.ends[ids], self.within[ids]  # type: ignore[index]
+        """Return the number of each id's sentence for ids (B, T), in order; -1 for those that open or close a text."""
+        special, ends, within = (self.get_buffer(n)[ids] for n in ("special", "ends", "within"))
         begins = torch.zeros_like(ids)
         begins[:, 1:] = ends[:, :-1] & ~within[:, 1:]
-        return begins.cumsum(1)
+        return begins.cumsum(1).masked_fill(special, -1)
 
 
 def _table(size: int, ids: set[int]) -> Tensor:
     table = torch.zeros(size, dtype=torch.bool)
-    table[sorted(ids)] = True
+    table[sorted(i for i in ids if 0 <= i < size)] = True
     return table
 
 

@@ -74,6 +74,16 @@ def test_what_is_found_is_read_like_a_text_of_its_own(memory: Memory) -> None:
     )
 
 
+def test_tokens_that_open_or_close_a_text_are_no_terms_and_stay(memory: Memory) -> None:
+    """A query that is closed by the end token does not find the sentence that the end token closes."""
+    info = memory.backbone.info
+    text = [info.bos_id, *b"A cat sleeps. Rome is old. So?", info.eos_id]
+    query = Tokens.from_rows([[info.bos_id, *b"Where is the cat?", info.eos_id]])
+    state = memory.write(Tokens.from_rows([text])).state
+    found = retrieve(state, query, sentences=1)["ids"][0].tolist()
+    assert found == [info.bos_id, *b"A cat sleeps.", info.eos_id]
+
+
 def test_sentences_stand_in_the_order_of_the_text(memory: Memory) -> None:
     state = memory.write(rows(TEXTS)).state
     for count in range(1, 5):

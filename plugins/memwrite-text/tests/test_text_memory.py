@@ -8,8 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from memwrite_specs.testing import MODELS, Rows, padded_rows, plain_logits, query_batches, tolerance
-from memwrite_specs.testing.plain import plain_generate
+from memwrite_specs.testing import (
+    Rows,
+    families,
+    padded_rows,
+    plain_generate,
+    plain_logits,
+    query_batches,
+    tolerance,
+)
 from memwrite_text import retrieve
 from memwrite_text.sentences import SentenceNumbers
 
@@ -18,13 +25,17 @@ from memwrite.errors import ConfigError, InputError
 from memwrite.inference.prefill_cache import PrefillCache
 from memwrite.state import MemoryState
 
+pytestmark = pytest.mark.filterwarnings("ignore:memory and text are longer")
+
+#: Absolute positions, rotary ones, a sliding window, and recurrent layers beside attention.
+FAMILIES = ("gpt2", "llama", "mistral", "lfm2")
 ROWS = [[5, 6, 7, 8, 9, 40], [], [11, 12]]
 
 
 def build(writer: str, family: str = "llama", **params: Any) -> Memory:
     return Memory.from_config(
         {
-            "backbone": {**MODELS[family], "dtype": "float64", "attention": "sdpa"},
+            "backbone": families.model(family),
             "writer": {"name": writer, "params": params},
             "reader": {"name": "text"},
         }
@@ -32,7 +43,7 @@ def build(writer: str, family: str = "llama", **params: Any) -> Memory:
 
 
 MEMORIES = {3: build("last-tokens", tokens=3), None: build("whole-text")}
-READ = {family: build("whole-text", family) for family in MODELS}
+READ = {family: build("whole-text", family) for family in FAMILIES}
 
 
 def kept(state: MemoryState) -> list[list[int]]:
@@ -52,7 +63,7 @@ def test_what_is_kept_is_the_end_of_all_that_was_written(tokens: int | None, dat
     assert kept(state) == [row[-tokens:] if tokens else row for row in rows]
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
 @settings(max_examples=15)
 @given(data=st.data())
 def test_logits_are_those_of_text_and_query_in_sight(family: str, data: Any) -> None:
@@ -76,7 +87,7 @@ def test_logits_are_those_of_text_and_query_in_sight(family: str, data: Any) -> 
             torch.testing.assert_close(output.first_logits[b], first, **tolerance(family))
 
 
-@pytest.mark.parametrize("family", MODELS)
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("query", [[], [70, 71]])
 def test_text_is_continued_from_its_own_end(family: str, query: Rows) -> None:
     """Beside longer rows, and beside one without any token, which opens a text where nothing is asked."""
