@@ -306,8 +306,7 @@ class Memory(nn.Module):
     def _begun(self, state: MemoryState) -> list[bool]:
         """Say for each row whether it is a past in which the model has read something; [] if its kind is none."""
         past = self.condition(state).key_values
-        # A recurrent model has read without a slot to show for it.
-        return [] if past is None else (past.mask.any(1) | (past.next_position > 0)).tolist()
+        return [] if past is None else past.begun.tolist()
 
     @property
     def granularity(self) -> Granularity:

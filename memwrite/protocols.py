@@ -61,6 +61,15 @@ class KeyValues:
         for states in (self.recurrent or {}).values():
             yield from states.values()
 
+    @property
+    def begun(self) -> Tensor:
+        """Say in which rows (B,) anything has been read, if there are slots to show for it or not."""
+        begun = self.mask.any(1) | (self.next_position > 0)
+        for states in (self.recurrent or {}).values():
+            for tensor in states.values():
+                begun = begun | tensor.flatten(1).any(1)
+        return begun
+
     def rows(self, index: Tensor) -> KeyValues:
         """Return the rows that `index` (N,) names; a row may be named many times."""
         return self.map(lambda tensor: tensor[index])

@@ -56,6 +56,7 @@ class TransformersBackbone:
     Not an nn.Module on purpose: writers and readers hold it without registering its weights.
 
     Attributes:
+        cache_name: what the model calls its argument for a cache.
         needs_saving: whether its weights are in no folder yet, so that a run folder must hold them.
     """
 
@@ -84,7 +85,7 @@ class TransformersBackbone:
         embedded_prompts.attach(model)
         self._attention = attention_observer.install(model, attention)
         parameters = inspect.signature(type(model.base_model).forward).parameters
-        self._cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self.cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
         self._recurrent: Mapping[int, Mapping[str, TensorSpec]] | None = None
 
     @property
@@ -211,7 +212,7 @@ class TransformersBackbone:
                 attention_mask=self.windows.mask(past, length, self.info.dtype),
                 position_ids=positions,
                 use_cache=cached,
-                **{self._cache_name: cache},
+                **{self.cache_name: cache},
                 **extra,
             )
         kept = None
@@ -387,7 +388,7 @@ class TransformersBackbone:
                 attention_mask=mask.long(),
                 position_ids=positions,
                 generation_config=config,
-                **{self._cache_name: cache},
+                **{self.cache_name: cache},
                 **{name: options[name] for name in generation.ARGUMENTS & options.keys()},
             )
         except (InputError, ConfigError):
@@ -442,8 +443,9 @@ class TransformersBackbone:
         return AdapterCache(self._layers)
 
     def plain_cache(self, past: KeyValues | None) -> DynamicCache:
-        """Return a cache of transformers of its own, with a copy of these keys and values."""
-        cache = DynamicCache()
+        """Return a cache of transformers of its own, with a copy of what is past."""
+        recurrent = any(layer.recurrent for layer in self._layers)
+        cache = DynamicCache(config=self._config) if recurrent else DynamicCache()
         self._fill(cache, None if past is None else past.map(torch.clone))
         return cache
 

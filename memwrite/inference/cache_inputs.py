@@ -29,7 +29,6 @@ def cache_inputs(
     for what, held in (
         ("corrections of the model's projections", conditioning.corrections),
         ("a bias", None if past is None else past.bias),
-        ("states of recurrent layers", None if past is None else past.recurrent),
     ):
         if held is not None and len(held):
             raise InputError(
@@ -49,7 +48,7 @@ def cache_inputs(
         if ids is not None and ids.shape[0] != past.mask.shape[0]:
             raise InputError(f"the state holds {past.mask.shape[0]} rows, but {rows} were given")
         mask, start = past.mask, past.next_position
-    inputs: dict[str, Any] = {"past_key_values": backbone.plain_cache(past)}
+    inputs: dict[str, Any] = {backbone.cache_name: backbone.plain_cache(past)}
     length = 1
     if ids is not None:
         inputs["input_ids"] = ids = ids.to(device)

@@ -226,6 +226,15 @@ _GEMMA = {**_COMMON, "query_pre_attn_scalar": 8, "sliding_window": 256}
 _GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 256, "initializer_range": 0.3}
 _NO_HEAD_DIM = {name: value for name, value in _COMMON.items() if name != "head_dim"}
 
+_COMMON_HYBRID = {**_NO_HEAD_DIM, "layer_types": ["linear_attention", "full_attention"]}
+_DELTA = {
+    "linear_num_key_heads": 1, "linear_num_value_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+}  # fmt: skip
+_MAMBA2 = {
+    "hidden_size": 16, "num_hidden_layers": 2, "state_size": 8, "num_heads": 4, "head_dim": 8, "n_groups": 1,
+    "chunk_size": 8, "initializer_range": 0.3,
+}  # fmt: skip
+
 #: By the name that `memwrite check --backbone` takes.
 BACKBONES: dict[str, Build] = {
     "tiny": Build(TINY, exact=True),
@@ -241,4 +250,6 @@ BACKBONES: dict[str, Build] = {
     "phi3": Build("phi3", _NO_HEAD_DIM),
     "gemma2": Build("gemma2", _GEMMA),
     "gemma3": Build("gemma3_text", _GEMMA),
+    "olmo-hybrid": Build("olmo_hybrid", {**_COMMON_HYBRID, **_DELTA}),
+    "mamba2": Build("mamba2", _MAMBA2),
 }

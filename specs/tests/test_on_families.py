@@ -23,6 +23,8 @@ PAIRS = {
     "phi3": ("delta", "lora"),
     "gemma2": ("full-context", "key-value"),
     "gemma3": ("gradient", "prefix"),
+    "olmo-hybrid": ("full-context", "key-value"),
+    "mamba2": ("gradient", "prefix"),
 }
 
 
