@@ -317,7 +317,11 @@ def test_quotes_are_passages_of_the_context() -> None:
     memory, rows = build(), [[*range(40, 51)], [12, 13, 14], [*range(60, 65)]]
     with torch.no_grad():
         context = Tokens.from_rows(rows)
-        quotes = Teacher.reading(memory.backbone, None, context, 3).quote(context, 4)
+        teacher = Teacher.reading(memory.backbone, None, context, 3)
+        quotes, few = (teacher.quote(context, 4, most) for most in (9, 3))
+    assert few.counts is not None
+    assert few.counts.tolist() == [3, 1, 2]
+    assert few.ids[0].tolist() == [[*range(start, start + 4)] for start in (40, 43, 47)]
     assert quotes.counts is not None
     counts = quotes.counts.tolist()
     assert counts == [5, 1, 2]

@@ -96,13 +96,14 @@ class Teacher:
             parts.append(_by_row(hidden[:, :-1], len(ids)))
         return Study(ids, mask, torch.cat(parts, 1), counts)
 
-    def quote(self, context: PackedTokens, length: int) -> Study:
+    def quote(self, context: PackedTokens, length: int, most: int) -> Study:
         """Predict the tokens of passages of the contexts, as if they were repeated behind them.
 
-        Passages of `length` tokens begin at equal distances, of half of it at most; a shorter context is one passage.
+        Passages of `length` tokens begin at equal distances, of half of it at most unless there are `most` of them; a shorter
+        context is one passage.
         """
         spare = (context.lengths - length).clamp(min=0)
-        counts = 1 + (2 * spare + length - 1) // length
+        counts = (1 + (2 * spare + length - 1) // length).clamp(max=most)
         number = torch.arange(int(counts.max()), device=spare.device)
         starts = number * spare[:, None] // (counts - 1).clamp(min=1)[:, None]
         places = starts.clamp(max=spare[:, None])[..., None]

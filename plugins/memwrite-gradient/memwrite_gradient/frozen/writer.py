@@ -176,7 +176,8 @@ class DescentWriter(nn.Module):
             whole = Study.of_context(context)
             return held_out, lambda step: whole
         own, quoted = study.per_step - study.quotes, study.quotes
-        quotes = teacher.quote(context, study.length) if quoted else None
+        most = quoted * config.steps
+        quotes = teacher.quote(context, study.length, most) if most else None
         if own and self._texts is not None:
             given = Tokens.from_rows(self._texts, context.ids.device)
             shape = (len(context.lengths), *given.ids.shape)
