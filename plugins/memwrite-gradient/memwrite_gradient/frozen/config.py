@@ -30,8 +30,8 @@ class StudyConfig:
         ValueError: a value is out of range.
     """
 
-    texts: int = 32
-    per_step: int = 4
+    texts: int = 48
+    per_step: int = 8
     quotes: int = 2
     length: int = 48
     temperature: float = 1.0
@@ -140,4 +140,4 @@ class SoftPromptConfig(DescentConfig):
 
     slots: int = 8
     steps: int = 60
-    study: StudyConfig = field(default_factory=lambda: StudyConfig(quotes=0))
+    study: StudyConfig = field(default_factory=lambda: StudyConfig(32, 4, 0))
