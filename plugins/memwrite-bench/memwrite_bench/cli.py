@@ -114,6 +114,13 @@ def capacity(
     help="Budgets, for each writer that counts its slots.",
 )
 @click.option(
+    "--sentences",
+    callback=_numbers,
+    default="1,2",
+    show_default=True,
+    help="Budgets of bm25, found for each stretch of text.",
+)
+@click.option(
     "--contexts", default=24, show_default=True, type=click.IntRange(min=1), help="Passages."
 )
 @click.option(
@@ -135,6 +142,7 @@ def language(
     texts: tuple[str, ...],
     out: str,
     slots: tuple[int, ...],
+    sentences: tuple[int, ...],
     contexts: int,
     context: int,
     length: int,
@@ -144,9 +152,9 @@ def language(
 ) -> None:
     """Measure what memories are worth to the text behind a passage, on a language model as it is, and make one report.
 
-    WRITERS are names of writers, each with the reader of its states, and YAML files with a writer and a reader. By default
-    every installed writer is measured; one with parameters that nobody trained is marked. No memory at all and the
-    whole KV cache kept are measured beside them.
+    WRITERS are names of writers, each with the reader of its states, YAML files with a writer and a reader, and bm25, which
+    keeps the text and finds sentences in it. By default all that is installed is measured; what has parameters that nobody
+    trained is marked. No memory at all and the whole KV cache kept are measured beside them.
 
     OUT gets index.html with everything in it, report.json, the plots as SVG files, and one file per measurement in cells.
     The same command goes on with what is unfinished.
@@ -157,7 +165,8 @@ def language(
     options = {"--device": device, "--dtype": dtype}
     words = ["memwrite", "bench", "language", *writers, "--backbone", backbone]
     words += [word for text in texts for word in ("--texts", text)]
-    words += ["--out", out, "--slots", ",".join(map(str, slots)), "--contexts", str(contexts)]
+    words += ["--out", out, "--slots", ",".join(map(str, slots))]
+    words += ["--sentences", ",".join(map(str, sentences)), "--contexts", str(contexts)]
     words += ["--context", str(context), "--length", str(length)]
     words += [word for name, value in options.items() if value for word in (name, value)]
     chosen = {"path": backbone, "device": device, "dtype": dtype}
@@ -168,6 +177,7 @@ def language(
             Path(out),
             writers=writers,
             slots=slots,
+            sentences=sentences,
             passages=contexts,
             context=context,
             length=length,

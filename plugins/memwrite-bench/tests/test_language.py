@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
-from memwrite_bench.language import cells, language
+from memwrite_bench.language import cells, language, retrieval
 from memwrite_bench.language.candidates import candidates
 
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.errors import InputError
+from memwrite.evaluation.value_kept import predict
+from memwrite.state import Tokens
 
 BACKBONE: dict[str, Any] = {
     "type": "gpt2",
@@ -99,10 +102,36 @@ def test_a_result_survives_its_file(tmp_path: Path) -> None:
 
     beside = Memory.from_config({"backbone": BACKBONE})
     part = [Example([1, 2, 3], [[4, 5, 6]], [[-100, 5, 6]])]
-    result = cells.measure(candidates(["no-memory"], [])[1], beside, part)
+    result = cells.measure(candidates(["no-memory"], [], [])[1], beside, part)
     (tmp_path / "cell.json").write_bytes(cells.as_json(result))
     assert cells.load(tmp_path / "cell.json") == result
     assert asdict(result)["failure"] == ""
+
+
+def test_retrieval_predicts_as_the_model_does_behind_the_sentences_that_it_finds() -> None:
+    """With all sentences found it is the text itself; the tokens of all stretches are predicted once."""
+    writer, reader = {"name": "whole-text"}, {"name": "text"}
+    memory = Memory.from_config({"backbone": BACKBONE, "writer": writer, "reader": reader}).eval()
+    contexts = [[*b"One. Two two. Three"], [*b"A b c d. E f g h i."]]
+    text = [[*b" and so on for more than one"], [*b" stretch of tokens, as it is"]]
+    with torch.no_grad():
+        state = memory.write(Tokens.from_rows(contexts)).state
+        every, one = (
+            retrieval.predict_by_retrieval(memory, state, contexts, text, count) for count in (9, 1)
+        )
+        whole = predict(memory, state, text)
+    for found, expected in zip(every, whole, strict=True):
+        assert found.bits == pytest.approx(expected.bits)
+        assert (found.choices, found.right) == (expected.choices, expected.right)
+    assert [len(found.bits) for found in one] == [len(found.bits) for found in every]
+    assert one != every
+
+
+def test_retrieval_is_in_the_report(book: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval, "STRETCH", 4)
+    rows = {row.name: row for row in report(book, "bm25", sentences=(1, 9)).rows}
+    assert rows["bm25 9"].bits == pytest.approx(rows["full-context"].bits, abs=1e-3)
+    assert rows["bm25 1"].recall is None
 
 
 def test_texts_without_a_long_passage_are_refused(book: Path) -> None:

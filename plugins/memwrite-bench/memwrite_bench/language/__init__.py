@@ -37,6 +37,7 @@ def language(
     *,
     writers: Sequence[str] = (),
     slots: Sequence[int] = (8, 16, 32),
+    sentences: Sequence[int] = (1, 2),
     passages: int = 24,
     context: int = 160,
     length: int = 96,
@@ -50,8 +51,9 @@ def language(
         backbone: the language model, as in a configuration.
         texts: UTF-8 files that the passages are taken from.
         folder: for one file per measurement.
-        writers: names of writers and YAML files; none for every installed writer.
+        writers: names of writers, "bm25" and YAML files; none for all of them that are installed.
         slots: budgets, for each writer that counts its slots.
+        sentences: likewise, for retrieval.
         passages: at most so many.
         context: tokens that are written, of each.
         length: tokens behind them that are predicted.
@@ -69,7 +71,7 @@ def language(
         length=length,
         examples=passages,
     )
-    chosen = candidates(writers, slots)
+    chosen = candidates(writers, slots, sentences)
     beside = Memory.from_config({"backbone": dict(backbone)})
     found = LanguageTask(config, beside.backbone.tokenizer).evaluation()
     if not found:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from memwrite_text import retrieve
 
 from memwrite.errors import MemwriteError
 from memwrite.evaluation.controls import evaluation_mode
@@ -20,6 +21,7 @@ from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import Example, collate
 from memwrite.utils.hashing import exact_digest_of
 from memwrite_bench.language.candidates import Candidate
+from memwrite_bench.language.retrieval import QUERY, predict_by_retrieval
 
 T = TypeVar("T")
 
@@ -37,7 +39,8 @@ class Result:
         read_seconds: from a state to the prediction of the passage behind it; of all of them, read together.
         first_token_seconds: from one state and a query of one token to the next token.
         behind: the prediction of each text behind its context.
-        again: the prediction of each context, read again behind its own memory; [] where it is too long.
+        again: the prediction of each context, read again behind its own memory; [] where it is too long, or
+            found by retrieval.
         failure: why nothing was measured; "" if it was.
         machine: that it was measured on.
     """
@@ -75,7 +78,7 @@ def cell(candidate: Candidate, beside: Memory, part: Sequence[Example], folder: 
         beside.backbone.fingerprint,
         str(beside.backbone.info.dtype),
         [candidate.writer.name, dict(candidate.writer.params)],
-        [candidate.reader.name, dict(candidate.reader.params)],
+        [candidate.reader.name, dict(candidate.reader.params), candidate.sentences],
         [[example.context, example.queries] for example in part],
     ]
     digest = exact_digest_of(json.dumps(description, sort_keys=True, default=str))
@@ -100,22 +103,35 @@ def measure(candidate: Candidate, beside: Memory, part: Sequence[Example]) -> Re
     try:
         memory = candidate.memory(beside)
         with evaluation_mode(memory):
-            return _measure(memory, part)
+            return _measure(memory, part, candidate.sentences)
     except MemwriteError as error:
         where = machine(beside.backbone.info.device)
         return Result(len(part), 0, 0, False, 0.0, 0.0, 0.0, [], [], str(error), where)
 
 
-def _measure(memory: Memory, part: Sequence[Example]) -> Result:
+def _measure(memory: Memory, part: Sequence[Example], sentences: int | None) -> Result:
     contexts = collate(part)["batch"].context
     texts = [example.queries[0] for example in part]
     state, write_seconds = _timed(lambda: memory.write(contexts).state)
-    behind, read_seconds = _timed(lambda: predict(memory, state, texts))
-    one = _first(state)
-    query = Tokens.from_rows([texts[0][:1]])
-    _, first_token = _timed(lambda: memory.read(one, query))
-    repeated = [example.context for example in part]
-    fits = 2 * max(map(len, repeated)) <= memory.backbone.info.positions
+    passages = [example.context for example in part]
+
+    def read() -> list[Prediction]:
+        if sentences is None:
+            return predict(memory, state, texts)
+        return predict_by_retrieval(memory, state, passages, texts, sentences)
+
+    behind, read_seconds = _timed(read)
+    one, query = _first(state), Tokens.from_rows([texts[0][:1]])
+
+    def first() -> object:
+        if sentences is None:
+            return memory.read(one, query)
+        return memory.read(
+            retrieve(one, Tokens.from_rows([passages[0][-QUERY:]]), sentences), query
+        )
+
+    _, first_token = _timed(first)
+    again = sentences is None and 2 * max(map(len, passages)) <= memory.backbone.info.positions
     return Result(
         contexts=len(part),
         state_bytes=state.nbytes // len(part),
@@ -125,7 +141,7 @@ def _measure(memory: Memory, part: Sequence[Example]) -> Result:
         read_seconds=read_seconds,
         first_token_seconds=first_token,
         behind=behind,
-        again=predict(memory, state, repeated) if fits else [],
+        again=predict(memory, state, passages) if again else [],
         failure="",
         machine=machine(memory.backbone.info.device),
     )
