@@ -114,9 +114,15 @@ def run(
 
     Raises:
         ContractViolation: the tokens are not packed, so that padding could be written.
+        ConfigError: the past of rows of different lengths is wanted, and recurrent layers would keep padding in it.
     """
     if not isinstance(tokens, PackedTokens):
         raise ContractViolation("an online run takes packed tokens: call Tokens.packed()")
+    if use_cache and backbone.recurrent and not bool(tokens.mask.all()):
+        raise ConfigError(
+            "texts of different lengths cannot go on together on a model with recurrent layers, which would keep their "
+            "padding: give one text at a time"
+        )
     embeddings = backbone.embed(tokens.ids)
     if not tokens.ids.shape[1]:
         return OnlineOutput(BackboneOutput(embeddings, past), WriteOutput(state))

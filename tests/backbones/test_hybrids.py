@@ -28,6 +28,7 @@ from memwrite import Memory, Tokens
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, InputError
+from memwrite.inference import online
 from memwrite.inference import read as reading
 from memwrite.plugins.builtin.readers import PrefixReader
 from memwrite.protocols import Conditioning, KeyValues, LayerActivations, StaticAdapter
@@ -220,6 +221,28 @@ def test_gradients_go_through_what_was_kept(family: str) -> None:
     (found,), (expected,) = (torch.autograd.grad(loss, prefix) for loss in (parts, whole))
     torch.testing.assert_close(found, expected, **CLOSE)
     assert expected.abs().max() > 1e-3
+
+
+def test_online_writes_keep_no_padding() -> None:
+    """Rows of different lengths are read together, but a past that padding had gone into is refused."""
+    config = {"writer": {"name": "delta"}, "reader": {"name": "lora", "params": {"init": "random"}}}
+    memory = Memory.from_config({"backbone": families.model("bamba"), **config})
+    tokens = Tokens.from_rows([[1, 2, 3, 4], [5]])
+    both = memory.write(tokens).state
+    logits = memory.read(both, tokens).logits
+    for row, ids in enumerate([[1, 2, 3, 4], [5]]):
+        one = Tokens.from_rows([ids])
+        state = memory.write(one).state
+        torch.testing.assert_close(both.rows(slice(row, row + 1))["S"], state["S"], **CLOSE)
+        torch.testing.assert_close(
+            logits[row, : len(ids)], memory.read(state, one).logits[0], **CLOSE
+        )
+    parts = memory.components
+    assert parts.writer is not None
+    with pytest.raises(ConfigError, match="give one text at a time"):
+        online.run(
+            memory.backbone, parts.writer, None, tokens, memory.writer.init(2), use_cache=True
+        )
 
 
 def test_what_recurrent_layers_cannot_do_is_one_sentence() -> None:
