@@ -7,9 +7,12 @@ from typing import NamedTuple
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import Config, part_config
+from memwrite.errors import ConfigError
+from memwrite.plugins import WriterPlugin
 from memwrite.plugins.pairs import check_pair
 from memwrite.plugins.registry import registry
 from memwrite.protocols import Reader, Writer
+from memwrite.state import KINDS
 from memwrite.utils.rng import seeded
 
 
@@ -34,7 +37,25 @@ def from_config(config: Config, backbone: TransformersBackbone | None = None) ->
     writer_config = part_config(writers.config, config.writer.params, "writer.params")
     reader_config = part_config(readers.config, config.reader.params, "reader.params")
     backbone = backbone or load_backbone(config.backbone, config.seed)
+    _check_attention(writers, backbone)
     with seeded(config.seed):
         writer = writers.build(writer_config, backbone)
         reader = readers.build(reader_config, backbone, writer.spec)
     return Components(backbone, writer, reader, config)
+
+
+def _check_attention(writer: WriterPlugin, backbone: TransformersBackbone) -> None:
+    """Refuse states that only attention layers could be given, where a model has none.
+
+    Raises:
+        ConfigError: the writer emits such states.
+    """
+    kind = KINDS.get(writer.emits)
+    named = writer.emits in ("keyvalue", "lowrank") or (
+        kind is not None and kind.recall is not None
+    )
+    if named and not backbone.info.layers:
+        raise ConfigError(
+            f"writer '{writer.name}' makes '{writer.emits}' states, which attention layers read, but all layers of "
+            f"'{backbone.info.architecture}' are recurrent: take a writer of another kind of state"
+        )

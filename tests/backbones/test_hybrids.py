@@ -259,3 +259,10 @@ def test_what_recurrent_layers_cannot_do_is_one_sentence() -> None:
     assert kept is not None
     with pytest.raises(ValueError, match="cannot go back"):
         kept.drop_last()
+
+
+@pytest.mark.parametrize(("writer", "reader"), [("full-context", "key-value"), ("delta", "lora")])
+def test_memories_for_attention_are_refused_where_there_is_none(writer: str, reader: str) -> None:
+    config = {"writer": {"name": writer}, "reader": {"name": reader}}
+    with pytest.raises(ConfigError, match="take a writer of another kind"):
+        Memory.from_config({"backbone": families.model("mamba2"), **config})
