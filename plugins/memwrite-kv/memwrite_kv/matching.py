@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Reference:
     values: Tensor
     asked: Tensor
 
-    @property
+    @cached_property
     def weights(self) -> Tensor:
         """The attention (B, Hkv, n, S), 0 at queries that are none."""
         return self.logits.softmax(-1).masked_fill(~self.asked[:, None, :, None], 0)
@@ -57,12 +58,14 @@ def mass(reference: Reference, kept: Chosen) -> Tensor:
 def values(reference: Reference, kept: Chosen, bias: Tensor) -> Tensor:
     """Return values (B, Hkv, t, Dh) with which attention to the kept slots alone comes nearest to the whole output.
 
-    Least squares in float64, min ‖X C − A V‖², X the softmax over the kept slots with their bias; the smallest C where many fit.
+    Least squares in float64, min ‖X C − A V‖², X the softmax over the kept slots with their bias; of many C that fit, the one
+    nearest to the slots' own values.
     """
     logits = kept.columns(reference.logits, -torch.inf).double() + bias[:, :, None]
     some = logits.softmax(-1).masked_fill(~reference.asked[:, None, :, None], 0)
     output = (reference.weights @ reference.values).double()
-    return _solved(some.mT @ some, some.mT @ output)
+    own = kept.of(reference.values).double()
+    return own + _solved(some.mT @ some, some.mT @ (output - some @ own))
 
 
 def _solved(square: Tensor, against: Tensor) -> Tensor:

@@ -186,6 +186,22 @@ def test_a_fit_to_everything_changes_nothing() -> None:
     torch.testing.assert_close(matching.values(reference, kept, bias), values)
 
 
+def test_few_queries_leave_the_values_where_they_say_nothing() -> None:
+    """Of two slots that they cannot tell apart both move alike; without any query nothing moves."""
+    logits = torch.zeros(1, 1, 3, 4, dtype=torch.float64)
+    values = torch.arange(8, dtype=torch.float64).reshape(1, 1, 4, 2) ** 2
+    kept = Chosen(torch.tensor([[[0, 1]]]), torch.ones(1, 2, dtype=torch.bool))
+    none = torch.zeros(1, 1, 2, dtype=torch.float64)
+    asked = Reference(logits, values, torch.ones(1, 3, dtype=torch.bool))
+    change = matching.values(asked, kept, none) - values[:, :, :2]
+    torch.testing.assert_close(change[..., 0, :], change[..., 1, :])
+    torch.testing.assert_close(
+        (values[:, :, :2] + change).mean(2), values.mean(2), atol=1e-9, rtol=0
+    )
+    silent = Reference(logits, values, torch.zeros(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(matching.values(silent, kept, none), values[:, :, :2])
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_on_policy_queries_come_from_compacted_layers(family: str) -> None:
     """The first layer is as without; with a budget for everything all layers are."""
