@@ -44,7 +44,7 @@ class CompactConfig(BudgetConfig):
     """
 
     queries: str = "own"
-    most: int = 512
+    most: int = 256
     score: str = "rms"
     value_norm: bool = True
     bias: bool = False
