@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from torch import nn
 
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.config import Config, part_config
+from memwrite.config import Config, load_config, part_config
 from memwrite.errors import ConfigError
 from memwrite.plugins import WriterPlugin
 from memwrite.plugins.pairs import check_pair
@@ -16,12 +20,20 @@ from memwrite.state import KINDS
 from memwrite.utils.rng import seeded
 
 
+class WriterModule(nn.Module, Writer):
+    """What every writer is: an nn.Module with the methods of `Writer`. It need not inherit from this class."""
+
+
+class ReaderModule(nn.Module, Reader):
+    """What every reader is: an nn.Module with the methods of `Reader`. It need not inherit from this class."""
+
+
 class Components(NamedTuple):
     """What a `Memory` is made of; `writer` is None for a memory that only reads."""
 
     backbone: TransformersBackbone
-    writer: Writer | None
-    reader: Reader
+    writer: WriterModule | None
+    reader: ReaderModule
     config: Config
 
 
@@ -41,7 +53,23 @@ def from_config(config: Config, backbone: TransformersBackbone | None = None) ->
     with seeded(config.seed):
         writer = writers.build(writer_config, backbone)
         reader = readers.build(reader_config, backbone, writer.spec)
-    return Components(backbone, writer, reader, config)
+    return Components(backbone, cast(WriterModule, writer), cast(ReaderModule, reader), config)
+
+
+def from_source(
+    source: str | Path | Mapping[str, Any] | Config,
+    overrides: Sequence[str] = (),
+    backbone: TransformersBackbone | None = None,
+) -> Components:
+    """Build what a YAML file, a mapping or a `Config` describes; see `Memory.from_config`.
+
+    Raises:
+        ConfigError, PluginError, IncompatiblePair: it cannot be built.
+    """
+    if backbone is not None and isinstance(source, Mapping):
+        source = {"backbone": backbone.described, **source}
+    config = source if isinstance(source, Config) else load_config(source, overrides)
+    return from_config(config, backbone)
 
 
 def _check_attention(writer: WriterPlugin, backbone: TransformersBackbone) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -13,21 +12,21 @@ from torch import Tensor, nn
 from memwrite import build
 from memwrite.backbones.conversation import Place
 from memwrite.backbones.generation import TextStream, text_of
+from memwrite.backbones.moving import move
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.build import Components
+from memwrite.build import Components, ReaderModule, WriterModule
 from memwrite.checkpoints import open as opening
 from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
-from memwrite.config import Config, load_config, part_config
-from memwrite.errors import ConfigError, InputError, PluginError
+from memwrite.config import Config
+from memwrite.errors import InputError
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.cache_inputs import cache_inputs
 from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
-from memwrite.inference.read import evaluating
 from memwrite.inference.texts import context_tokens, prompt_tokens, texts_of
+from memwrite.plugins.caveats import untrained_caveat
 from memwrite.plugins.pairs import check_pair
-from memwrite.plugins.registry import registry
 from memwrite.protocols import (
     Conditioning,
     Granularity,
@@ -39,14 +38,6 @@ from memwrite.protocols import (
 )
 from memwrite.state import MemoryState, Tokens
 from memwrite.utils.hashing import CachedDigest, digest_of
-
-
-class WriterModule(nn.Module, Writer):
-    """What every writer is: an nn.Module with the methods of `Writer`. It need not inherit from this class."""
-
-
-class ReaderModule(nn.Module, Reader):
-    """What every reader is: an nn.Module with the methods of `Reader`. It need not inherit from this class."""
 
 
 class Memory(nn.Module):
@@ -83,7 +74,7 @@ class Memory(nn.Module):
         self.backbone = backbone
         self.config = config
         self.model = backbone.model
-        self._modules["writer"] = cast("WriterModule | None", writer)
+        self._modules["writer"] = cast(WriterModule | None, writer)
         self.reader = cast(ReaderModule, reader)
         self.prefills: PrefillCache | None = None
         self.chat = backbone.tokenizer.has_template and config.task is None
@@ -100,32 +91,18 @@ class Memory(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move everything, but cast the backbone alone: writer and reader compute in the dtype of states.
-
-        Raises:
-            ConfigError: states would be of another dtype than those that writer and reader were built for.
-        """
-        info = self.backbone.info
-        dtype = fn(torch.empty(0, dtype=info.dtype, device=info.device)).dtype
-        if torch.promote_types(dtype, torch.float32) != info.state_dtype:
-            raise ConfigError(
-                f"this memory was built with states of {info.state_dtype}, which a backbone of {dtype} does not have: "
-                f"build it anew with backbone.dtype={str(dtype).removeprefix('torch.')}"
-            )
-        self.model._apply(fn, recurse)
-        for module in (self._modules["writer"], self.reader):
-            if module is not None:
-                module._apply(lambda tensor: _moved(tensor, fn), recurse)  # type: ignore[no-untyped-call]
+        writer, reader = self._modules["writer"], self.reader
+        move(self.backbone, [reader] if writer is None else [writer, reader], fn, recurse)
         return self
 
     @property
     def can_write(self) -> bool:
-        """Whether there is a writer: a memory opened from a state file has none."""
+        """Return whether there is a writer: a memory opened from a state file has none."""
         return self._modules["writer"] is not None
 
     @property
     def writer(self) -> WriterModule:
-        """The writer.
+        """Return the writer.
 
         Raises:
             InputError: there is none.
@@ -134,7 +111,36 @@ class Memory(nn.Module):
             raise InputError("this memory was opened from a state file and can only read")
         return cast(WriterModule, self._modules["writer"])
 
-    # ---- building, loading, saving -------------------------------------------------------------
+    @property
+    def components(self) -> Components:
+        """Return what this memory is made of."""
+        writer = self.writer if self.can_write else None
+        return Components(self.backbone, writer, self.reader, self.config)
+
+    @property
+    def granularity(self) -> Granularity:
+        """Return what the writer writes at a time; "token" where it does not care."""
+        writer: Any = self._modules["writer"]
+        return writer.granularity if isinstance(writer, OnlineWriter) else "token"
+
+    @property
+    def caveat(self) -> str:
+        """Return what the states of a writer are worth that nobody has trained; "" where they are worth as much."""
+        if self.trained:
+            return ""
+        return untrained_caveat(
+            self.config, not self.can_write or any(True for _ in self.writer.parameters())
+        )
+
+    @property
+    def writer_fingerprint(self) -> str:
+        """Return 32 hex digits over the weights of what writes, or wrote the state file that was opened; "" for none."""
+        if not self.can_write:
+            return self._written_by
+        weights = self.writer.state_dict()
+        return self._writer_digest.of(weights.values()) if weights else ""
+
+    # Building, loading, saving.
 
     @classmethod
     def from_config(
@@ -155,16 +161,15 @@ class Memory(nn.Module):
             ConfigError, PluginError, IncompatiblePair: the configuration cannot be built.
             StorageError: the run folder's weights do not fit.
         """
-        if isinstance(source, (str, Path)) and Path(source).is_dir():
-            parts = run_folder.open_run(Path(source), overrides, backbone)
-        else:
-            if backbone is not None and isinstance(source, Mapping):
-                source = {"backbone": backbone.described, **source}
-            config = source if isinstance(source, Config) else load_config(source, overrides)
-            parts = build.from_config(config, backbone)
-        memory = cls(*parts).to(parts.backbone.info.device).eval()
-        memory.trained = isinstance(source, (str, Path)) and Path(source).is_dir()
+        if not isinstance(source, (str, Path)) or not Path(source).is_dir():
+            return cls._of(build.from_source(source, overrides, backbone))
+        memory = cls._of(run_folder.open_run(Path(source), overrides, backbone))
+        memory.trained = True
         return memory
+
+    @classmethod
+    def _of(cls, parts: Components) -> Memory:
+        return cls(*parts).to(parts.backbone.info.device).eval()
 
     def save_run(self, folder: str | Path) -> None:
         """Write a run folder that `from_config` takes: config, weights of writer and reader, and the backbone
@@ -191,13 +196,8 @@ class Memory(nn.Module):
             IncompatiblePair: this memory's reader does not read such a state.
         """
         self.check_state(state)
-        header = header_of(
-            self.components,
-            state,
-            self.writer_fingerprint,
-            trained=not self.caveat,
-            chat=self.chat,
-        )
+        written_by, trained = self.writer_fingerprint, not self.caveat
+        header = header_of(self.components, state, written_by, trained=trained, chat=self.chat)
         return StateFile(header, state, self.reader.state_dict())
 
     @classmethod
@@ -221,9 +221,8 @@ class Memory(nn.Module):
             StorageError: the file cannot be used, or is for another backbone.
             PluginError: its reader is not installed.
         """
-        return cls.opened(
-            load_state(path), str(path), backbone=backbone, device=device, force=force
-        )
+        file = load_state(path)
+        return cls.opened(file, str(path), backbone=backbone, device=device, force=force)
 
     @classmethod
     def opened(
@@ -237,7 +236,7 @@ class Memory(nn.Module):
     ) -> tuple[Memory, MemoryState]:
         """Do as `load` does with a state file that has been read already from `path`."""
         parts, state = opening.from_state_file(file, path, backbone, device, force)
-        memory = cls(*parts).to(parts.backbone.info.device).eval()
+        memory = cls._of(parts)
         memory._written_by = file.header.writer_fingerprint
         memory.trained = file.header.trained
         memory.chat = memory.chat and file.header.chat
@@ -251,13 +250,7 @@ class Memory(nn.Module):
         """
         return opening.state_for(self.components, file, path, self.writer_fingerprint)
 
-    @property
-    def components(self) -> Components:
-        """What this memory is made of."""
-        writer = self.writer if self.can_write else None
-        return Components(self.backbone, writer, self.reader, self.config)
-
-    # ---- write ---------------------------------------------------------------------------------
+    # Writing.
 
     def encode(self, texts: str | Sequence[str], raw: bool = False) -> Tokens:
         """Return contexts as tokens, one row per text.
@@ -279,14 +272,12 @@ class Memory(nn.Module):
     ) -> Tokens:
         """Return contexts as `encode` does, each where the conversation or text in its memory has come to."""
         places: list[Place] = []
-        if state is not None:
-            places = [] if raw else self.turns(state)
-        elif self.chat and not raw and self.can_write and self.turns(self.writer.init(1)):
-            places = [Place.BEGINNING] * len(texts_of(texts, "the context"))
+        if self.chat and not raw and (state is not None or self.can_write):
+            places = self.turns(self.writer.init(1) if state is None else state)
         return context_tokens(self.backbone, texts, self.granularity, self.opens(state), places)
 
     def opens(self, state: MemoryState | None) -> list[bool]:
-        """Say for each row of a state whether what is put behind it is the start of a text for the model.
+        """Return for each row of a state whether what is put behind it is the start of a text for the model.
 
         It is not where the memory is a past of keys and values, which stands before it. [] where all rows open one.
         """
@@ -295,7 +286,7 @@ class Memory(nn.Module):
         return [not begun for begun in self._begun(state)]
 
     def turns(self, state: MemoryState) -> list[Place]:
-        """Say for each row of a state where the conversation stands that goes on behind it.
+        """Return for each row of a state where the conversation stands that goes on behind it.
 
         A memory of keys and values is taken for one in an open user's turn, unless it is empty; `write` and sessions leave
         it there. [] where every question begins a conversation: with other kinds of state, and where `chat` does not hold.
@@ -304,38 +295,9 @@ class Memory(nn.Module):
         return [Place.TEXT if row else Place.BEGINNING for row in begun]
 
     def _begun(self, state: MemoryState) -> list[bool]:
-        """Say for each row whether it is a past in which the model has read something; [] if its kind is none."""
+        """Return for each row whether it is a past in which the model has read something; [] if its kind is none."""
         past = self.condition(state).key_values
         return [] if past is None else past.begun.tolist()
-
-    @property
-    def granularity(self) -> Granularity:
-        """What the writer writes at a time; "token" where it does not care."""
-        writer: Any = self._modules["writer"]
-        return writer.granularity if isinstance(writer, OnlineWriter) else "token"
-
-    @property
-    def caveat(self) -> str:
-        """Say what states are worth that a writer has written which nobody has trained; "" where they are worth as much."""
-        if self.trained:
-            return ""
-        name, worth = self.config.writer.name, "its states mean nothing to this model"
-        with suppress(PluginError):
-            plugin = registry().writer(name)
-            if plugin.untrained is not None:
-                config = part_config(plugin.config, self.config.writer.params, "writer.params")
-                worth = plugin.untrained(config)
-            elif self.can_write and not any(True for _ in self.writer.parameters()):
-                worth = ""
-        return worth and f"writer '{name}' has not been trained: {worth}"
-
-    @property
-    def writer_fingerprint(self) -> str:
-        """32 hex digits over the weights of what writes, or of what wrote the state file that was opened; "" for none."""
-        if not self.can_write:
-            return self._written_by
-        weights = self.writer.state_dict()
-        return self._writer_digest.of(weights.values()) if weights else ""
 
     def write(
         self, context: str | Sequence[str] | Tokens, state: MemoryState | None = None
@@ -357,10 +319,45 @@ class Memory(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             packed = tokens.to(self.backbone.info.device).packed()
             before = self.writer.init(packed.ids.shape[0]) if state is None else state
-            self._check_rows(before, packed.ids.shape[0])
+            _check_rows(before, packed.ids.shape[0])
             return writing.write(self.components, packed, before)
 
-    # ---- read ----------------------------------------------------------------------------------
+    # Reading.
+
+    def check_state(self, state: MemoryState) -> None:
+        """Refuse a state of a kind that the reader does not read.
+
+        Raises:
+            IncompatiblePair: it is of such a kind.
+        """
+        writer, reader = self.config.writer.name, self.config.reader.name
+        check_pair(writer, state.spec.kind, reader, self.reader.accepts)
+
+    def condition(self, state: MemoryState) -> Conditioning:
+        """Return how the reader lets `state` into the model.
+
+        Raises:
+            InputError: it is not of this model's sizes.
+        """
+        conditioning = self.reader.condition(state)
+        reading.check_fits(conditioning, self.backbone)
+        return conditioning
+
+    def _entered(self, state: MemoryState) -> tuple[Conditioning, PrefillOutput | None]:
+        """Return how `state` enters the model, and what the cache has of it, if there is one that may be used."""
+        conditioning, prefilled = self.condition(state), None
+        if self.prefills is not None and conditioning.prefix is not None:
+
+            def prefill(rows: MemoryState) -> PrefillOutput:
+                return reading.prefill(self.backbone, self.condition(rows))
+
+            prefilled = self.prefills.rows(self.components, state, prefill)
+        return conditioning, prefilled
+
+    def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
+        _check_rows(state, query.ids.shape[0])
+        self.check_state(state)
+        return query.to(self.backbone.info.device)
 
     def read(self, state: MemoryState, query: Tokens) -> ReadOutput:
         """Return the logits of [state; query]; the Q queries of a row share its state, prefilled once.
@@ -373,8 +370,7 @@ class Memory(nn.Module):
             InputError: the query does not fit the state's batch or the model's positions.
         """
         query = self._fitting(state, query)
-        conditioning = self.condition(state)
-        prefilled = self._prefilled(state, conditioning)
+        conditioning, prefilled = self._entered(state)
         return reading.read(self.backbone, conditioning, query, prefilled)
 
     @torch.no_grad()
@@ -397,9 +393,8 @@ class Memory(nn.Module):
         if query is None:
             query = Tokens.from_rows([[]] * (state.batch_size or 1))
         query = self._fitting(state, query)
-        with evaluating(self.model):
-            conditioning = self.condition(state)
-            prefilled = self._prefilled(state, conditioning)
+        with reading.evaluating(self.model):
+            conditioning, prefilled = self._entered(state)
             new = reading.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
@@ -420,63 +415,10 @@ class Memory(nn.Module):
             InputError: the memory comes with corrections or a bias, which no such cache carries.
         """
         self.check_state(state)
-        with torch.no_grad(), evaluating(self.model):
-            conditioning = self.condition(state)
-            prefilled = self._prefilled(state, conditioning)
+        with torch.no_grad(), reading.evaluating(self.model):
+            conditioning, prefilled = self._entered(state)
             prefilled = prefilled or reading.prefill(self.backbone, conditioning)
         return cache_inputs(self.backbone, conditioning, prefilled, ids)
-
-    def condition(self, state: MemoryState) -> Conditioning:
-        """Say how the reader lets `state` into the model.
-
-        Raises:
-            InputError: it is not of this model's sizes.
-        """
-        conditioning = self.reader.condition(state)
-        reading.check_fits(conditioning, self.backbone)
-        return conditioning
-
-    def _prefilled(self, state: MemoryState, conditioning: Conditioning) -> PrefillOutput | None:
-        """Return what the cache has of it, where there is one and neither gradients nor dropout could be lost in it."""
-        if self.prefills is None or torch.is_grad_enabled() or conditioning.prefix is None:
-            return None
-        modules = [*self.model.modules(), *self.reader.modules()]
-        if any(module.training for module in modules):
-            return None
-        weights = [t for module in modules for t in module._parameters.values() if t is not None]
-        weights += [t for module in modules for t in module._buffers.values() if t is not None]
-        device = self.backbone.info.device.type
-        settings = (
-            repr(self.config.reader),
-            self.model.config._attn_implementation,
-            torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
-            torch.get_float32_matmul_precision(),
-        )
-        return self.prefills.rows(
-            state,
-            weights,
-            settings,
-            lambda rows: reading.prefill(self.backbone, self.condition(rows)),
-        )
-
-    def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
-        self._check_rows(state, query.ids.shape[0])
-        self.check_state(state)
-        return query.to(self.backbone.info.device)
-
-    def check_state(self, state: MemoryState) -> None:
-        """Refuse a state of a kind that the reader does not read.
-
-        Raises:
-            IncompatiblePair: it is of such a kind.
-        """
-        names = self.config.writer.name, self.config.reader.name
-        check_pair(names[0], state.spec.kind, names[1], self.reader.accepts)
-
-    def _check_rows(self, state: MemoryState, rows: int) -> None:
-        # One state for several rows would be shared among users.
-        if state.batch_size not in (None, rows):
-            raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")
 
     @overload
     def ask(
@@ -549,13 +491,13 @@ class Memory(nn.Module):
         """
         shared = state.batch_size == 1
         if not shared:
-            self._check_rows(state, len(texts_of(texts, "the prompt")))
+            _check_rows(state, len(texts_of(texts, "the prompt")))
         chat = self.chat if raw is None else self.backbone.tokenizer.has_template and not raw
         places = (self.turns(state) or [Place.BEGINNING]) if chat else []
         return prompt_tokens(self.backbone, texts, [] if chat else self.opens(state), places)
 
 
-def _moved(tensor: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return `fn(tensor)` in the dtype that the tensor has."""
-    probe = fn(torch.empty(0, dtype=tensor.dtype, device=tensor.device))
-    return fn(tensor) if probe.dtype == tensor.dtype else tensor.to(probe.device)
+def _check_rows(state: MemoryState, rows: int) -> None:
+    # One state for several rows would be shared among users.
+    if state.batch_size not in (None, rows):
+        raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
 
 import torch
 from torch import Tensor
 
+from memwrite.build import Components
 from memwrite.protocols import KeyValues
 from memwrite.state import MemoryState
 from memwrite.utils.hashing import exact_digest_of, versions_of
@@ -78,20 +79,25 @@ class PrefillCache:
 
     def rows(
         self,
+        memory: Components,
         state: MemoryState,
-        weights: Iterable[Tensor],
-        settings: Hashable,
         prefill: Callable[[MemoryState], PrefillOutput],
-    ) -> PrefillOutput:
+    ) -> PrefillOutput | None:
         """Return `prefill(state)`, but run it only for rows that are not at hand.
 
+        All is forgotten when the memory's weights have changed, or whatever else changes its numbers.
+
         Args:
+            memory: whose model and reader `prefill` runs.
             state: B memories of a bounded kind.
-            weights: parameters and buffers that `prefill` depends on; when they have changed, all is forgotten.
-            settings: whatever else changes its numbers; likewise.
             prefill: of any rows.
+
+        Returns:
+            None where gradients or dropout would be lost in it.
         """
-        versions = settings, versions_of(weights)
+        versions = _versions(memory)
+        if versions is None:
+            return None
         keys = [_key(state, row) for row in range(state.batch_size or 0)]
         with self._lock:
             if versions != self._versions:
@@ -116,6 +122,23 @@ class PrefillCache:
         while self.nbytes > self.max_bytes:
             _, old = self._held.popitem(last=False)
             self.nbytes -= old.nbytes
+
+
+def _versions(memory: Components) -> object:
+    """Return what tells whether a memory still prefills as it did; None while it trains."""
+    model, device = memory.backbone.model, memory.backbone.info.device.type
+    modules = [*model.modules(), *memory.reader.modules()]
+    if torch.is_grad_enabled() or any(module.training for module in modules):
+        return None
+    weights = [t for module in modules for t in module._parameters.values() if t is not None]
+    weights += [t for module in modules for t in module._buffers.values() if t is not None]
+    settings = (
+        repr(memory.config.reader),
+        model.config._attn_implementation,
+        torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
+        torch.get_float32_matmul_precision(),
+    )
+    return settings, versions_of(weights)
 
 
 def _key(state: MemoryState, row: int) -> str:

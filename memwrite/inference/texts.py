@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from memwrite.backbones.conversation import Place, say
 from memwrite.backbones.segmentation import batch_segments, opened, tokenize_segments
@@ -11,6 +12,8 @@ from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import InputError
 from memwrite.protocols import Granularity
 from memwrite.state import Tokens
+
+T = TypeVar("T")
 
 
 def context_tokens(
@@ -26,8 +29,8 @@ def context_tokens(
         backbone: the language model.
         texts: one or several.
         granularity: of the writer.
-        opens: for each row whether it is the start of a text; () where all are.
-        places: for each row where the conversation stands that it goes on; () where they are mere texts.
+        opens: for each row whether it is the start of a text, or once for all rows; () where all are.
+        places: for each row where the conversation stands that it goes on, or once for all; () where they are mere texts.
 
     Raises:
         InputError: there is no text, or an empty one.
@@ -37,11 +40,11 @@ def context_tokens(
     for row, text in enumerate(texts_of(texts, "the context")):
         if not text.strip():
             raise InputError("the context is empty: give a text to write")
-        if row < len(places):
-            rows.append([_said(tokenizer, text, places[row], Place.TEXT)])
+        if places:
+            rows.append([_said(tokenizer, text, _of_row(row, places), Place.TEXT)])
             continue
         segments = tokenize_segments(tokenizer, text, granularity)
-        if row >= len(opens) or opens[row]:
+        if not opens or _of_row(row, opens):
             segments = opened(tokenizer, segments)
         rows.append([*segments[:-1], [*segments[-1], backbone.info.eos_id]])
     if not rows:
@@ -74,12 +77,18 @@ def prompt_tokens(
         elif places:
             if not text.strip():
                 raise InputError("the question is empty: ask something, or nothing at all")
-            rows.append(_said(tokenizer, text, places[min(row, len(places) - 1)], Place.ANSWER))
+            rows.append(_said(tokenizer, text, _of_row(row, places), Place.ANSWER))
         else:
             segments = tokenize_segments(tokenizer, text, "token")
-            opening = not opens or opens[min(row, len(opens) - 1)]
-            rows.append((opened(tokenizer, segments) if opening else segments)[0])
+            if not opens or _of_row(row, opens):
+                segments = opened(tokenizer, segments)
+            rows.append(segments[0])
     return Tokens.from_rows(rows)
+
+
+def _of_row(row: int, values: Sequence[T]) -> T:
+    """Return the value of a row, where one may stand for all rows."""
+    return values[min(row, len(values) - 1)]
 
 
 def _said(tokenizer: Tokenizer, text: str, start: Place, stop: Place) -> list[int]:
