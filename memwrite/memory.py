@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self, cast, overload
+from typing import Any, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from memwrite import build
 from memwrite.backbones.conversation import Place
 from memwrite.backbones.generation import TextStream, text_of
-from memwrite.backbones.moving import move
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.build import Components, ReaderModule, WriterModule
+from memwrite.build import Components
 from memwrite.checkpoints import open as opening
 from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
@@ -23,24 +22,13 @@ from memwrite.errors import InputError
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.cache_inputs import cache_inputs
-from memwrite.inference.prefill_cache import PrefillCache, PrefillOutput
+from memwrite.inference.parts import MemoryParts
 from memwrite.inference.texts import context_tokens, prompt_tokens, texts_of
-from memwrite.plugins.caveats import untrained_caveat
-from memwrite.plugins.pairs import check_pair
-from memwrite.protocols import (
-    Conditioning,
-    Granularity,
-    OnlineWriter,
-    Reader,
-    ReadOutput,
-    WriteOutput,
-    Writer,
-)
+from memwrite.protocols import ReadOutput, WriteOutput
 from memwrite.state import MemoryState, Tokens
-from memwrite.utils.hashing import CachedDigest, digest_of
 
 
-class Memory(nn.Module):
+class Memory(MemoryParts):
     """A backbone with a writer and a reader that fit.
 
     Args:
@@ -60,87 +48,6 @@ class Memory(nn.Module):
     Raises:
         IncompatiblePair: the reader does not read what the writer emits.
     """
-
-    def __init__(
-        self,
-        backbone: TransformersBackbone,
-        writer: Writer | None,
-        reader: Reader,
-        config: Config,
-    ) -> None:
-        super().__init__()
-        if writer is not None:
-            check_pair(config.writer.name, writer.spec.kind, config.reader.name, reader.accepts)
-        self.backbone = backbone
-        self.config = config
-        self.model = backbone.model
-        self._modules["writer"] = cast(WriterModule | None, writer)
-        self.reader = cast(ReaderModule, reader)
-        self.prefills: PrefillCache | None = None
-        self.chat = backbone.tokenizer.has_template and config.task is None
-        self.trained = False
-        self._written_by = ""
-        self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
-
-    def __repr__(self) -> str:
-        info, config = self.backbone.info, self.config
-        writer = f"writer '{config.writer.name}'" if self.can_write else "no writer"
-        return (
-            f"Memory({writer}, reader '{config.reader.name}', {info.architecture} of {info.layers} layers and "
-            f"width {info.hidden_size}, {str(info.dtype).removeprefix('torch.')} on {info.device})"
-        )
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        writer, reader = self._modules["writer"], self.reader
-        move(self.backbone, [reader] if writer is None else [writer, reader], fn, recurse)
-        return self
-
-    @property
-    def can_write(self) -> bool:
-        """Return whether there is a writer: a memory opened from a state file has none."""
-        return self._modules["writer"] is not None
-
-    @property
-    def writer(self) -> WriterModule:
-        """Return the writer.
-
-        Raises:
-            InputError: there is none.
-        """
-        if not self.can_write:
-            raise InputError("this memory was opened from a state file and can only read")
-        return cast(WriterModule, self._modules["writer"])
-
-    @property
-    def components(self) -> Components:
-        """Return what this memory is made of."""
-        writer = self.writer if self.can_write else None
-        return Components(self.backbone, writer, self.reader, self.config)
-
-    @property
-    def granularity(self) -> Granularity:
-        """Return what the writer writes at a time; "token" where it does not care."""
-        writer: Any = self._modules["writer"]
-        return writer.granularity if isinstance(writer, OnlineWriter) else "token"
-
-    @property
-    def caveat(self) -> str:
-        """Return what the states of a writer are worth that nobody has trained; "" where they are worth as much."""
-        if self.trained:
-            return ""
-        return untrained_caveat(
-            self.config, not self.can_write or any(True for _ in self.writer.parameters())
-        )
-
-    @property
-    def writer_fingerprint(self) -> str:
-        """Return 32 hex digits over the weights of what writes, or wrote the state file that was opened; "" for none."""
-        if not self.can_write:
-            return self._written_by
-        weights = self.writer.state_dict()
-        return self._writer_digest.of(weights.values()) if weights else ""
-
-    # Building, loading, saving.
 
     @classmethod
     def from_config(
@@ -276,29 +183,6 @@ class Memory(nn.Module):
             places = self.turns(self.writer.init(1) if state is None else state)
         return context_tokens(self.backbone, texts, self.granularity, self.opens(state), places)
 
-    def opens(self, state: MemoryState | None) -> list[bool]:
-        """Return for each row of a state whether what is put behind it is the start of a text for the model.
-
-        It is not where the memory is a past of keys and values, which stands before it. [] where all rows open one.
-        """
-        if state is None or not self.backbone.tokenizer.opening:
-            return []
-        return [not begun for begun in self._begun(state)]
-
-    def turns(self, state: MemoryState) -> list[Place]:
-        """Return for each row of a state where the conversation stands that goes on behind it.
-
-        A memory of keys and values is taken for one in an open user's turn, unless it is empty; `write` and sessions leave
-        it there. [] where every question begins a conversation: with other kinds of state, and where `chat` does not hold.
-        """
-        begun = self._begun(state) if self.chat else []
-        return [Place.TEXT if row else Place.BEGINNING for row in begun]
-
-    def _begun(self, state: MemoryState) -> list[bool]:
-        """Return for each row whether it is a past in which the model has read something; [] if its kind is none."""
-        past = self.condition(state).key_values
-        return [] if past is None else past.begun.tolist()
-
     def write(
         self, context: str | Sequence[str] | Tokens, state: MemoryState | None = None
     ) -> WriteOutput:
@@ -319,43 +203,13 @@ class Memory(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             packed = tokens.to(self.backbone.info.device).packed()
             before = self.writer.init(packed.ids.shape[0]) if state is None else state
-            _check_rows(before, packed.ids.shape[0])
+            self._check_rows(before, packed.ids.shape[0])
             return writing.write(self.components, packed, before)
 
     # Reading.
 
-    def check_state(self, state: MemoryState) -> None:
-        """Refuse a state of a kind that the reader does not read.
-
-        Raises:
-            IncompatiblePair: it is of such a kind.
-        """
-        writer, reader = self.config.writer.name, self.config.reader.name
-        check_pair(writer, state.spec.kind, reader, self.reader.accepts)
-
-    def condition(self, state: MemoryState) -> Conditioning:
-        """Return how the reader lets `state` into the model.
-
-        Raises:
-            InputError: it is not of this model's sizes.
-        """
-        conditioning = self.reader.condition(state)
-        reading.check_fits(conditioning, self.backbone)
-        return conditioning
-
-    def _entered(self, state: MemoryState) -> tuple[Conditioning, PrefillOutput | None]:
-        """Return how `state` enters the model, and what the cache has of it, if there is one that may be used."""
-        conditioning, prefilled = self.condition(state), None
-        if self.prefills is not None and conditioning.prefix is not None:
-
-            def prefill(rows: MemoryState) -> PrefillOutput:
-                return reading.prefill(self.backbone, self.condition(rows))
-
-            prefilled = self.prefills.rows(self.components, state, prefill)
-        return conditioning, prefilled
-
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:
-        _check_rows(state, query.ids.shape[0])
+        self._check_rows(state, query.ids.shape[0])
         self.check_state(state)
         return query.to(self.backbone.info.device)
 
@@ -489,15 +343,8 @@ class Memory(nn.Module):
         Raises:
             InputError: a text cannot be encoded, or there are more or fewer of them than memories.
         """
-        shared = state.batch_size == 1
-        if not shared:
-            _check_rows(state, len(texts_of(texts, "the prompt")))
+        if state.batch_size != 1:
+            self._check_rows(state, len(texts_of(texts, "the prompt")))
         chat = self.chat if raw is None else self.backbone.tokenizer.has_template and not raw
         places = (self.turns(state) or [Place.BEGINNING]) if chat else []
         return prompt_tokens(self.backbone, texts, [] if chat else self.opens(state), places)
-
-
-def _check_rows(state: MemoryState, rows: int) -> None:
-    # One state for several rows would be shared among users.
-    if state.batch_size not in (None, rows):
-        raise InputError(f"the state holds {state.batch_size} rows, but {rows} were given")
