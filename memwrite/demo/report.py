@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from memwrite.config import to_dict
+from memwrite.demo.article import ArticleResults
 from memwrite.demo.measure import Results
 from memwrite.demo.pairs import PairResults
 from memwrite.evaluation.page import ACCENT, INK, MUTED, embedded, label, plain, png, render
@@ -20,14 +21,18 @@ with extra("report"):
     from matplotlib.ticker import PercentFormatter
 
 
-def save_report(results: Results, pairs: Sequence[PairResults], folder: Path) -> None:
-    """Write report.html and report.json into `folder`."""
+def save_report(
+    results: Results, pairs: Sequence[PairResults], article: ArticleResults | None, folder: Path
+) -> None:
+    """Write report.html and report.json into `folder`; without the article's part where there is none."""
     page = render(
         Path(__file__).with_name("report.html"),
         "memwrite demo",
         "46rem",
         results=results,
         pairs=pairs,
+        article=article,
+        value_plot=article and embedded(png(_value_plot(article))),
         pieces=differences(results.text, results.main.text),
         steps_plot=embedded(png(_steps_plot(results))),
         vectors_plot=embedded(png(_vectors_plot(results))),
@@ -35,8 +40,31 @@ def save_report(results: Results, pairs: Sequence[PairResults], folder: Path) ->
         machine=results.as_dict()["machine"],
     )
     write_bytes(folder / "report.html", page)
-    data = {**results.as_dict(), "pairs": [{**to_dict(p), "right": p.right} for p in pairs]}
+    data = {
+        **results.as_dict(),
+        "article": to_dict(article) if article else None,
+        "pairs": [{**to_dict(p), "right": p.right} for p in pairs],
+    }
     write_bytes(folder / "report.json", json.dumps(data, indent=1).encode())
+
+
+def _value_plot(article: ArticleResults) -> Figure:
+    figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    whole = article.kept[-1].state_bytes
+    shown = [(k, k.value) for k in article.kept if k.state_bytes and k.value is not None]
+    for kept, value in shown:
+        axes.plot(kept.state_bytes / whole, value, "o", color=ACCENT, ms=5)
+        label(axes, kept.name, kept.state_bytes / whole, value, (-4, 8))
+    for value, name in ((0.0, "no memory"), (1.0, "article in sight")):
+        axes.axhline(value, color=INK, ls=":", lw=1)
+        axes.annotate(
+            name, (0, value), (3, 3), ("axes fraction", "data"), "offset points", fontsize=8
+        )
+    axes.set_xscale("log")
+    axes.margins(x=0.25, y=0.2)
+    axes.set(xlabel="bytes of state, as a share of the KV cache", ylabel="value kept")
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    return plain(figure)
 
 
 def _steps_plot(results: Results) -> Figure:

@@ -14,11 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memwrite import Memory, Tokens
+from memwrite.backbones.sources import NAMED, NamedModel
 from memwrite.cli.main import main
 from memwrite.config import load_config
+from memwrite.demo.article import available, split
 from memwrite.demo.measure import slots_of
-from memwrite.errors import ConfigError
+from memwrite.demo.reading import read_state
+from memwrite.errors import ConfigError, InputError
 from memwrite.evaluation.recall import bytes_right, differences, nll_bits
+from memwrite.evaluation.value_kept import predict
 
 TEXTS = st.text(alphabet="abcé 7", max_size=30)
 
@@ -77,7 +81,7 @@ def test_bits_are_the_models_own(writer: str, reader: str) -> None:
 
 
 def test_demo_measures_and_reports(tmp_path: Path) -> None:
-    """The demo on a tiny model: recalled text, sizes, baselines and curves in one self-contained page."""
+    """The demo on tiny models: recalled text, sizes, baselines and curves in one self-contained page."""
     params = {"n_embd": 128, "n_layer": 2, "n_head": 4, "n_positions": 96, "initializer_range": 0.2}
     writer = {"slots": 4, "steps": 300, "optimizer": "adam", "lr": 0.1, "init_std": 0.15}
     writer |= {"order": "none", "stop_when_exact": True}
@@ -91,7 +95,12 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     (tmp_path / "text").write_text(text)
     words = ["demo", "--config", tmp_path / "cram.yaml", "--context", tmp_path / "text"]
     words += ["--run", "models/gradmem-kv-32-k1to5-0:1", "--run", "models/gradmem-kv-32-k1to5-0:3"]
-    result = CliRunner().invoke(main, [str(w) for w in (*words, "--out", tmp_path / "demo")])
+    article = "The album was released in 1994. The album sold well. The band played in London. "
+    article += "The album was released again in 1995, and the band played."
+    (tmp_path / "article").write_text(article)
+    words += ["--article", tmp_path / "article", "--model", "models/tiny-lm"]
+    words += ["--writer", _kv(tmp_path / "kv.yaml"), "--out", tmp_path / "demo"]
+    result = CliRunner().invoke(main, [str(w) for w in words])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert report["recalled"] == report["text"] == text
@@ -103,7 +112,7 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
     assert 0 < report["bits_gained"] < report["no_memory"]["recall"]["bits"]
     page = (tmp_path / "demo" / "report.html").read_text()
     assert "A tiny text &lt;&amp;&gt;." in page
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert "http" not in page.replace("http-equiv", "")
     assert [memory["name"] for memory in report["pairs"]] == ["gradient, K=1", "gradient, K=3"]
     for memory in report["pairs"]:
@@ -111,9 +120,63 @@ def test_demo_measures_and_reports(tmp_path: Path) -> None:
         assert f"{memory['right']} of 8</td>" in page
     assert report["pairs"][1]["right"] >= 7
     assert "<td>Ah</td><td>42</td><td>" in page
-    parts = (text, "state 2,048 bytes", "bits gained", "no memory", "full context", "Ah : 42")
+    part = report["article"]
+    assert part["article"] + part["following"] == article
+    none, kept, whole = part["kept"]
+    assert (none["value"], whole["value"]) == (0, 1)
+    assert 0 < kept["state_bytes"] < whole["state_bytes"]
+    bits = [memory["reading"]["bits"] for memory in (none, kept, whole)]
+    assert kept["value"] == pytest.approx((bits[0] - bits[1]) / (bits[0] - bits[2]))
+    for memory in part["kept"]:
+        assert memory["reading"]["continuation"].startswith(" The album was released again in")
+    parts = (
+        text,
+        "h2o, 8 slots",
+        "state 2,048 bytes",
+        "bits gained",
+        "no memory",
+        "full context",
+        "Ah : 42",
+    )
     for part in parts:
         assert part in result.output
+
+
+def _kv(path: Path) -> Path:
+    """Write a config that keeps eight slots of a model's own cache."""
+    writer = {"name": "h2o", "params": {"slots": 8}}
+    backbone = {"path": "models/tiny-lm"}
+    config = {"backbone": backbone, "writer": writer, "reader": {"name": "key-value"}}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_what_is_read_from_a_state_file_is_what_the_memory_holds(tmp_path: Path) -> None:
+    """The figures come from the file alone and equal those of the memory that wrote it."""
+    memory = Memory.from_config(_kv(tmp_path / "kv.yaml"))
+    article, following = split("The fox sat under the old oak. It had a coat. The fox slept.")
+    assert following == " The fox slept."
+    state = memory.write(article).state
+    memory.save(state, tmp_path / "state.safetensors")
+    read = read_state(tmp_path / "state.safetensors", article, following, "The fox")
+    with torch.no_grad():
+        ahead = predict(memory, state, [memory.backbone.tokenizer.encode(following)])
+    assert read.bits == pytest.approx(sum(ahead[0].bits), rel=1e-6)
+    assert read.answer == memory.ask(state, "The fox", max_new_tokens=32)
+
+
+def test_an_article_needs_text_that_goes_on() -> None:
+    with pytest.raises(InputError, match="two sentences at least"):
+        split("The fox sat under the old oak.")
+
+
+def test_a_model_that_is_not_installed_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the demo does without the article."""
+    assert available("models/tiny-lm") == ""
+    assert available("nobody/has-this") == "the model 'nobody/has-this' is not on this machine"
+    gone = NamedModel("no_such_package", "no-such-package==1", "")
+    monkeypatch.setitem(NAMED, "gone", gone)
+    assert "'no_such_package', which is not installed: pip install" in available("gone")
 
 
 @pytest.mark.parametrize(
