@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.state import MemoryState, PackedTokens, StateSpec, TensorSpec
+from memwrite.utils.batch import Batch
 
 #: What the recurrent layers of a model hold: number of the decoder layer -> "conv" and "recurrent", those that there are
 #: -> (B, ...). It stands for everything they have read, so that it cannot go back.
@@ -17,7 +18,7 @@ RecurrentStates = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
-class KeyValues:
+class KeyValues(Batch):
     """What a model holds of the text that it has read: past keys and values of every attention layer, after key norm and
     rotary embedding, and the states of its recurrent layers.
 
@@ -37,9 +38,9 @@ class KeyValues:
     bias: Tensor | None = None
     recurrent: RecurrentStates | None = None
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> KeyValues:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply the same change to every tensor."""
-        return KeyValues(
+        return type(self)(
             change(self.keys),
             change(self.values),
             change(self.mask),
@@ -69,10 +70,6 @@ class KeyValues:
             for tensor in states.values():
                 begun = begun | tensor.flatten(1).any(1)
         return begun
-
-    def rows(self, index: Tensor) -> KeyValues:
-        """Return the rows that `index` (N,) names; a row may be named many times."""
-        return self.map(lambda tensor: tensor[index])
 
     @staticmethod
     def stack(parts: Sequence[KeyValues]) -> KeyValues:

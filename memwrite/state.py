@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from memwrite.errors import ContractViolation
+from memwrite.utils.batch import Batch
+from memwrite.utils.padding import real_first, right_padded
 
 #: The prefix of names of tensors that only further writes need; every kind of state may have such tensors.
 LATENT = "latent."
 
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Batch):
     """A padded batch of token ids.
 
     Attributes:
@@ -34,32 +36,24 @@ class Tokens:
     segments: Tensor | None = None
 
     def __post_init__(self) -> None:
-        if self.ids.dtype != torch.int64 or self.ids.ndim not in (2, 3):
+        ids, mask, segments, shape = self.ids, self.mask, self.segments, tuple(self.ids.shape)
+        if ids.dtype != torch.int64 or ids.ndim not in (2, 3):
             raise ValueError(
-                f"Tokens.ids must be int64 of shape (B, T) or (B, Q, T), "
-                f"got {self.ids.dtype} of shape {tuple(self.ids.shape)}"
+                f"Tokens.ids must be int64 of shape (B, T) or (B, Q, T), got {ids.dtype} of shape {shape}"
             )
-        if self.mask.dtype != torch.bool or self.mask.shape != self.ids.shape:
+        if mask.dtype != torch.bool or mask.shape != shape:
             raise ValueError(
-                f"Tokens.mask must be bool of shape {tuple(self.ids.shape)}, "
-                f"got {self.mask.dtype} of shape {tuple(self.mask.shape)}"
+                f"Tokens.mask must be bool of shape {shape}, got {mask.dtype} of shape {tuple(mask.shape)}"
             )
-        if self.segments is not None and (
-            self.segments.dtype != torch.int64 or self.segments.shape != self.ids.shape
-        ):
-            raise ValueError(f"Tokens.segments must be int64 of shape {tuple(self.ids.shape)}")
+        if segments is not None and (segments.dtype != torch.int64 or segments.shape != shape):
+            raise ValueError(f"Tokens.segments must be int64 of shape {shape}")
 
     @classmethod
     def from_rows(
         cls, rows: Sequence[Sequence[int]], device: torch.device | str | None = None
     ) -> PackedTokens:
         """Right-pad B lists of token ids into one (B, T) batch."""
-        width = max((len(row) for row in rows), default=0)
-        ids = torch.tensor(
-            [[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.int64, device=device
-        ).reshape(len(rows), width)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return PackedTokens(ids, torch.arange(width, device=device) < lengths[:, None])
+        return PackedTokens(*right_padded(rows, device))
 
     @property
     def lengths(self) -> Tensor:
@@ -70,18 +64,6 @@ class Tokens:
         """Apply the same change to ids, mask and segments."""
         segments = None if self.segments is None else change(self.segments)
         return type(self)(change(self.ids), change(self.mask), segments)
-
-    def to(self, device: torch.device | str) -> Self:
-        """Return the tokens on `device`; tensors that are on it already are shared."""
-        return self.map(lambda tensor: tensor.to(device))
-
-    def clone(self) -> Self:
-        """Return a copy that shares no memory with this one."""
-        return self.map(torch.clone)
-
-    def rows(self, index: Tensor | slice) -> Self:
-        """Return the rows that `index` names."""
-        return self.map(lambda tensor: tensor[index])
 
     def columns(self, start: int, stop: int) -> Self:
         """Return the columns start..stop-1 of every row."""
@@ -97,12 +79,9 @@ class Tokens:
 
     def pack(self) -> tuple[PackedTokens, Tensor]:
         """Return `packed()` and the original column (..., T') of every packed one."""
-        order = (~self.mask).to(torch.uint8).argsort(dim=-1, stable=True)
-        order = order[..., : int(self.lengths.max()) if self.mask.numel() else 0]
-        segments = None if self.segments is None else self.segments.gather(-1, order)
-        return PackedTokens(
-            self.ids.gather(-1, order), self.mask.gather(-1, order), segments
-        ), order
+        order = real_first(self.mask)
+        packed = self.map(lambda tensor: tensor.gather(-1, order))
+        return PackedTokens(packed.ids, packed.mask, packed.segments), order
 
 
 @dataclass(frozen=True)
@@ -117,9 +96,8 @@ class PackedTokens(Tokens):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if torch.compiler.is_compiling():
-            return
-        if bool((self.mask[..., 1:] & ~self.mask[..., :-1]).any()):
+        mask, traced = self.mask, torch.compiler.is_compiling()
+        if not traced and bool((mask[..., 1:] & ~mask[..., :-1]).any()):
             raise ValueError("padding stands before a real token: call Tokens.packed()")
 
 
@@ -137,8 +115,7 @@ class StateKind:
             name have the same size. "L", the layers of the spec, comes first.
         optional: further tensors that a state may have, in the same form.
         dtypes: the dtypes of tensors that do not have the state's dtype.
-        recall: computes what one layer's tensors answer to queries. The `lora` reader reads every kind that has a
-            recall; its axes must include L, H, Dk and Dv. None where the kind has none.
+        recall: gives the answers of one layer's tensors, whose axes include L, H, Dk and Dv, to queries; or None.
         summary: one line for people.
 
     Raises:
@@ -172,9 +149,8 @@ class StateKind:
         """
         axes = self.axes
         shapes = {name: shape for name, shape in shapes.items() if not name.startswith(LATENT)}
-        if not self.required.keys() <= shapes.keys() or any(
-            name not in axes or len(axes[name]) != len(shape) for name, shape in shapes.items()
-        ):
+        fits = all(name in axes and len(axes[name]) == len(shape) for name, shape in shapes.items())
+        if not fits or not self.required.keys() <= shapes.keys():
             raise ContractViolation(
                 f"a '{self.name}' state has the tensors {dict(self.required)} and may have "
                 f"{dict(self.optional)} (name: axes behind the batch) besides 'latent.*', but this spec has {shapes}"
@@ -184,8 +160,7 @@ class StateKind:
             for axis, size in zip(axes[name], shape, strict=True):
                 if sizes.setdefault(axis, size) != size:
                     raise ContractViolation(
-                        f"in this '{self.name}' state the axis {axis} has {sizes[axis]} elements, but "
-                        f"{size} in '{name}'"
+                        f"in this '{self.name}' state the axis {axis} has {sizes[axis]} elements, but {size} in '{name}'"
                     )
         return sizes
 
@@ -196,41 +171,33 @@ def matrix_recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
 
 
 _PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
-
-#: Kinds by name: the core's own, and those that plugins declare (hook `memwrite_kinds`). The names and axes of a spec are
-#: checked only where its kind is in this table.
-KINDS: dict[str, StateKind] = {
-    kind.name: kind
-    for kind in (
-        StateKind("empty", {}, summary="nothing at all"),
-        StateKind(
-            "prefix",
-            {"memory": "M D"},
-            {"latent": "R D"},
-            summary="vectors that are prepended to the query",
-        ),
-        StateKind(
-            "keyvalue",
-            {"keys": "L Hkv M Dh", "values": "L Hkv M Dh", "mask": "M", "next_position": ""},
-            {"bias": "L Hkv M"},
-            {"mask": torch.bool, "next_position": torch.int64},
-            summary="keys and values that every layer attends to",
-        ),
-        StateKind(
-            "matrix",
-            {"S": "L H Dv Dk"},
-            recall=matrix_recall,
-            summary="a matrix per layer and head, read by S q",
-        ),
-        StateKind(
-            "lowrank",
-            {},
-            {f"A.{p}": f"L r.{p} in.{p}" for p in _PROJECTIONS}
-            | {f"B.{p}": f"L out.{p} r.{p}" for p in _PROJECTIONS},
-            summary="low-rank weights of each layer's projections",
-        ),
-    )
-}
+_LOW_RANK = {f"A.{p}": f"L r.{p} in.{p}" for p in _PROJECTIONS}
+_LOW_RANK |= {f"B.{p}": f"L out.{p} r.{p}" for p in _PROJECTIONS}
+_OWN = (
+    StateKind("empty", {}, summary="nothing at all"),
+    StateKind(
+        "prefix",
+        {"memory": "M D"},
+        {"latent": "R D"},
+        summary="vectors that are prepended to the query",
+    ),
+    StateKind(
+        "keyvalue",
+        {"keys": "L Hkv M Dh", "values": "L Hkv M Dh", "mask": "M", "next_position": ""},
+        {"bias": "L Hkv M"},
+        {"mask": torch.bool, "next_position": torch.int64},
+        summary="keys and values that every layer attends to",
+    ),
+    StateKind(
+        "matrix",
+        {"S": "L H Dv Dk"},
+        recall=matrix_recall,
+        summary="a matrix per layer and head, read by S q",
+    ),
+    StateKind("lowrank", {}, _LOW_RANK, summary="low-rank weights of each layer's projections"),
+)
+#: Kinds by name: the core's own, and those of plugins (hook `memwrite_kinds`). Specs of other kinds are not checked.
+KINDS: dict[str, StateKind] = {kind.name: kind for kind in _OWN}
 
 
 @dataclass(frozen=True)
@@ -254,16 +221,14 @@ class StateSpec:
 
     Attributes:
         kind: the name of a `StateKind`, or any other name.
-        tensors: name -> `TensorSpec`. A shape alone is short for one: its dtype is what the kind says, else the state's,
-            and it is per layer where the kind's axes begin with "L" or, for a kind that is not declared, where the
-            leading axis has as many elements as there are layers.
+        tensors: name -> `TensorSpec`, or a shape alone: its dtype is then the kind's, else the state's, and it is per layer
+            where the kind's axes begin with "L" or, for a name without axes, where it begins with the number of layers.
         layers: the backbone layers that the leading axis of per-layer tensors stands for; () for none.
         dtype: the dtype of every tensor whose `TensorSpec` names none.
         bounded: False only for baselines that keep everything; their shapes are those of an empty state.
 
     Raises:
-        ContractViolation: the tensors or axes are not those of a declared kind, or a per-layer tensor has another number
-            of layers.
+        ContractViolation: the tensors or axes are not the declared kind's, or a per-layer tensor has other layers.
     """
 
     kind: str
@@ -280,23 +245,19 @@ class StateSpec:
         dtype: torch.dtype = torch.float32,
         bounded: bool = True,
     ) -> None:
-        declared = KINDS.get(kind)
-        axes = {} if declared is None else declared.axes
-        dtypes = {} if declared is None else declared.dtypes
+        declared = KINDS.get(kind, StateKind(kind, {}))
 
         def complete(name: str, spec: TensorSpec | tuple[int, ...]) -> TensorSpec:
             if not isinstance(spec, TensorSpec):
+                axes = declared.axes.get(name)
                 counted = bool(layers) and tuple(spec[:1]) == (len(layers),)
-                per_layer = axes[name][:1] == ("L",) if name in axes else counted
-                spec = TensorSpec(tuple(spec), dtypes.get(name), per_layer)
+                per_layer = counted if axes is None else axes[:1] == ("L",)
+                spec = TensorSpec(tuple(spec), declared.dtypes.get(name), per_layer)
             return replace(spec, dtype=None) if spec.dtype == dtype else spec
 
         specs = {name: complete(name, spec) for name, spec in tensors.items()}
-        for name, value in (
-            ("kind", kind), ("tensors", specs), ("layers", layers), ("dtype", dtype), ("bounded", bounded),
-        ):  # fmt: skip
-            object.__setattr__(self, name, value)
-        if declared is not None:
+        vars(self).update(kind=kind, tensors=specs, layers=layers, dtype=dtype, bounded=bounded)
+        if kind in KINDS:
             declared.sizes(self.shapes)
         for name, spec in specs.items():
             if spec.per_layer and layers and spec.shape[:1] != (len(layers),):
@@ -316,22 +277,19 @@ class StateSpec:
     @property
     def sizes(self) -> dict[str, int]:
         """Return the size of every axis of a declared kind, by the axis's name; {} for other kinds."""
-        declared = KINDS.get(self.kind)
-        return {} if declared is None else declared.sizes(self.shapes)
+        return KINDS[self.kind].sizes(self.shapes) if self.kind in KINDS else {}
 
     def dtype_of(self, name: str) -> torch.dtype:
         """Return the dtype of the tensor `name`."""
         return self.tensors[name].dtype or self.dtype
 
     def zeros(self, batch: int, device: torch.device | str | None = None) -> MemoryState:
-        """Make a state of `batch` rows of zeros."""
-        return MemoryState(
-            self,
-            {
-                name: torch.zeros(batch, *spec.shape, dtype=self.dtype_of(name), device=device)
-                for name, spec in self.tensors.items()
-            },
-        )
+        """Return a state of `batch` rows of zeros."""
+        tensors = {
+            name: torch.zeros(batch, *shape, dtype=self.dtype_of(name), device=device)
+            for name, shape in self.shapes.items()
+        }
+        return MemoryState(self, tensors)
 
     def admits(self, other: StateSpec) -> bool:
         """Return whether a state of the spec `other` may take the place of a state of this spec."""
@@ -349,7 +307,7 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
-class MemoryState:
+class MemoryState(Batch):
     """What crosses from WRITE to READ: tensors, nothing else.
 
     Attributes:
@@ -366,8 +324,7 @@ class MemoryState:
     def __post_init__(self) -> None:
         if self.tensors.keys() != self.spec.tensors.keys():
             raise ContractViolation(
-                f"a '{self.spec.kind}' state should have the tensors {sorted(self.spec.tensors)}, "
-                f"but has {sorted(self.tensors)}"
+                f"a '{self.spec.kind}' state should have the tensors {sorted(self.spec.tensors)}, but has {sorted(self.tensors)}"
             )
         for name, tensor in self.tensors.items():
             shape, dtype = self.spec.tensors[name].shape, self.spec.dtype_of(name)
@@ -401,25 +358,9 @@ class MemoryState:
         """Return the number of bytes of all rows together, measured from the tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> MemoryState:
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply the same shape-preserving change to every tensor."""
         return replace(self, tensors={name: change(t) for name, t in self.tensors.items()})
-
-    def to(self, device: torch.device | str) -> MemoryState:
-        """Return the state on `device`; tensors that are on it already are shared."""
-        return self.map(lambda tensor: tensor.to(device))
-
-    def detach(self) -> MemoryState:
-        """Return the same values without their graph."""
-        return self.map(torch.detach)
-
-    def clone(self) -> MemoryState:
-        """Return a copy that shares no memory with this one."""
-        return self.map(torch.clone)
-
-    def rows(self, index: Tensor | slice) -> MemoryState:
-        """Return the rows (users, documents) that `index` names."""
-        return self.map(lambda tensor: tensor[index])
 
     def layer(self, layer: int) -> dict[str, Tensor]:
         """Return the tensors (B, ...) of one backbone layer, by name; those that are not per layer are left out.
@@ -432,11 +373,7 @@ class MemoryState:
                 f"this state is for the layers {list(self.spec.layers)}, not for layer {layer}"
             )
         index = self.spec.layers.index(layer)
-        return {
-            name: self.tensors[name][:, index]
-            for name, spec in self.spec.tensors.items()
-            if spec.per_layer
-        }
+        return {n: self[n][:, index] for n, spec in self.spec.tensors.items() if spec.per_layer}
 
     def where(self, rows: Tensor, other: MemoryState) -> MemoryState:
         """Return this state in the rows that are True in `rows` (B,) bool, and `other` of the same spec elsewhere.
@@ -446,11 +383,8 @@ class MemoryState:
         """
         if self.spec != other.spec:
             raise ContractViolation("only states of one spec can be mixed row by row")
-
-        mixed = {
-            name: torch.where(rows.view(-1, *[1] * (tensor.ndim - 1)), tensor, other[name])
-            for name, tensor in self.tensors.items()
-        }
+        own = self.tensors.items()
+        mixed = {n: t.where(rows.view(-1, *[1] * (t.ndim - 1)), other[n]) for n, t in own}
         return replace(self, tensors=mixed)
 
     @staticmethod
@@ -462,7 +396,5 @@ class MemoryState:
         """
         if not states or any(state.spec != states[0].spec for state in states):
             raise ContractViolation("only states of one spec can be stacked, and at least one")
-        spec = states[0].spec
-        return MemoryState(
-            spec, {name: torch.cat([s[name] for s in states]) for name in spec.tensors}
-        )
+        names = states[0].spec.tensors
+        return replace(states[0], tensors={n: torch.cat([s[n] for s in states]) for n in names})

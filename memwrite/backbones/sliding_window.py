@@ -12,6 +12,7 @@ from torch import Tensor
 from memwrite.backbones.decoder_layers import ATTENDING, FULL, RECURRENT, SLIDING, STATELESS
 from memwrite.errors import ConfigError
 from memwrite.protocols import KeyValues
+from memwrite.utils.padding import real_first
 
 
 class Windows:
@@ -83,8 +84,7 @@ def _visible(real: Tensor, length: int, window: int, dtype: torch.dtype) -> Tens
 
 def without_holes(past: KeyValues) -> KeyValues:
     """Return `past` without the slots of padding; the rows have the same number of real ones."""
-    order = (~past.mask).to(torch.uint8).argsort(dim=-1, stable=True)
-    order = order[:, : int(past.mask.sum(-1).max()) if past.mask.numel() else 0]
+    order = real_first(past.mask)
     index = order[:, None, None, :, None]
     keys, values = (
         t.gather(3, index.expand(*t.shape[:3], -1, t.shape[-1])) for t in (past.keys, past.values)
