@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,8 @@ NAMED = {
 
 def is_local(path: str) -> bool:
     """Whether `backbone.path` names something that is on this machine and need not be downloaded."""
-    here = path in NAMED or path.startswith(PACKAGE) or Path(path).exists()
+    # Unlike `Path.exists`, this takes a name that no file system allows for one that is not there.
+    here = path in NAMED or path.startswith(PACKAGE) or os.path.exists(path)
     return here or hub.cached(path) is not None
 
 
