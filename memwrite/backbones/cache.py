@@ -1,4 +1,4 @@
-"""Caches of transformers that carry what a memory changes, and the states of recurrent layers."""
+"""Caches of transformers that carry what a memory changes, and keep the graph of recurrent states."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 from torch import Tensor
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import (
-    DummyLayer,
     DynamicLayer,
     LinearAttentionAndFullAttentionLayer,
     LinearAttentionLayer,
 )
 
 from memwrite.backbones.decoder_layers import DecoderLayer
+from memwrite.errors import InputError
 from memwrite.protocols import LayerAdapter
 
 
@@ -92,27 +92,42 @@ class _RecurrentAndAttention(_KeepsGraph, LinearAttentionAndFullAttentionLayer):
     pass
 
 
-def recurrent_states(layer: Any) -> dict[str, Tensor]:
-    """Return what one cache layer's recurrent part holds: "conv" and "recurrent", those that there are."""
-    held = {"conv": layer.conv_states[0], "recurrent": layer.recurrent_states[0]}
-    return {name: tensor for name, tensor in held.items() if tensor is not None}
+def new_cache(
+    kind: str | None, layers: Sequence[DecoderLayer], config: Any, size: int
+) -> AdapterCache | AdapterStaticCache:
+    """Return an empty cache for one call of `generate`.
+
+    Args:
+        kind: "dynamic", which None stands for, or "static".
+        layers: of the model.
+        config: of the transformers model.
+        size: number of slots of a static one.
+
+    Raises:
+        InputError: there is no such kind, or not for this model.
+    """
+    if kind == "static" and any(layer.recurrent for layer in layers):
+        raise InputError(
+            "cache_implementation 'static' is not for models with recurrent layers: leave it out"
+        )
+    if kind == "static":
+        return AdapterStaticCache(config, max_cache_len=size)
+    if kind not in (None, "dynamic"):
+        raise InputError(f"cache_implementation must be 'dynamic' or 'static', got '{kind}'")
+    return AdapterCache(layers)
 
 
-def set_recurrent_states(layer: Any, states: Mapping[str, Tensor]) -> None:
-    """Put copies of `states`, as `recurrent_states` returns them, into a new cache layer."""
-    conv, recurrent = states["conv"].clone(), states.get("recurrent")
-    layer.conv_states[0], layer.conv_kernel_size[0] = conv, conv.shape[-1]
-    layer.dtype, layer.device = conv.dtype, conv.device
-    layer.is_conv_states_initialized[0] = layer.has_previous_state[0] = True
-    if recurrent is not None:
-        layer.recurrent_states[0] = recurrent.clone()
-        layer.is_recurrent_states_initialized[0] = True
+def plain_cache(layers: Sequence[DecoderLayer], config: Any) -> DynamicCache:
+    """Return an empty cache as transformers itself makes it, but for windows: they would drop keys that are beyond."""
+    recurrent = any(layer.recurrent for layer in layers)
+    return DynamicCache(config=config) if recurrent else DynamicCache()
 
 
 def _cache_layer(layer: DecoderLayer) -> Any:
     if layer.recurrent:
         return _Recurrent() if layer.attention is None else _RecurrentAndAttention()
-    return DummyLayer() if layer.attention is None else DynamicLayer()
+    # What holds nothing is as good as empty for ever.
+    return LinearAttentionLayer() if layer.attention is None else DynamicLayer()
 
 
 def _renew(states: dict[int, Tensor | None], index: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +59,23 @@ def decoder_layers(model: Any) -> list[DecoderLayer]:
     if not layers or len(layers) != len(found):
         raise ConfigError(f"the attention layers of {type(model).__name__} were not found")
     return layers
+
+
+def check_numbers(numbers: Iterable[int], count: int) -> None:
+    """Refuse changes of projections for layers that a model does not have.
+
+    Args:
+        numbers: of the layers to change.
+        count: number of the model's layers with attention.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not set(numbers) <= set(range(count)):
+        raise ConfigError(
+            f"changes of projections are for the layers {sorted(numbers)}, but this model has {count} layers "
+            f"with attention, numbered from 0, and others cannot be changed"
+        )
 
 
 def attention_layers(model: Any) -> list[tuple[DecoderLayer, nn.Module]]:

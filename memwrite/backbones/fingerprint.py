@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memwrite.backbones import ngram_embedding
 from memwrite.backbones.tokenizers import ByteTokenizer, Tokenizer, TransformersTokenizer
-from memwrite.utils.hashing import digest_of
+from memwrite.utils.hashing import CachedDigest, digest_of
 
 SCHEME = "v2"
 
@@ -121,6 +121,31 @@ _PROBE = (
     "The quick brown fox, isn't it?  It cost $1,234.50 (or 3.14e-10%) on 2024-02-29!\n\n\tdef f(x): return x ** 2\n"
     " Ünïcödé naïve ﬁ ½ ²; Привет, мир. 你好，世界。こんにちは مرحبا नमस्ते 👩‍👩‍👧 zzz   end"
 )
+
+
+class Fingerprints:
+    """The names of one backbone, taken again only when its weights have changed.
+
+    Args:
+        model: the transformers model.
+        tokenizer: turns texts into its ids.
+    """
+
+    def __init__(self, model: Any, tokenizer: Tokenizer) -> None:
+        self._weights = model.state_dict
+        self._current = CachedDigest(lambda: fingerprint(model.config, self._weights(), tokenizer))
+        self._v1 = CachedDigest(lambda: fingerprint_v1(model.config, self._weights()))
+
+    @property
+    def current(self) -> str:
+        """The name that files are given now."""
+        return self._current.of(self._weights().values())
+
+    def include(self, name: str) -> bool:
+        """Whether `name` is the current one, or that which the backbone had in files of format 1."""
+        if is_current(name):
+            return name == self.current
+        return name == self._v1.of(self._weights().values())
 
 
 def fingerprint(config: Any, weights: Mapping[str, Tensor], tokenizer: Tokenizer) -> str:

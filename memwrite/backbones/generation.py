@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
 from memwrite.errors import ConfigError, InputError, did_you_mean
+from memwrite.protocols import KeyValues
 
 #: Options that mean the same with a memory as without one.
 OPTIONS = frozenset(
@@ -82,6 +85,47 @@ def generation_config(
     except (TypeError, ValueError) as error:
         raise refused(error) from None
     return config
+
+
+def copies(options: Mapping[str, Any]) -> int:
+    """Return how many rows `generate` makes of each that it is handed: its beams or samples."""
+    beams = int(options.get("num_beams") or 1)
+    if beams == 1 or options.get("do_sample"):
+        return max(beams, int(options.get("num_return_sequences") or 1))
+    return beams
+
+
+def inputs(ids: Tensor, past: KeyValues | None, last: Tensor | None) -> dict[str, Tensor]:
+    """Return the arguments of `generate` that hold tokens, their mask and their positions.
+
+    Args:
+        ids: (B, T), without padding.
+        past: what the rows have read before.
+        last: (B, 1, D), the embeddings of one slot that stands in for the ids where T = 0.
+    """
+    batch, length = ids.shape
+    mask = torch.ones(batch, length or 1, dtype=torch.bool, device=ids.device)
+    positions = torch.arange(length or 1, device=ids.device).expand(batch, -1)
+    if past is not None:
+        mask = torch.cat([past.mask, mask], 1)
+        positions = positions + past.next_position[:, None]
+    tokens = {"input_ids": ids}
+    if last is not None:
+        # Embeddings are expected for the cached part too, and cut off unread.
+        blank = last.new_zeros(batch, mask.shape[1] - 1, last.shape[-1])
+        tokens = {"inputs_embeds": torch.cat([blank, last], 1)}
+    return {**tokens, "attention_mask": mask.long(), "position_ids": positions}
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Turn transformers' complaints about options, while it generates, into one sentence."""
+    try:
+        yield
+    except (InputError, ConfigError):
+        raise
+    except ValueError as error:
+        raise refused(error) from None
 
 
 def refused(error: Exception) -> InputError:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from memwrite.backbones import ngram_embedding
 from memwrite.backbones.remote_code import load_error
+from memwrite.backbones.saving import quiet
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
 from memwrite.backbones.sources import model_folder
 from memwrite.backbones.tokenizers import (
@@ -21,7 +22,7 @@ from memwrite.backbones.tokenizers import (
     TransformersTokenizer,
     load_tokenizer,
 )
-from memwrite.backbones.transformers import TransformersBackbone, quiet
+from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, did_you_mean
 from memwrite.protocols import ProjectionDeltas

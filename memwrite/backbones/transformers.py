@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache
-from transformers.utils import logging as transformers_logging
 
 from memwrite.backbones import (
     attention_observer,
     embedded_prompts,
     falcon,
     generation,
+    key_values,
     mamba,
     ngram_embedding,
+    positions,
     rotary,
+    saving,
+    scales,
 )
 from memwrite.backbones.attention_sizes import AttentionSizes
-from memwrite.backbones.cache import (
-    AdapterCache,
-    AdapterStaticCache,
-    recurrent_states,
-    set_recurrent_states,
-)
+from memwrite.backbones.cache import AdapterCache, new_cache, plain_cache
 from memwrite.backbones.conversation import end_of_turn
-from memwrite.backbones.decoder_layers import attention_modules, decoder_layers
-from memwrite.backbones.fingerprint import fingerprint, fingerprint_v1, is_current
+from memwrite.backbones.decoder_layers import attention_modules, check_numbers, decoder_layers
+from memwrite.backbones.fingerprint import Fingerprints
 from memwrite.backbones.multimodal import text_part
 from memwrite.backbones.projection_hooks import KEYWORD, Projections, correcting
+from memwrite.backbones.recurrent_padding import run_again
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer
-from memwrite.errors import ConfigError, InputError, PositionsExceeded
+from memwrite.errors import ConfigError
 from memwrite.protocols import (
     BackboneInfo,
     BackboneOutput,
@@ -47,7 +43,6 @@ from memwrite.protocols import (
     LayerAdapter,
 )
 from memwrite.state import TensorSpec
-from memwrite.utils.hashing import CachedDigest
 
 
 class TransformersBackbone:
@@ -68,8 +63,7 @@ class TransformersBackbone:
         self._layers = decoder_layers(model)
         attention = attention_modules(model)
         self._sizes = AttentionSizes.of(config)
-        self._fingerprint = CachedDigest(self._take_fingerprint)
-        self._fingerprint_v1 = CachedDigest(self._take_fingerprint_v1)
+        self._fingerprints = Fingerprints(model, tokenizer)
         if tokenizer.vocab_size > config.vocab_size:
             raise ConfigError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens but the model only "
@@ -136,10 +130,7 @@ class TransformersBackbone:
             with torch.no_grad():
                 kept = self.forward(self.embed(ids), use_cache=True).key_values
             assert kept is not None
-            self._recurrent = {
-                layer: {n: TensorSpec(tuple(t.shape[1:]), t.dtype) for n, t in states.items()}
-                for layer, states in (kept.recurrent or {}).items()
-            }
+            self._recurrent = key_values.recurrent_specs(kept)
         return self._recurrent
 
     @property
@@ -156,9 +147,7 @@ class TransformersBackbone:
     def embed(self, ids: Tensor) -> Tensor:
         """Embed ids (B, T) int64, each row a text from its beginning, as (B, T, D)."""
         embeddings: Tensor = self.model.get_input_embeddings()(ids)
-        if self._config.model_type == "falcon_h1":  # scales what it embeds itself, and nothing else
-            embeddings = embeddings * self._config.embedding_multiplier
-        return embeddings
+        return scales.embeddings(embeddings, self._config)
 
     def forward(
         self,
@@ -176,30 +165,15 @@ class TransformersBackbone:
             PositionsExceeded: the sequence is longer than the model's positions.
             ConfigError: keys and values are needed, but gradient checkpointing drops them.
         """
-        batch, length = embeddings.shape[:2]
-        steps = torch.arange(length, device=embeddings.device).expand(batch, length)
-        positions = steps if past is None else steps + past.next_position[:, None]
-        # Without a past their number is known without a look at the tensor, which could not be compiled.
-        used = length if past is None or not length else int(positions[:, -1].max()) + 1
-        if used > self.info.positions and lengths is not None:
-            # The longest row beside it is no limit of a row.
-            used = int((lengths + (0 if past is None else past.next_position)).max())
-            positions = positions.clamp(max=self.info.positions - 1)
-        if used > self.info.positions:
-            longest = getattr(self._config, "max_position_embeddings", 0)
-            beyond = longest > self.info.positions
-            why = " (beyond them its rotary embedding changes for all)" if beyond else ""
-            raise PositionsExceeded(
-                f"{used} positions are needed, but the model has only {self.info.positions}{why}: shorten the "
-                f"context or query"
-            )
+        length = embeddings.shape[1]
+        at = positions.of_tokens(embeddings, past, lengths, self._config)
         cached = past is not None or use_cache
         if cached and not self.supports_cache:
             raise ConfigError(
                 "gradient checkpointing drops past keys and values without a word, and this writer or reader "
                 "needs them: turn one of them off"
             )
-        self._check_layers(corrections)
+        check_numbers(corrections or {}, self._attending)
         has_state = any(layer.recurrent for layer in self._layers)
         # Recurrent layers would take the keyword for one of theirs.
         extra: dict[str, Any] = {KEYWORD: corrections} if corrections and not has_state else {}
@@ -210,90 +184,18 @@ class TransformersBackbone:
             output = self.model.base_model(
                 inputs_embeds=embeddings.to(self.info.dtype),
                 attention_mask=self.windows.mask(past, length, self.info.dtype),
-                position_ids=positions,
+                position_ids=at,
                 use_cache=cached,
                 **{self.cache_name: cache},
                 **extra,
             )
         kept = None
         if use_cache:
-            new = steps < (length if lengths is None else lengths[:, None])
-            kept = self._kept(cache, past, new)
+            new = positions.real(embeddings, lengths)
+            kept = key_values.kept(cache, past, new, self._layers, self.info.dtype)
             if has_state and lengths is not None and bool((lengths < length).any()):
-                kept = self._at_ends(kept, embeddings, past, corrections, lengths)
+                kept = run_again(self, kept, embeddings, past, corrections, lengths)
         return BackboneOutput(output.last_hidden_state, kept)
-
-    def _check_layers(self, corrections: Mapping[int, LayerAdapter] | None) -> None:
-        count = self._attending
-        if corrections and not corrections.keys() <= set(range(count)):
-            raise ConfigError(
-                f"changes of projections are for the layers {sorted(corrections)}, but this model has {count} layers "
-                f"with attention, numbered from 0, and others cannot be changed"
-            )
-
-    def _kept(self, cache: Any, past: KeyValues | None, new: Tensor) -> KeyValues:
-        """Return what a cache holds after a run.
-
-        Args:
-            cache: after the run.
-            past: what it was filled with before.
-            new: (B, T), which of the embeddings that were run are real.
-        """
-        attending = [cache.layers[e.number] for e in self._layers if e.attention is not None]
-        seen = new if past is None else torch.cat([past.mask, new], 1)
-        if attending:
-            keys, values = (
-                torch.stack([getattr(layer, name) for layer in attending], 1)
-                for name in ("keys", "values")
-            )
-        else:
-            keys = values = new.new_zeros(len(new), 0, 0, 0, 0, dtype=self.info.dtype)
-            seen = seen[:, :0]
-        count = new.sum(1)
-        states = {
-            e.number: recurrent_states(cache.layers[e.number]) for e in self._layers if e.recurrent
-        }
-        return KeyValues(
-            keys,
-            values,
-            seen,
-            count if past is None else past.next_position + count,
-            None if past is None or past.bias is None else F.pad(past.bias, (0, new.shape[1])),
-            states or None,
-        )
-
-    def _at_ends(
-        self,
-        kept: KeyValues,
-        embeddings: Tensor,
-        past: KeyValues | None,
-        corrections: Mapping[int, LayerAdapter] | None,
-        lengths: Tensor,
-    ) -> KeyValues:
-        """Replace recurrent states that padding has gone into: rows of one length are run again without it."""
-        assert kept.recurrent is not None
-        states = {layer: dict(held) for layer, held in kept.recurrent.items()}
-        for length in sorted({*lengths.tolist()} - {embeddings.shape[1]}):
-            rows = (lengths == length).nonzero().flatten()
-            before = None if past is None else past.rows(rows)
-            ends = None if before is None else before.recurrent
-            if length:
-                run = self.forward(
-                    embeddings[rows, :length],
-                    past=before,
-                    corrections={n: c.rows(rows) for n, c in (corrections or {}).items()},
-                    use_cache=True,
-                )
-                ends = None if run.key_values is None else run.key_values.recurrent
-            for layer, held in states.items():
-                for name, tensor in held.items():
-                    end = (
-                        tensor.new_zeros(len(rows), *tensor.shape[1:])
-                        if ends is None
-                        else ends[layer][name]
-                    )
-                    held[name] = tensor.index_copy(0, rows, end.to(tensor.dtype))
-        return replace(kept, recurrent=states)
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """See `Backbone.parameters`."""
@@ -324,13 +226,7 @@ class TransformersBackbone:
             logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
         else:
             logits = F.linear(hidden.to(head.dtype), head)
-        for name in ("logit_scale", "lm_head_multiplier"):
-            if factor := getattr(self._config, name, None):
-                logits = logits * factor
-        if divisor := getattr(self._config, "logits_scaling", None):
-            logits = logits / divisor
-        if cap := getattr(self._config, "final_logit_softcapping", None):
-            logits = (logits / cap).tanh() * cap
+        logits = scales.logits(logits, self._config)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def generate(
@@ -359,120 +255,45 @@ class TransformersBackbone:
         """
         if options.get("recommended"):
             options = {**self._recommended, **options}
-        copies = int(options.get("num_beams") or 1)
-        if copies == 1 or options.get("do_sample"):
-            copies = max(copies, int(options.get("num_return_sequences") or 1))
-        batch, length = ids.shape
-        room = (0 if past is None else past.mask.shape[1]) + (length or 1)
         config = generation.generation_config(options, self.info.end_ids, self.tokenizer.eos_id)
-        cache = self._new_cache(
-            options.get("cache_implementation"), room + options["max_new_tokens"]
-        )
+        inputs = generation.inputs(ids, past, last)
+        size = inputs["attention_mask"].shape[1] + options["max_new_tokens"]
+        cache = new_cache(options.get("cache_implementation"), self._layers, self._config, size)
         # generate() repeats its inputs for beams and samples, but not a cache that it is handed.
-        index = torch.arange(batch, device=ids.device).repeat_interleave(copies)
+        copies = generation.copies(options)
+        index = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
         self._fill(cache, None if past is None else past.rows(index))
         cache.corrections = {layer: c.rows(index) for layer, c in (corrections or {}).items()}
-        mask = torch.ones(batch, length or 1, dtype=torch.bool, device=ids.device)
-        positions = torch.arange(length or 1, device=ids.device).expand(batch, -1)
-        if past is not None:
-            mask = torch.cat([past.mask, mask], 1)
-            positions = positions + past.next_position[:, None]
-        inputs = {"input_ids": ids}
-        if last is not None:
-            # Embeddings are expected for the cached part too, and cut off unread.
-            blank = last.new_zeros(batch, mask.shape[1] - 1, last.shape[-1])
-            inputs = {"inputs_embeds": torch.cat([blank, last], 1)}
-        try:
+        with generation.refusing():
             output: Tensor = self.model.generate(
                 **inputs,
-                attention_mask=mask.long(),
-                position_ids=positions,
                 generation_config=config,
                 **{self.cache_name: cache},
                 **{name: options[name] for name in generation.ARGUMENTS & options.keys()},
             )
-        except (InputError, ConfigError):
-            raise
-        except ValueError as error:
-            raise generation.refused(error) from None
-        return output[:, length:]
+        return output[:, ids.shape[1] :]
 
     @property
     def fingerprint(self) -> str:
         """The name of what computes: weights, architecture and tokenizer; see `backbones.fingerprint`."""
-        return self._fingerprint.of(self.model.state_dict().values())
+        return self._fingerprints.current
 
     def has_fingerprint(self, name: str) -> bool:
         """Whether `name` is this backbone's fingerprint, or the one that it had in files of format 1."""
-        if is_current(name):
-            return name == self.fingerprint
-        return name == self._fingerprint_v1.of(self.model.state_dict().values())
-
-    def _take_fingerprint(self) -> str:
-        return fingerprint(self._config, self.model.state_dict(), self.tokenizer)
-
-    def _take_fingerprint_v1(self) -> str:
-        return fingerprint_v1(self._config, self.model.state_dict())
+        return self._fingerprints.include(name)
 
     def save(self, folder: Path, dtype: torch.dtype) -> None:
         """Write model, its weights as `dtype`, and tokenizer as a transformers folder."""
-        was = self.info.dtype
-        cast: dict[int, Tensor] = {}  # tied weights must stay one tensor, or they are stored twice
-        weights = {
-            name: cast.setdefault(weight.data_ptr(), weight.to(dtype))
-            for name, weight in self.model.state_dict().items()
-        }
-        self._config.dtype = dtype
-        try:
-            with quiet():
-                self.model.save_pretrained(folder, state_dict=weights)
-        finally:
-            self._config.dtype = was
+        saving.save(self.model, folder, dtype)
         self.tokenizer.save(folder)
 
-    def _new_cache(self, kind: str | None, size: int) -> AdapterCache | AdapterStaticCache:
-        recurrent = any(layer.recurrent for layer in self._layers)
-        if kind == "static" and recurrent:
-            raise InputError(
-                "cache_implementation 'static' is not for models with recurrent layers: leave it out"
-            )
-        if kind == "static":
-            return AdapterStaticCache(self._config, max_cache_len=size)
-        if kind not in (None, "dynamic"):
-            raise InputError(f"cache_implementation must be 'dynamic' or 'static', got '{kind}'")
-        return AdapterCache(self._layers)
-
-    def plain_cache(self, past: KeyValues | None) -> DynamicCache:
+    def plain_cache(self, past: KeyValues | None) -> Any:
         """Return a cache of transformers of its own, with a copy of what is past."""
-        recurrent = any(layer.recurrent for layer in self._layers)
-        cache = DynamicCache(config=self._config) if recurrent else DynamicCache()
+        cache = plain_cache(self._layers, self._config)
         self._fill(cache, None if past is None else past.map(torch.clone))
         return cache
 
     def _fill(self, cache: Any, past: KeyValues | None) -> None:
-        if past is None:
-            return
-        for number, held in (past.recurrent or {}).items():
-            dtypes = {name: spec.dtype for name, spec in self.recurrent[number].items()}
-            states = {name: tensor.to(dtypes[name]) for name, tensor in held.items()}
-            set_recurrent_states(cache.layers[number], states)
-        # A layer without slots would not be repeated for beams.
-        if past.mask.shape[1] and self._attending:
-            cache.bias = past.bias
-            cache.bias_groups = self.info.heads // self.info.kv_heads
-            keys, values = (t.to(self.info.dtype) for t in (past.keys, past.values))
-            numbers = [layer.number for layer in self._layers if layer.attention is not None]
-            for index, number in enumerate(numbers):
-                cache.update(keys[:, index], values[:, index], number)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers' progress bars for weight files off the screen."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
+        if past is not None:
+            specs = self.recurrent if past.recurrent else {}
+            key_values.fill(cache, past, self._layers, self.info, specs)

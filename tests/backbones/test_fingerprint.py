@@ -10,7 +10,7 @@ import pytest
 from support import MODELS
 from transformers import PretrainedConfig
 
-from memwrite.backbones.fingerprint import is_current
+from memwrite.backbones.fingerprint import fingerprint_v1, is_current
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.tokenizers import train_bpe
 from memwrite.backbones.transformers import TransformersBackbone
@@ -29,6 +29,10 @@ def saved(folder: Path, texts: list[str]) -> TransformersBackbone:
     return load_backbone(BackboneConfig(path=str(folder)))
 
 
+def v1(backbone: TransformersBackbone) -> str:
+    return fingerprint_v1(backbone.model.config, backbone.model.state_dict())
+
+
 def test_another_tokenizer_is_another_backbone(tmp_path: Path) -> None:
     """Retrained in place, it would give the same ids another text; the name of format 1 did not tell."""
     first = saved(tmp_path, ["the boat is blue and the boat is new"] * 9)
@@ -37,7 +41,7 @@ def test_another_tokenizer_is_another_backbone(tmp_path: Path) -> None:
     train_bpe(["a ferry went over every river"] * 9, 270).save(tmp_path)
     other = load_backbone(BackboneConfig(path=str(tmp_path)))
     assert other.fingerprint != first.fingerprint
-    assert other._fingerprint_v1.of([]) == first._fingerprint_v1.of([])
+    assert v1(other) == v1(first)
 
 
 @pytest.mark.parametrize("change", ["special", "split", "merges", "template"])
@@ -65,7 +69,7 @@ def test_a_field_that_a_library_version_adds_changes_nothing(
 ) -> None:
     """Nor one that it describes in other words."""
     before = load_backbone(BackboneConfig(**MODELS[family]))
-    name, old = before.fingerprint, before._fingerprint_v1.of(before.parameters())
+    name, old = before.fingerprint, v1(before)
     known = PretrainedConfig.to_dict
 
     def newer(self: PretrainedConfig) -> dict[str, Any]:
@@ -76,7 +80,7 @@ def test_a_field_that_a_library_version_adds_changes_nothing(
     after.model.config.a_new_field = 7
     after.model.config.layer_types = ["full_attention"] * 2
     assert after.fingerprint == name
-    assert after._fingerprint_v1.of(after.parameters()) != old
+    assert v1(after) != old
 
 
 @pytest.mark.filterwarnings("ignore:.rope_scaling:FutureWarning")
@@ -95,7 +99,7 @@ def test_the_shape_of_rope_settings_is_no_part_of_it() -> None:
 def test_names_of_both_schemes_are_recognised(family: str) -> None:
     backbone = load_backbone(BackboneConfig(**MODELS[family]))
     other = load_backbone(BackboneConfig(**MODELS[family]), seed=1)
-    old = backbone._fingerprint_v1.of(backbone.parameters())
+    old = v1(backbone)
     assert is_current(backbone.fingerprint)
     assert not is_current(old)
     for name in (backbone.fingerprint, old):
