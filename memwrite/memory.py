@@ -261,9 +261,9 @@ class Memory(MemoryParts):
             ids: (B, T), what is to be continued, such as `prompt(state, question).ids`; without padding.
 
         Returns:
-            `past_key_values`, a cache of its own for each call; `attention_mask` (B, M + T), `position_ids` (B, T) and
-            `input_ids`, if ids are given. Without ids the mask is that of the cache alone, and the position that of the
-            next token.
+            `past_key_values` (`cache` from transformers 5.24 on), a cache of its own for each call; `attention_mask`
+            (B, M + T), `position_ids` (B, T) and `input_ids`, if ids are given. Without ids the mask is that of the cache
+            alone, and the position that of the next token.
 
         Raises:
             InputError: the memory comes with corrections or a bias, which no such cache carries.

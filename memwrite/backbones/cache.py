@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,14 @@ from transformers.cache_utils import (
 from memwrite.backbones.decoder_layers import DecoderLayer
 from memwrite.errors import InputError
 from memwrite.protocols import LayerAdapter
+
+#: What models call their argument for a cache: all since transformers 5.24; most, Mamba and Falcon's layers before.
+_ARGUMENTS = ("cache", "past_key_values", "cache_params", "layer_past")
+
+
+def cache_argument(names: Container[str]) -> str:
+    """Return which of the names of arguments is that of the cache."""
+    return next((name for name in _ARGUMENTS if name in names), "past_key_values")
 
 
 class _CarriesAdapters(Cache):  # type: ignore[misc]

@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from memwrite.backbones.cache import cache_argument
+
 #: Types of models with such mixers.
 _TYPES = frozenset({"mamba", "falcon_mamba", "jamba"})
 
@@ -24,7 +26,7 @@ def attach(model: Any) -> None:
 def _stepping(
     base: Any, forward: Any, input_ids: Any = None, inputs_embeds: Any = None, **kwargs: Any
 ) -> Any:
-    cache = kwargs.get("cache_params", kwargs.get("past_key_values"))
+    cache = kwargs.get(cache_argument(kwargs))
     inputs = base.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
     if cache is None or inputs.shape[1] < 2 or not cache.has_previous_state():
         return forward(inputs_embeds=inputs, **kwargs)

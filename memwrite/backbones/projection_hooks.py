@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from memwrite.backbones.attention_sizes import AttentionSizes
+from memwrite.backbones.cache import cache_argument
 from memwrite.backbones.decoder_layers import DecoderLayer, attention_layers, child
 from memwrite.errors import ConfigError
 from memwrite.protocols import Delta, Gate, LayerAdapter, ProjectionDeltas
@@ -213,7 +214,7 @@ def _enter(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+    cache = kwargs.get(cache_argument(kwargs))
     corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
     if torch.compiler.is_compiling():

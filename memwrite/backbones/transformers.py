@@ -25,7 +25,7 @@ from memwrite.backbones import (
     scales,
 )
 from memwrite.backbones.attention_sizes import AttentionSizes
-from memwrite.backbones.cache import AdapterCache, new_cache, plain_cache
+from memwrite.backbones.cache import AdapterCache, cache_argument, new_cache, plain_cache
 from memwrite.backbones.conversation import end_of_turn
 from memwrite.backbones.decoder_layers import attention_modules, check_numbers, decoder_layers
 from memwrite.backbones.fingerprint import Fingerprints
@@ -79,7 +79,7 @@ class TransformersBackbone:
         embedded_prompts.attach(model)
         self._attention = attention_observer.install(model, attention)
         parameters = inspect.signature(type(model.base_model).forward).parameters
-        self.cache_name = "cache_params" if "cache_params" in parameters else "past_key_values"
+        self.cache_name = cache_argument(parameters)
         self._recurrent: Mapping[int, Mapping[str, TensorSpec]] | None = None
 
     @property

@@ -183,15 +183,16 @@ class TinyModel(PreTrainedModel, GenerationMixin):  # type: ignore[misc]
     def forward(
         self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **extra: Any
     ) -> CausalLMOutputWithPast:
+        past = extra.get("cache", extra.get("past_key_values"))  # "cache" since transformers 5.24
         extra = {name: value for name, value in extra.items() if name in _PASSED}
         if inputs_embeds is None:
             inputs_embeds = self.model.embed_tokens(input_ids)
-        done = self.model(inputs_embeds, **extra)
+        done = self.model(inputs_embeds, past_key_values=past, **extra)
         logits = self.lm_head(done.last_hidden_state)
         return CausalLMOutputWithPast(logits=logits, past_key_values=done.past_key_values)
 
 
-_PASSED = ("attention_mask", "position_ids", "past_key_values", "use_cache")
+_PASSED = ("attention_mask", "position_ids", "use_cache")
 
 AutoConfig.register(TINY, TinyConfig)
 AutoModelForCausalLM.register(TinyConfig, TinyModel)

@@ -38,7 +38,10 @@ UNUSABLE: dict[str, dict[str, Any]] = {
     "t5": {"type": "t5"},
     "vit": {"type": "vit"},
     "Bert": {"type": "bert"},
-    "Mamba": {"type": "mamba"},
+    "attention layers of xLSTM": {
+        "type": "xlstm",
+        "params": {"hidden_size": 32, "num_blocks": 1, "num_heads": 4},
+    },
     "did you mean 'n_embd'": {"type": "gpt2", "params": {"n_embed": 32}},
     "n_embd|embed_dim": {"type": "gpt2", "params": {"n_embd": 30, "n_head": 4}},
     "n_head|modulo|heads": {"type": "gpt2", "params": {"n_embd": 32, "n_head": 0}},
