@@ -15,7 +15,7 @@ MEMORIES = (
 )
 
 #: Writers that make a memory of use on a model that nobody trained for them.
-WRITERS = ("configs/compact.yaml", "configs/cartridge.yaml", "configs/soft-prompt.yaml")
+WRITERS = ("configs/compact.yaml", "configs/demo-cartridge.yaml", "configs/demo-soft-prompt.yaml")
 
 
 @click.command()
