@@ -183,7 +183,7 @@ def test_a_session_that_writes_as_it_generates_says_why_it_cannot() -> None:
         "reader": {"name": "lora"},
     }
     session = Session(Memory.from_config(config).eval())
-    with pytest.raises(ConfigError, match=r"backbone.ngram = 2, .*make it read-only"):
+    with pytest.raises(ConfigError, match=r"backbone.ngram = 2, .*make the session read-only"):
         session.ask("who?", max_new_tokens=2)
     session.read_only = True
     session.ask("who?", max_new_tokens=2)

@@ -14,7 +14,11 @@ from memwrite.cli.main import main
 from memwrite.memory import Memory
 from memwrite.stores import Store
 
-CONFIG = {"backbone": MODELS["gpt2"], "writer": {"name": "no-memory"}}
+CONFIG = {
+    "backbone": MODELS["gpt2"],
+    "writer": {"name": "gradient", "params": {"slots": 2}},
+    "reader": {"name": "prefix"},
+}
 
 
 @pytest.fixture
