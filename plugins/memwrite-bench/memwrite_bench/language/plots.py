@@ -29,7 +29,10 @@ def against(rows: Sequence[Row], name: str, what: str) -> Figure:
     ends: list[End] = []
     for index, label in enumerate([ANCHORS[1], *labels]):
         own = [row for row in rows if row.label == label and row.kept is not None]
-        points = sorted((getattr(row, name), row) for row in own if getattr(row, name))
+        points = sorted(
+            ((getattr(row, name), row) for row in own if getattr(row, name)),
+            key=lambda point: point[0],
+        )
         if not points:
             continue
         colour, marker = look(index)
