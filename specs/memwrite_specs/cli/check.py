@@ -105,7 +105,14 @@ def _pairs(
     where = list(BACKBONES) if backbone == "all" else [backbone]
     found = registry()
     if name is None:
-        return [pair_of((w, r), backbone=place) for place in where for w, r in found.pairs()]
+        # A recurrent state needs a model with recurrent layers, which the kit's default is not.
+        return [
+            pair_of(
+                (w, r), backbone="mamba2" if w.emits == "recurrent" and place == "tiny" else place
+            )
+            for place in where
+            for w, r in found.pairs()
+        ]
     writer_params, reader_params = _params(overrides)
     if name in found.writers.entries:
         subject: Subject = found.writer(name)
