@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from typing import Any, Protocol
 
 import click
 
@@ -19,6 +20,25 @@ def _numbers(
         raise click.BadParameter(
             f"'{value}' should be whole numbers with commas between them, as in 2,4,8"
         ) from None
+
+
+class _Report(Protocol):
+    def save(self, folder: Path) -> None: ...
+
+    def as_dict(self) -> dict[str, Any]: ...
+
+    def lines(self) -> list[str]: ...
+
+
+def _finish(report: _Report, out: Path, as_json: bool) -> None:
+    """Save a report, and print it."""
+    report.save(out)
+    if as_json:
+        click.echo(json.dumps(report.as_dict()))
+        return
+    for line in report.lines():
+        click.echo(line)
+    click.echo(f"\nreport: {out / 'index.html'}")
 
 
 @click.group()
@@ -90,13 +110,7 @@ def capacity(
             device=device,
             command=shlex.join(words),
         )
-    report.save(Path(out))
-    if as_json:
-        click.echo(json.dumps(report.as_dict()))
-        return
-    for line in report.lines():
-        click.echo(line)
-    click.echo(f"\nreport: {Path(out) / 'index.html'}")
+    _finish(report, Path(out), as_json)
 
 
 @bench.command()
@@ -183,10 +197,4 @@ def language(
             length=length,
             command=shlex.join(words),
         )
-    report.save(Path(out))
-    if as_json:
-        click.echo(json.dumps(report.as_dict()))
-        return
-    for line in report.lines():
-        click.echo(line)
-    click.echo(f"\nreport: {Path(out) / 'index.html'}")
+    _finish(report, Path(out), as_json)
