@@ -62,6 +62,7 @@ class TransformersBackbone:
         config = self._config = model.config
         self._layers = decoder_layers(model)
         attention = attention_modules(model)
+        self._attending = len(attention)
         self._sizes = AttentionSizes.of(config)
         self._fingerprints = Fingerprints(model, tokenizer)
         if tokenizer.vocab_size > config.vocab_size:
@@ -115,10 +116,6 @@ class TransformersBackbone:
             "device": str(info.device),
             "attention": "eager" if info.double_backward else "sdpa",
         }
-
-    @property
-    def _attending(self) -> int:
-        return sum(layer.attention is not None for layer in self._layers)
 
     @property
     def recurrent(self) -> Mapping[int, Mapping[str, TensorSpec]]:
