@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import weakref
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_gradient import GradientConfig
 from memwrite_specs.backbones import BACKBONES
-from memwrite_specs.forked import ForkedProcess
 from memwrite_specs.testing import MODELS
 from torch import Tensor
 
@@ -117,7 +119,7 @@ def test_what_is_kept_for_the_backward_pass_is_flat_in_k() -> None:
     assert kept(5, False) > 4 * kept(1, False)
 
 
-def compare_compiled_with_eager(_: bytes) -> dict[str, Tensor]:
+def compare_compiled_with_eager() -> None:
     torch.compile = partial(torch.compile, backend="aot_eager")
     params = {"steps": 1, "decay": True, "learned_lr": "each", "control_tokens": 1, "window": 4}
     memory = build(TINY, compile=True, **params)
@@ -125,16 +127,17 @@ def compare_compiled_with_eager(_: bytes) -> dict[str, Tensor]:
         expected, compiled = gradients(build(TINY, **params), context), gradients(memory, context)
         for name, gradient in expected.items():
             torch.testing.assert_close(compiled[name], gradient, atol=1e-9, rtol=1e-9)
-    return {}
 
 
 def test_compiled_steps_have_the_gradients_of_eager_ones() -> None:
     """All but the last stage of compilation, which wants a C++ compiler and a minute; contexts of two lengths.
 
-    In a process of its own: what a compiler keeps would look to other tests like something a write left behind.
+    In a new interpreter: what a compiler keeps would look to other tests like something a write left behind, and it cannot
+    trace code that is instrumented for coverage, which a forked process inherits.
     """
-    with ForkedProcess(compare_compiled_with_eager) as process:
-        process.call()
+    paths = [path for path in sys.path if path]
+    code = f"import sys; sys.path[:0] = {paths}; import test_recompute as t; t.compare_compiled_with_eager()"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True)
 
 
 def test_a_backward_pass_can_be_repeated() -> None:
