@@ -36,7 +36,7 @@ lint: install
 	$(BIN)/ruff format --check .
 
 types: install
-	$(BIN)/mypy memwrite specs/memwrite_specs plugins/_template/memwrite_my_writer $(filter-out %.egg-info,$(wildcard plugins/memwrite-*/memwrite_*))
+	$(BIN)/mypy memwrite benchmarks specs/memwrite_specs plugins/_template/memwrite_my_writer $(filter-out %.egg-info,$(wildcard plugins/memwrite-*/memwrite_*))
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet

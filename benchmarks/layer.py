@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +23,7 @@ from memwrite.backbones.tokenizers import ByteTokenizer
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.inference.online import OnlineAdapter
 from memwrite.plugins import registry
+from memwrite.protocols import LayerReader, OnlineWriter
 
 SHAPE = {"hidden_size": 2560, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
          "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 300}  # fmt: skip
@@ -41,6 +44,8 @@ def measure(length: int, times: int) -> dict[str, float]:
     reader = plugins.reader("lora").build(
         plugins.reader("lora").config(init="base-slice"), backbone, writer.spec
     )
+    assert isinstance(writer, OnlineWriter)
+    assert isinstance(reader, LayerReader)
     hidden = torch.randn(1, length, SHAPE["hidden_size"])
     rotary = hooked.model.rotary_emb
     whole = rotary(hidden, torch.arange(length)[None])
@@ -62,11 +67,14 @@ def measure(length: int, times: int) -> dict[str, float]:
                 attention_mask=None, past_key_values=cache, **extra,
             )  # fmt: skip
 
+    def hooked_run(run: Callable[..., None], continues: bool) -> None:
+        run(hooked, **{KEYWORD: {0: adapter(continues)}})
+
     result = {}
     for name, run in (("prefill", prefill), ("decode", decode)):
         works = {
-            "plain": lambda run=run: run(frozen),
-            "ours": lambda run=run, f=name == "decode": run(hooked, **{KEYWORD: {0: adapter(f)}}),
+            "plain": partial(run, frozen),
+            "ours": partial(hooked_run, run, continues=name == "decode"),
         }
         seconds = in_turn(works, times, time.perf_counter)
         result[name] = ratio(seconds["ours"], seconds["plain"]).median - 1

@@ -8,6 +8,7 @@ import types
 from typing import Any
 
 import torch
+from memwrite_gradient.writer import GradientWriter
 from torch import Tensor
 
 from memwrite import Memory
@@ -27,7 +28,9 @@ def official_model(memory: Memory) -> Any:
     sys.modules.setdefault("attn_double_bwd", types.ModuleType("attn_double_bwd"))
     from grad_memgpt import GradMemGPT, GradMemGPTConfig  # type: ignore[import-not-found]
 
-    settings = memory.writer.config
+    writer = memory.writer
+    assert isinstance(writer, GradientWriter)
+    settings = writer.config
     config = GradMemGPTConfig(
         base_config=memory.model.config,
         n_mem_tokens=settings.slots,
@@ -41,8 +44,8 @@ def official_model(memory: Memory) -> Any:
     model = GradMemGPT(config).train()
     model.model.load_state_dict(memory.model.state_dict())
     with torch.no_grad():
-        model.mem.copy_(memory.writer.fast.slots)
-        model.write_head.weight.copy_(memory.writer.head)
+        model.mem.copy_(writer.fast.slots)
+        model.write_head.weight.copy_(writer.head)
     return model
 
 

@@ -171,7 +171,11 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
-    report = {"machine": machine(), "by_length": by_length(), "by_accuracy": by_accuracy()}
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "by_length": by_length(),
+        "by_accuracy": by_accuracy(),
+    }
     if options.plot:
         plot(report, options.plot)
     if options.json:

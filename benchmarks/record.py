@@ -27,7 +27,9 @@ import second_order
 import storing
 import torch
 from memwrite_forward import naive as naive_forward
+from memwrite_forward.writer import ForwardWriter
 from memwrite_gradient import naive as naive_gradient
+from memwrite_gradient.writer import GradientWriter
 from rows import Row, compared, plot, table
 from second_order import alone
 from timing import Ratio, in_turn
@@ -76,11 +78,14 @@ def _beside_oracles(rounds: int) -> Iterator[Row]:
     context = second_order.batch_of(memory).context
     first = Tokens(context.ids[:1], context.mask[:1])
     ids = first.ids[0].tolist()
-    slots, others = memory.writer.fast.slots, forward.writer.slots
+    writer, other = memory.writer, forward.writer
+    assert isinstance(writer, GradientWriter)
+    assert isinstance(other, ForwardWriter)
+    slots, others, lr = writer.fast.slots, other.slots, writer.config.lr
     oracles: dict[str, tuple[Memory, Callable[[], Tensor]]] = {
         "gradient writer, K=1": (
             memory,
-            lambda: naive_gradient.write(memory.backbone, slots, ids, 1, memory.writer.config.lr),
+            lambda: naive_gradient.write(memory.backbone, slots, ids, 1, lr),
         ),
         "forward writer": (
             forward,

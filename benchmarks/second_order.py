@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 import torch
+from memwrite_gradient.writer import GradientWriter
 from official import CHECKOUT, official_model, outputs
 from timing import in_turn, ratio
 from torch.nn import functional as F
@@ -136,16 +137,20 @@ def inference(steps: int, rounds: int, run: str | None = None) -> dict[str, list
     """Return the CPU seconds of a "write", and of K passes of the "bare" model forward and back to its inputs."""
     torch.set_num_threads(1)
     memory = memory_of(steps, run).eval().requires_grad_(False)
+    writer = memory.writer
+    assert isinstance(writer, GradientWriter)
+    assert writer.head is not None
+    head, fast = writer.head, writer.fast
     context = batch_of(memory).context
     rows = len(context.ids)
 
     def bare() -> None:
-        slots = memory.writer.fast.slots.expand(rows, -1, -1)
+        slots = fast.slots.expand(rows, -1, -1)
         for _ in range(steps):
             leaf = slots.detach().requires_grad_()
             inputs = torch.cat([leaf, memory.backbone.embed(context.ids)], 1)
             hidden = memory.model.base_model(inputs_embeds=inputs, use_cache=False)[0]
-            logits = F.linear(hidden[:, SLOTS - 1 : -1], memory.writer.head)
+            logits = F.linear(hidden[:, SLOTS - 1 : -1], head)
             loss = F.cross_entropy(logits.flatten(0, 1), context.ids.flatten(), reduction="sum")
             torch.autograd.grad(loss, leaf)
 

@@ -14,12 +14,14 @@ from pathlib import Path
 
 import click
 import torch
+from memwrite_gradient.writer import GradientWriter
 from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Memory
+from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.tasks.base import collate
-from memwrite.tasks.key_value import ALPHABET, KeyValueConfig, KeyValueTask
+from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 
 
 def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
@@ -37,14 +39,16 @@ def recalled(pairs: int, length: int, numbers: int, trials: int) -> float:
 def directions(memory: Memory, contexts: int, seed: int) -> Tensor:
     """Return the gradient of each value's characters, scaled to length one, as (contexts, characters, numbers)."""
     assert memory.config.task is not None
+    writer = memory.writer
+    assert isinstance(writer, GradientWriter)
     task = KeyValueTask(KeyValueConfig(**memory.config.task.params), memory.backbone.tokenizer)
     examples, gradients = task.fresh(contexts, seed), []
     for index in range(contexts):
         context = collate([examples[index]])["batch"].context
-        slots = memory.writer.init(1)["memory"].detach().requires_grad_()
+        slots = writer.init(1)["memory"].detach().requires_grad_()
         embeddings = memory.backbone.embed(context.ids).detach()
         hidden = memory.backbone.forward(torch.cat([slots, embeddings], 1)).hidden
-        logits = memory.backbone.logits(hidden[:, slots.shape[1] - 1 : -1], memory.writer.head)
+        logits = memory.backbone.logits(hidden[:, slots.shape[1] - 1 : -1], writer.head)
         nll = F.cross_entropy(logits[0], context.ids[0], reduction="none")
         starts = (context.ids[0] == memory.backbone.tokenizer.encode(":")[0]).nonzero() + 1
         places = (starts + torch.arange(task.config.value_length)).flatten()

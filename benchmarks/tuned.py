@@ -35,7 +35,7 @@ def training_step(pairs: int, tuned: bool, rounds: int) -> list[float]:
 
     def step() -> None:
         memory.zero_grad()
-        training_loss(memory, batch).loss.backward()
+        training_loss(memory, batch).loss.backward()  # type: ignore[no-untyped-call]
 
     with tuned_cpu() if tuned else nullcontext():
         return in_turn({"step": step}, rounds)["step"]

@@ -50,7 +50,7 @@ def seconds(pairs: int, window: int | None, rounds: int) -> tuple[list[float], l
 
     def train() -> None:
         memory.train().zero_grad()
-        training_loss(memory, batch).loss.backward()
+        training_loss(memory, batch).loss.backward()  # type: ignore[no-untyped-call]
 
     @torch.no_grad()
     def write() -> None:

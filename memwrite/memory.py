@@ -19,6 +19,7 @@ from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
 from memwrite.config import Config
 from memwrite.errors import InputError
+from memwrite.inference import generate as generating
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.cache_inputs import cache_inputs
@@ -247,9 +248,9 @@ class Memory(MemoryParts):
         if query is None:
             query = Tokens.from_rows([[]] * (state.batch_size or 1))
         query = self._fitting(state, query)
-        with reading.evaluating(self.model):
+        with generating.evaluating(self.model):
             conditioning, prefilled = self._entered(state)
-            new = reading.generate(self.backbone, conditioning, query, options, prefilled)
+            new = generating.generate(self.backbone, conditioning, query, options, prefilled)
         rows = query.ids.shape[:-1]
         return new.reshape(*rows, new.shape[-1]) if len(new) == rows.numel() else new
 
@@ -269,7 +270,7 @@ class Memory(MemoryParts):
             InputError: the memory comes with corrections or a bias, which no such cache carries.
         """
         self.check_state(state)
-        with torch.no_grad(), reading.evaluating(self.model):
+        with torch.no_grad(), generating.evaluating(self.model):
             conditioning, prefilled = self._entered(state)
             prefilled = prefilled or reading.prefill(self.backbone, conditioning)
         return cache_inputs(self.backbone, conditioning, prefilled, ids)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import ConfigError, ContractViolation
-from memwrite.inference.read import continue_row, evaluating
+from memwrite.inference.generate import continue_row, evaluating
 from memwrite.protocols import (
     Backbone,
     BackboneOutput,

@@ -28,6 +28,7 @@ from memwrite import Memory, Tokens
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, InputError
+from memwrite.inference import generate as generating
 from memwrite.inference import online
 from memwrite.inference import read as reading
 from memwrite.plugins.builtin.readers import PrefixReader
@@ -160,7 +161,7 @@ def test_generation_behind_what_was_read(family: str, options: dict[str, Any]) -
     queries: Rows = [[40, 41, 42], [43]]
     conditioning = Conditioning(key_values=read_in(memory.backbone, [texts]))
     asked = {"max_new_tokens": 5, **options}
-    new = reading.generate(memory.backbone, conditioning, Tokens.from_rows(queries), asked)
+    new = generating.generate(memory.backbone, conditioning, Tokens.from_rows(queries), asked)
     rows = new.reshape(2, -1, new.shape[-1])
     for row, ids in enumerate(queries):
         whole = torch.tensor([texts[row] + ids])
@@ -252,7 +253,7 @@ def test_what_recurrent_layers_cannot_do_is_one_sentence() -> None:
         backbone.forward(backbone.embed(torch.tensor([[1]])), corrections={0: adapter})
     query = Tokens.from_rows([[1]])
     with pytest.raises(InputError, match="not for models with recurrent layers"):
-        reading.generate(
+        generating.generate(
             backbone, Conditioning(), query, {"cache_implementation": "static", "max_new_tokens": 1}
         )
     kept = read_in(backbone, [[[1, 2]]])

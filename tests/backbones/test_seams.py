@@ -23,6 +23,7 @@ from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError, InputError
+from memwrite.inference import generate as generating
 from memwrite.inference import read as reading
 from memwrite.protocols import Conditioning, Gate, KeyValues, LayerActivations, StaticAdapter
 
@@ -191,8 +192,8 @@ def test_generation_under_a_bias(family: str, attention: str, options: dict[str,
     query = Tokens.from_rows([[7], [8]])
     # All within the window, which counts hidden slots too.
     options = {"max_new_tokens": WINDOW - 4, **options}
-    new = reading.generate(backbone, Conditioning(key_values=hidden), query, options)
-    unbiased = reading.generate(backbone, Conditioning(key_values=past), query, options)
+    new = generating.generate(backbone, Conditioning(key_values=hidden), query, options)
+    unbiased = generating.generate(backbone, Conditioning(key_values=past), query, options)
     for row, slot in enumerate(gone):
         left = [i for i in range(3) if i != slot]
         fewer = KeyValues(
@@ -200,7 +201,7 @@ def test_generation_under_a_bias(family: str, attention: str, options: dict[str,
             past.mask[row : row + 1, left], past.next_position[row : row + 1],
         )  # fmt: skip
         one = Tokens.from_rows([[7 + row]])
-        expected = reading.generate(backbone, Conditioning(key_values=fewer), one, options)
+        expected = generating.generate(backbone, Conditioning(key_values=fewer), one, options)
         assert torch.equal(new[row], expected[0])
         read = [
             reading.read(backbone, Conditioning(key_values=kv), q).logits[r]
@@ -219,7 +220,7 @@ def test_generation_under_a_bias_is_the_first_choice_of_reads(family: str, atten
     past = biased(prefilled(backbone, [[1, 2, 3, 4, 5], [6, 7, 8]]), 1)
     conditioning = Conditioning(key_values=past)
     queries = [[9, 10, 11], [12, 13]]
-    new = reading.generate(
+    new = generating.generate(
         backbone, conditioning, Tokens.from_rows(queries), {"max_new_tokens": 5}
     ).tolist()
     for row, ids in enumerate(queries):
@@ -340,7 +341,8 @@ def test_every_projection_is_that_of_edited_weights(
     output = reading.read(backbone, conditioning, query).logits
     options: list[dict[str, Any]] = [{}, {"num_beams": 3}]
     new = [
-        reading.generate(backbone, conditioning, query, {"max_new_tokens": 5, **o}) for o in options
+        generating.generate(backbone, conditioning, query, {"max_new_tokens": 5, **o})
+        for o in options
     ]
     for row, ids in enumerate(lists):
         embeddings = torch.cat([prefix[row : row + 1], backbone.embed(torch.tensor([ids]))], 1)
@@ -394,7 +396,7 @@ def test_a_rotation_that_depends_on_the_length_is_used_within_its_original_one()
     torch.testing.assert_close(output, expected, **tolerance("longrope"))
     with pytest.raises(InputError, match=r"only 24 .beyond them its rotary embedding changes"):
         reading.read(backbone, Conditioning(key_values=past), Tokens.from_rows([[1] * 8]))
-    new = reading.generate(backbone, Conditioning(key_values=past), Tokens.from_rows([[1]]), {})
+    new = generating.generate(backbone, Conditioning(key_values=past), Tokens.from_rows([[1]]), {})
     assert new.shape[1] == 6
 
 

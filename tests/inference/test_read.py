@@ -16,7 +16,8 @@ from torch import Tensor
 
 from memwrite import Memory, Tokens
 from memwrite.errors import ConfigError, InputError
-from memwrite.inference.read import generate, read
+from memwrite.inference.generate import generate
+from memwrite.inference.read import read
 from memwrite.plugins.builtin.readers import KeyValueReader
 from memwrite.protocols import Conditioning, KeyValues
 
