@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from memwrite_kv.matching import RIDGE
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -161,14 +163,22 @@ def matched(
         e = (logits - logits.max(1, keepdim=True).values).exp()
         some, total = e[:, index], e.sum(1, keepdim=True)
         low, high = math.exp(-3), math.exp(3)
-        b = torch.linalg.lstsq(some, total, driver="gelsd").solution.clamp(low, high)
+        b = (1 + ridged(some, total - some.sum(1, keepdim=True))).clamp(low, high)
         for _ in range(2):
             step = 1 / torch.linalg.matrix_norm(some, 2) ** 2
             b = (b - step * some.T @ (some @ b - total)).clamp(low, high)
         beta = b[:, 0].log()
     weights = (logits[:, index] + beta).softmax(1)
     output = logits.softmax(1) @ seen.values[head].double()
-    return beta, torch.linalg.lstsq(weights, output, driver="gelsd").solution
+    own = seen.values[head].double()[index]
+    return beta, own + ridged(weights, output - weights @ own)
+
+
+def ridged(some: Tensor, against: Tensor) -> Tensor:
+    """Return the least squares solution with a ridge: one more row for each unknown, which pulls it to 0."""
+    pull = (RIDGE * some.square().sum()).sqrt() * torch.eye(some.shape[1], dtype=some.dtype)
+    rows = torch.cat([some, pull]), torch.cat([against, torch.zeros_like(against[: len(pull)])])
+    return torch.linalg.lstsq(*rows, driver="gelsd").solution
 
 
 def expected_attention(

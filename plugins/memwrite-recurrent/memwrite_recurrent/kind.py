@@ -1,8 +1,8 @@
 """The kind `recurrent`: its tensors, and what a model takes of them.
 
-Of every recurrent layer, in the model's own dtype: the last inputs of its short convolution, and the matrices that it
-updates with every token (Gated DeltaNet, arXiv 2412.06464; Mamba 2, arXiv 2405.21060). Of every attention layer: keys and
-values, if they are kept.
+Of every recurrent layer, in float32 or better: the last inputs of its short convolution, and the matrices that it updates
+with every token (Gated DeltaNet, arXiv 2412.06464; Mamba 2, arXiv 2405.21060). Of every attention layer, in the model's own
+dtype: keys and values, if they are kept. The model takes each in the dtype that it keeps it in itself.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def spec_of(backbone: Backbone, slots: int, bounded: bool) -> StateSpec:
             f"the recurrent layers of '{info.architecture}' hold states of different sizes, which is not supported"
         )
     tensors = {
-        name: TensorSpec((len(layers), *_three(name, spec.shape)), spec.dtype)
+        name: TensorSpec((len(layers), *_three(name, spec.shape)))
         for name, spec in first.items()
     }
     tensors["next_position"] = TensorSpec((), torch.int64, per_layer=False)

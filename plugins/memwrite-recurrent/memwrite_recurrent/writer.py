@@ -49,7 +49,7 @@ class NativeStateWriter(nn.Module):
         if self.spec.bounded and kept.keys.shape[1]:
             kept = self._limited(kept)
         tensors = tensors_of(kept)
-        tensors = {name: tensors[name] for name in self.spec.tensors}
+        tensors = {name: tensors[name].to(self.spec.dtype_of(name)) for name in self.spec.tensors}
         if self.spec.bounded:
             return WriteOutput(MemoryState(self.spec, tensors))
         spec = spec_of(backbone, kept.mask.shape[1], bounded=False)

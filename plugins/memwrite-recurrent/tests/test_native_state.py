@@ -22,10 +22,10 @@ QUERIES = [[100, 101, 102], [103], [104, 105]]
 
 
 @cache
-def built(family: str, **params: Any) -> Memory:
+def built(family: str, dtype: str = "float64", **params: Any) -> Memory:
     return Memory.from_config(
         {
-            "backbone": families.model(family),
+            "backbone": {**families.model(family), "dtype": dtype},
             "writer": {"name": "native-state", "params": params},
             "reader": {"name": "recurrent"},
         }
@@ -159,3 +159,20 @@ def test_what_does_not_fit_is_one_sentence() -> None:
     state = built("mamba2").write(Tokens.from_rows([[1, 2]])).state
     with pytest.raises(InputError, match="of the recurrent layers"):
         built("lfm2").read(state, Tokens.from_rows([[1]]))
+
+
+@pytest.mark.parametrize("family", ["olmo_hybrid", "mamba2"])
+def test_states_of_half_precision_models(family: str) -> None:
+    """What recurrent layers hold is in float32, and becomes the model's own again, to the last bit."""
+    memory = built(family, dtype="bfloat16")
+    state = memory.write(Tokens.from_rows([TEXTS[0]])).state
+    dtypes = {name: state[name].dtype for name in ("conv", "recurrent")}
+    assert set(dtypes.values()) == {torch.float32}
+    ids = memory.backbone.embed(torch.tensor([TEXTS[0]]))
+    own = memory.backbone.forward(ids, use_cache=True).key_values
+    given = memory.reader.condition(state).key_values
+    assert own is not None and own.recurrent is not None
+    assert given is not None and given.recurrent is not None
+    for layer, held in own.recurrent.items():
+        for name, tensor in held.items():
+            assert torch.equal(given.recurrent[layer][name].to(tensor.dtype), tensor), name
