@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from memwrite.backbones.segmentation import sentences
 from memwrite.tasks.base import IGNORED, Example, Examples
@@ -53,24 +54,33 @@ class LanguageTask(ChunksTask[LanguageConfig]):
         """Return held-out passages, none of which shares a token with another.
 
         Those that lie within one paragraph come first, each from the paragraph's beginning; then those that begin
-        with a paragraph and run over the ones behind it.
+        with a paragraph and run over the ones behind it. Of several files each has its turn.
         """
-        size, limit = self.config.window, self.config.examples
-        within: list[list[Place]] = []
-        across: list[list[Place]] = []
+        within: list[list[list[Place]]] = []
+        across: list[list[list[Place]]] = []
         for file in self.config.paragraphs()[1]:
-            run: list[str] = []
-            for paragraph in file:
-                places = self._stream([paragraph])
-                if len(places) >= size:
-                    within.append(places[:size])
-                    run = []
-                    continue
-                run.append(paragraph)
-                if len(joined := self._stream(run)) >= size:
-                    across.append(joined[:size])
-                    run = []
-        return [self.example(passage) for passage in [*within, *across][:limit]]
+            within.append([])
+            across.append([])
+            self._cut(file, within[-1], across[-1])
+        passages = [*_in_turn(within), *_in_turn(across)]
+        return [self.example(passage) for passage in passages[: self.config.examples]]
+
+    def _cut(
+        self, paragraphs: Sequence[str], within: list[list[Place]], across: list[list[Place]]
+    ) -> None:
+        """Add the passages of one file to those within a paragraph and those across several."""
+        size = self.config.window
+        run: list[str] = []
+        for paragraph in paragraphs:
+            places = self._stream([paragraph])
+            if len(places) >= size:
+                within.append(places[:size])
+                run = []
+                continue
+            run.append(paragraph)
+            if len(joined := self._stream(run)) >= size:
+                across.append(joined[:size])
+                run = []
 
     def _stream(self, paragraphs: Sequence[str]) -> list[Place]:
         """Encode paragraphs as one text, with empty lines between them; the places number its sentences."""
@@ -78,3 +88,9 @@ class LanguageTask(ChunksTask[LanguageConfig]):
             return []
         pieces = self._tokenizer.segments("\n\n".join(paragraphs), sentences)
         return [(i, number) for number, piece in enumerate(pieces) for i in piece]
+
+
+def _in_turn(files: Sequence[Sequence[list[Place]]]) -> Iterator[list[Place]]:
+    """Yield the first passage of every file, then the second of each that has one, and so on."""
+    for turn in zip_longest(*files):
+        yield from (passage for passage in turn if passage is not None)

@@ -113,6 +113,18 @@ def test_passages_lie_within_a_paragraph_where_it_is_long_enough(book: Path) -> 
     assert len(task(book, context=60, length=40, examples=2).evaluation()) == 2
 
 
+def test_passages_are_taken_from_each_file_in_turn(tmp_path: Path) -> None:
+    letters = {"a": 3, "b": 1, "c": 2}  # paragraphs of each file
+    for letter, count in letters.items():
+        (tmp_path / letter).write_text("\n\n".join([letter * 30] * count))
+    files = [str(tmp_path / letter) for letter in letters]
+    config = LanguageConfig(files=files, held_out=1.0, context=20, length=10, examples=5)
+    codec = load_tokenizer("bytes")
+    examples = LanguageTask(config, codec).evaluation()
+    firsts = [codec.decode(examples[i].queries[0])[0] for i in range(len(examples))]
+    assert firsts == ["a", "b", "c", "a", "c"]
+
+
 def test_the_kept_context_is_worth_itself_and_nothing_is_worth_nothing(book: Path) -> None:
     examples = task(book, context=24, length=12).evaluation()
     kept, none = (

@@ -22,6 +22,17 @@ def _numbers(
         ) from None
 
 
+def _slots(ratios: tuple[int, ...], context: int) -> tuple[int, ...]:
+    """Return the slots that a context of so many tokens keeps at each ratio."""
+    for ratio in ratios:
+        if not 1 <= ratio <= context:
+            raise click.BadParameter(
+                f"{ratio} should be from 1 to the {context} tokens of --context",
+                param_hint="--ratios",
+            )
+    return tuple(context // ratio for ratio in ratios)
+
+
 class _Report(Protocol):
     def save(self, folder: Path) -> None: ...
 
@@ -123,9 +134,12 @@ def capacity(
 @click.option(
     "--slots",
     callback=_numbers,
-    default="8,16,32",
-    show_default=True,
-    help="Budgets, for each writer that counts its slots.",
+    help="Budgets, for each writer that counts its slots; 8,16,32 by default.",
+)
+@click.option(
+    "--ratios",
+    callback=_numbers,
+    help="The same as tokens of a context for each slot: 4,8 keep a fourth and an eighth of it.",
 )
 @click.option(
     "--sentences",
@@ -155,7 +169,8 @@ def language(
     backbone: str,
     texts: tuple[str, ...],
     out: str,
-    slots: tuple[int, ...],
+    slots: tuple[int, ...] | None,
+    ratios: tuple[int, ...] | None,
     sentences: tuple[int, ...],
     contexts: int,
     context: int,
@@ -176,6 +191,10 @@ def language(
     from memwrite.utils.progress import show_progress
     from memwrite_bench.language import language as measure
 
+    if slots is None:
+        slots = _slots(ratios, context) if ratios else (8, 16, 32)
+    elif ratios:
+        raise click.UsageError("--slots and --ratios are the same budgets: give one of them")
     options = {"--device": device, "--dtype": dtype}
     words = ["memwrite", "bench", "language", *writers, "--backbone", backbone]
     words += [word for text in texts for word in ("--texts", text)]

@@ -12,11 +12,13 @@ import torch
 from click.testing import CliRunner
 from memwrite_bench.language import cells, language, retrieval
 from memwrite_bench.language.candidates import candidates
+from memwrite_bench.language.cells import Result
+from memwrite_bench.language.rows import row_of
 
 from memwrite import Memory
 from memwrite.cli.main import main
 from memwrite.errors import InputError
-from memwrite.evaluation.value_kept import predict
+from memwrite.evaluation.value_kept import Prediction, predict
 from memwrite.state import Tokens
 
 BACKBONE: dict[str, Any] = {
@@ -55,17 +57,46 @@ def test_a_report_has_the_anchors_and_every_budget(book: Path, tmp_path: Path) -
     assert rows["no-memory"].bits == rows["no-memory"].state_bytes == 0
     assert rows["full-context"].reading.agreement == 1
     assert rows["gradient 4"].state_floats == 4 * 32
+    assert (rows["gradient 4"].ratio, rows["delta"].ratio) == (20 / 4, None)
+    assert made.reread_seconds > 0
+    assert all(row.times_faster > 0 and row.disk_seconds > 0 for row in rows.values())
     assert [row.name for row in rows.values() if row.untrained] == [
         "gradient 2", "gradient 4", "mine 3", "delta",
     ]  # fmt: skip
     made.save(tmp_path / "out")
     page = (tmp_path / "out" / "index.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 4
+    assert "reading the context again" in page
     assert "http" not in page.replace("http://www.w3.org", "").replace(
         "http://purl.org", ""
     ).replace("http://creativecommons.org", "").replace("https://matplotlib.org", "")
     saved = json.loads((tmp_path / "out" / "report.json").read_text())
     assert [row["name"] for row in saved["rows"]] == [*rows]
+
+
+def test_times_are_medians_over_batches_and_compared_within_each() -> None:
+    (_, whole) = candidates([], [], [])[:2]
+    prediction = Prediction((1.0,), (5,), 1)
+    times = [(0.5, 1.0), (3.0, 4.0), (1.0, 7.0)]
+    results = [
+        Result(1, 8, 2, False, 1, 1, at_hand, from_disk, None, [prediction], [], "", "here")
+        for at_hand, from_disk in times
+    ]
+    behind = [prediction] * 3
+    row = row_of(whole, results, behind, behind, [8.0, 9.0, 2.0], 20)
+    assert (row.first_token_seconds, row.disk_seconds, row.times_faster) == (1.0, 4.0, 3.0)
+
+
+def test_only_the_beginning_of_a_long_passage_is_read_again(
+    book: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    too_long = report(book, "delta", context=40, length=20)  # of the model's 64 positions
+    assert all(row.recall is None for row in too_long.rows)
+    monkeypatch.setattr(cells, "RECALLED", 5)
+    (row,) = [row for row in report(book, "delta", context=40).rows if row.label == "delta"]
+    assert row.recall is not None
+    results = [cells.load(cell) for cell in (book.parent / "out" / "cells").glob("delta-*")]
+    assert {len(p.choices) for result in results if result for p in result.again} == {4}
 
 
 def test_what_is_measured_is_not_measured_again(
@@ -150,3 +181,14 @@ def test_the_command_writes_the_report(book: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "gradient 2" in result.output
     assert (tmp_path / "out" / "index.html").is_file()
+    at = words.index("--slots")
+    words[at : at + 2] = ["--ratios", "5,10"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 0, result.output
+    assert "gradient 4" in result.output
+    for wrong, why in (("5,21", "from 1 to the 20 tokens"), ("0", "from 1 to the 20 tokens")):
+        words[at + 1] = wrong
+        result = CliRunner().invoke(main, words)
+        assert (result.exit_code, why in result.output) == (2, True), result.output
+    result = CliRunner().invoke(main, [*words, "--slots", "2"])
+    assert (result.exit_code, "give one of them" in result.output) == (2, True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from memwrite.errors import InputError
-from memwrite.evaluation.controls import parts
 from memwrite.memory import Memory
 from memwrite.tasks.base import Example
 from memwrite.tasks.language import LanguageConfig, LanguageTask
@@ -25,8 +24,8 @@ from memwrite_bench.language.report import Report, make_report
 
 __all__ = ["Report", "language"]
 
-#: Passages that are written and read at once.
-BATCH = 4
+#: Passages that are written and read at once, and their tokens together: at most, but a passage always.
+BATCH, TOKENS = 4, 1024
 
 
 @tuned_cpu()
@@ -81,9 +80,11 @@ def language(
     examples = [found[index] for index in range(len(found))]
     cells = folder / "cells"
     make_folder(cells)
-    batches = [[examples[i] for i in indices] for indices in parts(len(examples), BATCH)]
+    size = max(min(BATCH, TOKENS // context), 1)
+    batches = [examples[start : start + size] for start in range(0, len(examples), size)]
     measured: list[tuple[Candidate, list[Result]]] = [(candidate, []) for candidate in chosen]
-    work = [(candidate, results, batch) for candidate, results in measured for batch in batches]
+    # All that is measured of a passage is measured at about the same time, on a machine as busy.
+    work = [(candidate, results, batch) for batch in batches for candidate, results in measured]
     for candidate, results, batch in track(work, "measure", "batch"):
         results.append(_result(candidate, beside, batch, cells))
     return make_report(measured, config, str(backbone.get("path", backbone.get("type"))), command)

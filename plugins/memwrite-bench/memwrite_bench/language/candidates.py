@@ -13,7 +13,7 @@ from memwrite.plugins import registry
 from memwrite_bench.language import retrieval
 
 #: Without a memory, and with the whole context kept: what value kept is measured between.
-ANCHORS = ("no-memory", "full-context")
+NOTHING, FULL = ANCHORS = ("no-memory", "full-context")
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
 from memwrite_text import retrieve
 
+from memwrite.checkpoints.state_file import load_state
 from memwrite.errors import MemwriteError
 from memwrite.evaluation.controls import evaluation_mode
 from memwrite.evaluation.machine import machine
@@ -20,10 +23,15 @@ from memwrite.memory import Memory
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import Example, collate
 from memwrite.utils.hashing import exact_digest_of
-from memwrite_bench.language.candidates import Candidate
+from memwrite_bench.language.candidates import FULL, Candidate
 from memwrite_bench.language.retrieval import QUERY, predict_by_retrieval
 
 T = TypeVar("T")
+
+#: Tokens of a context that are read again behind its memory, at most.
+RECALLED = 256
+#: First tokens that are timed; the median counts.
+_TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -37,10 +45,12 @@ class Result:
         untrained: whether the writer or the reader has parameters, and nobody trained them.
         write_seconds: of all passages, written together.
         read_seconds: from a state to the prediction of the passage behind it; of all of them, read together.
-        first_token_seconds: from one state and a query of one token to the next token.
+        first_token_seconds: from one state at hand and a query of one token to the next token.
+        disk_seconds: likewise, from the file of that state.
+        reread_seconds: likewise, from its context, which is read again; None but of the whole context kept.
         behind: the prediction of each text behind its context.
-        again: the prediction of each context, read again behind its own memory; [] where it is too long, or
-            found by retrieval.
+        again: the prediction of each context's beginning, read again behind its own memory; [] where both are too
+            long, or found by retrieval.
         failure: why nothing was measured; "" if it was.
         machine: that it was measured on.
     """
@@ -52,6 +62,8 @@ class Result:
     write_seconds: float
     read_seconds: float
     first_token_seconds: float
+    disk_seconds: float
+    reread_seconds: float | None
     behind: list[Prediction]
     again: list[Prediction]
     failure: str
@@ -103,14 +115,14 @@ def measure(candidate: Candidate, beside: Memory, part: Sequence[Example]) -> Re
     try:
         memory = candidate.memory(beside)
         with evaluation_mode(memory):
-            return _measure(memory, part, candidate.sentences)
+            return _measure(memory, part, candidate)
     except MemwriteError as error:
         where = machine(beside.backbone.info.device)
-        return Result(len(part), 0, 0, False, 0.0, 0.0, 0.0, [], [], str(error), where)
+        return Result(len(part), 0, 0, False, 0, 0, 0, 0, None, [], [], str(error), where)
 
 
-def _measure(memory: Memory, part: Sequence[Example], sentences: int | None) -> Result:
-    contexts = collate(part)["batch"].context
+def _measure(memory: Memory, part: Sequence[Example], candidate: Candidate) -> Result:
+    contexts, sentences = collate(part)["batch"].context, candidate.sentences
     texts = [example.queries[0] for example in part]
     state, write_seconds = _timed(lambda: memory.write(contexts).state)
     passages = [example.context for example in part]
@@ -121,17 +133,10 @@ def _measure(memory: Memory, part: Sequence[Example], sentences: int | None) -> 
         return predict_by_retrieval(memory, state, passages, texts, sentences)
 
     behind, read_seconds = _timed(read)
-    one, query = _first(state), Tokens.from_rows([texts[0][:1]])
-
-    def first() -> object:
-        if sentences is None:
-            return memory.read(one, query)
-        return memory.read(
-            retrieve(one, Tokens.from_rows([passages[0][-QUERY:]]), sentences), query
-        )
-
-    _, first_token = _timed(first)
-    again = sentences is None and 2 * max(map(len, passages)) <= memory.backbone.info.positions
+    beginnings = [passage[:RECALLED] for passage in passages]
+    needed = max(map(len, passages)) + max(map(len, beginnings))
+    again = sentences is None and needed <= memory.backbone.info.positions
+    at_hand, from_disk, reread = _first_token(memory, _first(state), part[0], candidate)
     return Result(
         contexts=len(part),
         state_bytes=state.nbytes // len(part),
@@ -139,12 +144,43 @@ def _measure(memory: Memory, part: Sequence[Example], sentences: int | None) -> 
         untrained=any(True for part in (memory.writer, memory.reader) for _ in part.parameters()),
         write_seconds=write_seconds,
         read_seconds=read_seconds,
-        first_token_seconds=first_token,
+        first_token_seconds=at_hand,
+        disk_seconds=from_disk,
+        reread_seconds=reread,
         behind=behind,
-        again=predict(memory, state, passages) if again else [],
+        again=predict(memory, state, beginnings) if again else [],
         failure="",
         machine=machine(memory.backbone.info.device),
     )
+
+
+def _first_token(
+    memory: Memory, one: MemoryState, example: Example, candidate: Candidate
+) -> tuple[float, float, float | None]:
+    """Return the seconds to the first token from a state, from its file, and from the context of the whole cache."""
+    query = Tokens.from_rows([example.queries[0][:1]])
+    asking = Tokens.from_rows([example.context[-QUERY:]])
+
+    def first(state: MemoryState) -> object:
+        if candidate.sentences is not None:
+            state = retrieve(state, asking, candidate.sentences)
+        return memory.read(state, query)
+
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/state.safetensors"
+        memory.save(one, path)
+        pairs = [
+            (
+                _timed(lambda: first(one))[1],
+                _timed(lambda: first(memory.adopt(load_state(path), path)))[1],
+            )
+            for _ in range(_TIMES)
+        ]
+    at_hand, from_disk = (median(seconds) for seconds in zip(*pairs, strict=True))
+    if candidate.label != FULL:
+        return at_hand, from_disk, None
+    context = Tokens.from_rows([example.context])
+    return at_hand, from_disk, _timed(lambda: first(memory.write(context).state))[1]
 
 
 def _first(state: MemoryState) -> MemoryState:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from memwrite.evaluation.page import MUTED, plain
+from memwrite.evaluation.page import INK, MUTED, plain
 from memwrite_bench.language.candidates import ANCHORS
 from memwrite_bench.language.rows import Row
 from memwrite_bench.lines import End, look, name_lines
@@ -16,13 +16,16 @@ from memwrite_bench.lines import End, look, name_lines
 _FLOOR = -0.25
 
 
-def against(rows: Sequence[Row], name: str, what: str) -> Figure:
+def against(
+    rows: Sequence[Row], name: str, what: str, line: tuple[float, str] | None = None
+) -> Figure:
     """Plot value kept against the attribute `name` of the rows, on a logarithmic axis; the bars are 95% intervals.
 
     Args:
         rows: to draw; those without value kept, and those that cost nothing, are left out.
         name: of the cost.
         what: on the axis, with its unit.
+        line: a cost to compare with, and what it is.
     """
     figure, axes = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     labels = list(dict.fromkeys(row.label for row in rows if row.label not in ANCHORS))
@@ -48,6 +51,9 @@ def against(rows: Sequence[Row], name: str, what: str) -> Figure:
     for height in (0, 1):
         axes.axhline(height, color=MUTED, lw=1, ls=":")
     axes.set_xscale("log")
+    if line is not None:
+        axes.axvline(line[0], color=MUTED, lw=1, ls="--")
+        axes.text(line[0], 0.02, f"{line[1]} ", ha="right", fontsize=8, color=INK)
     axes.set(xlabel=what, ylabel="value kept")
     name_lines(axes, ends)
     return plain(figure)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from memwrite.config import to_dict
@@ -15,7 +16,7 @@ from memwrite.evaluation.page import render, svg
 from memwrite.tasks.language import LanguageConfig
 from memwrite.utils.atomic import write_bytes
 from memwrite_bench.language import plots
-from memwrite_bench.language.candidates import ANCHORS, Candidate
+from memwrite_bench.language.candidates import ANCHORS, FULL, Candidate
 from memwrite_bench.language.cells import Result
 from memwrite_bench.language.rows import Row, joined, row_of
 
@@ -31,6 +32,7 @@ class Report:
         backbone: the language model.
         contexts: how many passages.
         context, length: tokens of each context, and of the text behind it.
+        reread_seconds: from a context that is read again to the token behind a query of one; median.
         command: that made it.
         machines: on which it was measured.
     """
@@ -40,6 +42,7 @@ class Report:
     contexts: int
     context: int
     length: int
+    reread_seconds: float
     command: str
     machines: list[str]
 
@@ -63,7 +66,7 @@ class Report:
             "recall",
             "bits saved",
         ]
-        heads += ["bytes", "write s", "read s", "first token s"]
+        heads += ["bytes", "write s", "read s", "first token s", "from disk s", "times faster"]
         return [heads, *(_cells(row) for row in self.rows)]
 
     def save(self, folder: Path) -> None:
@@ -73,8 +76,17 @@ class Report:
             StorageError: the place cannot be written.
         """
         drawn = {
+            "ratio": svg(plots.against(self.rows, "ratio", "tokens of the context for each slot")),
             "bytes": svg(plots.against(self.rows, "state_bytes", "bytes of a memory")),
             "seconds": svg(plots.against(self.rows, "write_seconds", "seconds to write a context")),
+            "first-token": svg(
+                plots.against(
+                    self.rows,
+                    "first_token_seconds",
+                    "seconds to the first token",
+                    line=(self.reread_seconds, "reading the context again"),
+                )
+            ),
         }
         for name, image in drawn.items():
             write_bytes(folder / f"{name}.svg", image.encode())
@@ -87,7 +99,7 @@ class Report:
 def _cells(row: Row) -> list[str]:
     name = f"{row.name} (untrained)" if row.untrained else row.name
     if row.reading is None:
-        return [name, "not measured", *["-"] * 9]
+        return [name, "not measured", *["-"] * 11]
     value = row.reading.value_kept
     kept, interval, one = "-", "-", "-"
     if value is not None:
@@ -97,6 +109,7 @@ def _cells(row: Row) -> list[str]:
         name, kept, interval, one, f"{row.reading.agreement:.1%}",
         "-" if row.recall is None else f"{row.recall:.1%}", f"{row.bits:.0f}", f"{row.state_bytes:,}",
         f"{row.write_seconds:.2f}", f"{row.read_seconds:.2f}", f"{row.first_token_seconds:.3f}",
+        f"{row.disk_seconds:.3f}", "-" if row.times_faster is None else f"{row.times_faster:.1f}",
     ]  # fmt: skip
 
 
@@ -117,12 +130,18 @@ def make_report(
     anchors = {c.label: joined(own, "behind") for c, own in measured if c.label in ANCHORS}
     without, visible = (anchors[name] for name in ANCHORS)
     every = [*chain.from_iterable(own for _, own in measured)]
+    whole = next(own for candidate, own in measured if candidate.label == FULL)
+    rereading = [result.reread_seconds or 0.0 for result in whole]
     return Report(
-        rows=[row_of(candidate, own, without, visible) for candidate, own in measured],
+        rows=[
+            row_of(candidate, own, without, visible, rereading, config.context)
+            for candidate, own in measured
+        ],
         backbone=backbone,
         contexts=len(without),
         context=config.context,
         length=config.length,
+        reread_seconds=median(rereading),
         command=command,
         machines=sorted({result.machine for result in every}),
     )
