@@ -1,0 +1,110 @@
+"""What can be set on the writers of fast weights."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class FastWeightsConfig:
+    """Configures what all writers of fast weights share.
+
+    Attributes:
+        rank: Dk, width of keys and queries.
+        value_width: Dv, width of values and reads; by default `rank`.
+        heads: H, memories per layer; their reads are concatenated.
+        layers: of the backbone, from 0; by default all of them.
+        chunk: tokens whose gradients are taken at the same weights, those from the start of the chunk.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    rank: int = 8
+    value_width: int | None = None
+    heads: int = 1
+    layers: list[int] = field(default_factory=list)
+    chunk: int = 16
+
+    def __post_init__(self) -> None:
+        self._at_least_one("rank", "value_width", "heads", "chunk")
+        if len(set(self.layers)) < len(self.layers) or any(layer < 0 for layer in self.layers):
+            raise ValueError(f"layers must be different numbers from 0 on, got {self.layers}")
+
+    def _at_least_one(self, *names: str) -> None:
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
+    def _finite(self, *names: str) -> None:
+        for name in names:
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+
+    @property
+    def values(self) -> int:
+        """Return the width of values and reads."""
+        return self.rank if self.value_width is None else self.value_width
+
+
+@dataclass(frozen=True)
+class TitansConfig(FastWeightsConfig):
+    """Configures Titans' memory (arXiv 2501.00663).
+
+    Attributes:
+        momentum: keep a momentum S; without it η = 0.
+        max_step: what θ stays below; by default Dv/(2·chunk), so that no chunk of one key overshoots without momentum.
+        step_bias: at the start θ = σ(step_bias) · max_step.
+        momentum_bias: at the start η = σ(momentum_bias).
+        forget_bias: at the start α = σ(forget_bias).
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    momentum: bool = True
+    max_step: float | None = None
+    step_bias: float = 0.0
+    momentum_bias: float = -2.0
+    forget_bias: float = -6.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.most_step < math.inf:
+            raise ValueError(f"max_step must be positive, got {self.max_step}")
+        self._finite("step_bias", "momentum_bias", "forget_bias")
+
+    @property
+    def inner(self) -> int | None:
+        """Return the width between the memory's two matrices; None for a memory of one."""
+        return None
+
+    @property
+    def most_step(self) -> float:
+        """Return what θ stays below."""
+        return self.values / (2 * self.chunk) if self.max_step is None else self.max_step
+
+
+@dataclass(frozen=True)
+class TitansMlpConfig(TitansConfig):
+    """Configures Titans' memory of two matrices with a GELU between them.
+
+    Attributes:
+        expand: the width between them is `expand` · `rank`.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    expand: int = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least_one("expand")
+
+    @property
+    def inner(self) -> int:
+        """Return the width between the two matrices."""
+        return self.expand * self.rank
