@@ -207,6 +207,26 @@ class Memory(MemoryParts):
             self._check_rows(before, packed.ids.shape[0])
             return writing.write(self.components, packed, before)
 
+    @torch.no_grad()
+    def forget(self, context: str | Sequence[str] | Tokens, state: MemoryState) -> WriteOutput:
+        """Take contexts, one per row, out of states that have read them, with a writer of the capability deletion.
+
+        What is left is the state of a memory that never read them, up to rounding. A context is what one call of `write`
+        was given, whole and alike: what a text says depends on the words before it, so that a part of one cannot be
+        taken out, nor two texts that were written as one.
+
+        Args:
+            context: as it was given to `write`.
+            state: what the memories hold.
+
+        Raises:
+            InputError: this memory's writer cannot forget, the state cannot have read the contexts, or as in `write`.
+        """
+        tokens = context if isinstance(context, Tokens) else self._encoded(context, state)
+        packed = tokens.to(self.backbone.info.device).packed()
+        self._check_rows(state, packed.ids.shape[0])
+        return writing.forget(self.components, packed, state)
+
     # Reading.
 
     def _fitting(self, state: MemoryState, query: Tokens) -> Tokens:

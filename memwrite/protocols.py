@@ -388,6 +388,23 @@ class MergingWriter(Writer, Protocol):
         ...
 
 
+@runtime_checkable
+class DeletingWriter(Writer, Protocol):
+    """A writer that can take a context out of a state again."""
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        """Return the state of a memory that has read the same but for `context`; never in place.
+
+        Args:
+            state: has read `context`, as one write of its own, before or after whatever else.
+            context: (B, T), as it was written. Rows without real tokens may come out as they like.
+
+        Raises:
+            InputError: the state cannot have read it.
+        """
+        ...
+
+
 #: What an online writer writes at a time.
 Granularity = Literal["token", "message", "sentence"]
 

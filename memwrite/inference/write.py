@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from memwrite.build import Components
 from memwrite.errors import ConfigError, ContractViolation, DivergenceError, InputError
 from memwrite.inference import online
-from memwrite.protocols import LayerReader, OnlineWriter, WriteOutput, Writer
+from memwrite.protocols import DeletingWriter, LayerReader, OnlineWriter, WriteOutput, Writer
 from memwrite.state import MemoryState, PackedTokens
 from memwrite.utils.progress import track
 
@@ -27,6 +28,33 @@ def write(memory: Components, packed: PackedTokens, state: MemoryState) -> Write
         ContractViolation: the writer broke its own spec.
         DivergenceError: a state is not finite.
     """
+    return _in_chunks(memory, packed, state, partial(_write_chunk, memory))
+
+
+def forget(memory: Components, packed: PackedTokens, state: MemoryState) -> WriteOutput:
+    """Take packed contexts, each of them once written by itself, out of `state`, in the chunks in which `write` writes.
+
+    A row without real tokens stays as it was.
+
+    Raises:
+        InputError: the writer cannot forget, or the state cannot have read the contexts.
+        ConfigError, ContractViolation, DivergenceError: as in `write`.
+    """
+    writer: Writer | None = memory.writer
+    if not isinstance(writer, DeletingWriter):
+        raise InputError(
+            f"writer '{memory.config.writer.name}' cannot take a text out of a memory: write the others anew, or use a "
+            f"writer with the capability deletion"
+        )
+    return _in_chunks(memory, packed, state, writer.forget)
+
+
+def _in_chunks(
+    memory: Components,
+    packed: PackedTokens,
+    state: MemoryState,
+    change: Callable[[MemoryState, PackedTokens], WriteOutput],
+) -> WriteOutput:
     writer, name = memory.writer, memory.config.writer.name
     assert writer is not None
     if state.spec.kind != writer.spec.kind:
@@ -48,7 +76,7 @@ def write(memory: Components, packed: PackedTokens, state: MemoryState) -> Write
     starts = range(0, max(packed.ids.shape[1], 1), room)
     for start in track(starts, "write", "chunk") if len(starts) > 1 else starts:
         chunk = packed.columns(start, start + room)
-        written = _write_chunk(memory, writer, state, chunk)
+        written = change(state, chunk)
         _check_spec(name, writer, written.state, chunk.ids.shape[0])
         state = _keep_empty_rows(state, written.state, chunk)
         _check_finite(name, state)
@@ -60,10 +88,9 @@ def write(memory: Components, packed: PackedTokens, state: MemoryState) -> Write
     return WriteOutput(state, _joined_losses(losses, lengths), _joined_traces(traces))
 
 
-def _write_chunk(
-    memory: Components, writer: Writer, state: MemoryState, chunk: PackedTokens
-) -> WriteOutput:
-    reader = memory.reader
+def _write_chunk(memory: Components, state: MemoryState, chunk: PackedTokens) -> WriteOutput:
+    writer, reader = memory.writer, memory.reader
+    assert writer is not None
     if isinstance(writer, OnlineWriter) and isinstance(reader, LayerReader):
         return online.run(memory.backbone, writer, reader, chunk, state).written
     return writer.write(state, chunk)

@@ -47,6 +47,7 @@ class Capabilities:
         differentiable: gradients through WRITE and READ are those of finite differences.
         order_free: contexts may come in any order.
         mergeable: two states can be made one, see `MergingWriter`.
+        deletion: what one write has put into a state can be taken out again, see `DeletingWriter`.
         online: what is read while it is written is the same however the text comes in, see `OnlineWriter`.
     """
 
@@ -55,6 +56,7 @@ class Capabilities:
     differentiable: bool = False
     order_free: bool = False
     mergeable: bool = False
+    deletion: bool = False
     online: bool = False
 
 

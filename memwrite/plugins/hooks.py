@@ -66,7 +66,7 @@ class Hooks:
 
                 return [
                     StateKind(
-                        "gram", {"G": "L H Dk Dk", "H": "L H Dk Dv"}, recall=recall,
+                        "least-squares", {"G": "L H Dk Dk", "H": "L H Dk Dv"}, recall=recall,
                         summary="a ridge regression per layer and head",
                     )
                 ]

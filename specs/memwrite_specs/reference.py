@@ -85,6 +85,10 @@ class BagWriter(ReferenceWriter):
         """See `MergingWriter.merge`."""
         return MemoryState(self.spec, {"memory": first["memory"] + second["memory"]})
 
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        """See `DeletingWriter.forget`."""
+        return WriteOutput(MemoryState(self.spec, {"memory": state["memory"] - self.sums(context)}))
+
 
 class FactorsWriter(ReferenceWriter):
     """Writes `lowrank` states: added embeddings are what the query projection listens to."""
@@ -277,7 +281,7 @@ def _reader(kind: str, build: type[nn.Module], summary: str) -> ReaderPlugin:
 WRITERS: dict[str, WriterPlugin] = {
     "prefix": _writer(
         "prefix", BagWriter, "sums of embeddings",
-        "streaming", "chunk_exact", "differentiable", "order_free", "mergeable",
+        "streaming", "chunk_exact", "differentiable", "order_free", "mergeable", "deletion",
     ),
     "matrix": _writer(
         "matrix", OuterWriter, "outer products, online",

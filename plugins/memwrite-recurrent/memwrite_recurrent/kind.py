@@ -44,8 +44,7 @@ def spec_of(backbone: Backbone, slots: int, bounded: bool) -> StateSpec:
             f"the recurrent layers of '{info.architecture}' hold states of different sizes, which is not supported"
         )
     tensors = {
-        name: TensorSpec((len(layers), *_three(name, spec.shape)))
-        for name, spec in first.items()
+        name: TensorSpec((len(layers), *_three(name, spec.shape))) for name, spec in first.items()
     }
     tensors["next_position"] = TensorSpec((), torch.int64, per_layer=False)
     if slots or (info.layers and not bounded):

@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from memwrite.inference import online
-from memwrite.protocols import LayerInput, LayerReader, MergingWriter, OnlineWriter
+from memwrite.protocols import (
+    DeletingWriter,
+    LayerInput,
+    LayerReader,
+    MergingWriter,
+    OnlineWriter,
+)
 from memwrite.state import Tokens
 from memwrite_specs.case import IDS, Case, row
 from memwrite_specs.law import law
@@ -242,3 +248,29 @@ def mergeable(case: Case) -> None:
     case.same("a state merged with an empty one", unchanged, states[0])
     for state, old in zip(states, before, strict=True):
         case.same("a state after it was merged", state, old)
+
+
+@law(binds=needs("deletion"))
+def deletion(case: Case) -> None:
+    """A context that was written by itself can be taken out again, whenever it came: what is left is the state of a memory
+    that never read it. Nothing else is taken with it, and the state it is taken from is not touched.
+
+    Needs the capability "deletion".
+    """
+    memory = case.memory
+    case.require(isinstance(memory.writer, DeletingWriter), "it has no `forget`")
+    contexts = [case.tokens([ids, other]) for ids, other in zip(
+        case.lists("contexts", 3), case.lists("contexts of the second row", 3), strict=True
+    )]  # fmt: skip
+    gone = case.draw("the one that is forgotten", st.integers(0, 2))
+    state = left = memory.writer.init(2)
+    for number, context in enumerate(contexts):
+        state = case.write(context, state)
+        left = left if number == gone else case.write(context, left)
+    before = state.clone()
+    found = memory.forget(contexts[gone], state).state
+    case.same("the state after it forgot a context", found, left)
+    case.same("the state that it was taken from", state, before)
+    for number, context in enumerate(contexts):
+        found = found if number == gone else memory.forget(context, found).state
+    case.same("the state after it forgot everything", found, memory.writer.init(2))

@@ -60,6 +60,55 @@ class MergesIntoTheFirst(Bag):
         return MemoryState(self.spec, {"memory": first["memory"].clone()})
 
 
+@breaks("deletion", "deletion")
+class LeavesATrace(Bag):
+    """Takes out nearly all of a context."""
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return self.added(state, -0.999 * self.sums(context))
+
+
+@breaks("deletion", "deletion")
+class ForgetsWhatIsAlike(Bag):
+    """Clears the slots that a context fell to, with whatever else is there."""
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        hit = (self.sums(context) != 0).any(2, keepdim=True)
+        return WriteOutput(MemoryState(self.spec, {"memory": state["memory"] * ~hit}))
+
+
+@breaks("deletion", "deletion")
+class ForgetsTheLast(Bag):
+    """Forgets what it has written last, whatever it is asked to forget."""
+
+    last: MemoryState | None = None
+
+    def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        self.last = state
+        return super().write(state, context)
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        return WriteOutput(state if self.last is None else self.last)
+
+
+@breaks("deletion", "deletion")
+class ForgetsPaddingToo(Bag):
+    """Takes out padding, which was never written."""
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        everything = PackedTokens(context.ids, torch.ones_like(context.mask))
+        return self.added(state, -self.sums(everything))
+
+
+@breaks("deletion", "deletion")
+class ForgetsInPlace(Bag):
+    """Forgets rightly, but in the state it was given."""
+
+    def forget(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
+        state["memory"].sub_(self.sums(context))
+        return WriteOutput(MemoryState(self.spec, {"memory": state["memory"].clone()}))
+
+
 @breaks("online-is-offline", "online")
 class OnlyClaimsToBeOnline(Bag):
     """Has nothing that could be read while it writes."""

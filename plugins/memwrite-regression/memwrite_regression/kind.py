@@ -1,0 +1,51 @@
+"""The kind of state of a regression, and how it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from memwrite.errors import DivergenceError
+from memwrite.state import StateKind
+
+
+def system(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return G + Λ (..., Dk, Dk) in float64.
+
+    The state's G is rounded, by up to ε tr G in all, so that ε tr G is added to Λ: else G + Λ could have no inverse.
+    """
+    gram = tensors["G"].double()
+    rounding = torch.finfo(tensors["G"].dtype).eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
+    ridge = tensors["log_ridge"].double().exp() + rounding[..., None]
+    return (gram + gram.mT) / 2 + torch.diag_embed(ridge)
+
+
+def recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
+    """Return the reads S (G + Λ)⁻¹ q, solved in float64 by a Cholesky factorisation.
+
+    Raises:
+        DivergenceError: G has eigenvalues below −Λ, which no regression has.
+    """
+    factor, failed = torch.linalg.cholesky_ex(system(tensors))
+    if bool(failed.any()):
+        raise DivergenceError(
+            "the G of this memory is not the Gram matrix of any keys: write it anew"
+        )
+    weights = torch.cholesky_solve(tensors["S"].double().mT, factor)
+    return torch.einsum("bhkv,bthk->bthv", weights, queries.double()).to(queries.dtype)
+
+
+def condition_number(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the condition number of G + Λ (...): how much of a rounding of S a read may be off by, relatively."""
+    eigenvalues: Tensor = torch.linalg.eigvalsh(system(tensors))
+    return eigenvalues[..., -1] / eigenvalues[..., 0]
+
+
+GRAM = StateKind(
+    "gram",
+    {"S": "L H Dv Dk", "G": "L H Dk Dk", "log_ridge": "L H Dk"},
+    recall=recall,
+    summary="ridge regression of values on keys for each layer and head, read by S (G + Λ)⁻¹ q",
+)
