@@ -106,9 +106,9 @@ class CompactWriter(SelectionWriter):
         self.params = config
         self.worth = ReferenceScore(config)
         super().__init__(config, backbone, self.worth)
-        self._chunk = min(config.chunk, max(backbone.info.positions // 4, 1))
         if config.queries == "repeat":
-            self.reserved_positions += self._chunk
+            self.repeated = min(config.chunk, max(backbone.info.positions // 4, 1))
+            self.reserved_positions += self.repeated
 
     def _read(self, state: MemoryState, context: PackedTokens, take: Take) -> None:
         if self.params.queries == "repeat":
@@ -160,7 +160,7 @@ class CompactWriter(SelectionWriter):
             if seen.layer in found:
                 found[seen.layer].append((seen.queries.detach(), real))
 
-        repeat(self._backbone, context, read, self._chunk, observe)
+        repeat(self._backbone, context, read, self.repeated, observe)
         asking = Asking.evenly(context.lengths, self.params.most)
         asked = {}
         for layer, parts in found.items():

@@ -35,6 +35,8 @@ class SelectionWriter(nn.Module):
 
     #: Whether its states have a bias on each slot.
     biased = False
+    #: Tokens that a write reads again behind the context, at a time.
+    repeated = 0
 
     def __init__(self, config: BudgetConfig, backbone: Backbone, score: Score) -> None:
         super().__init__()
@@ -150,7 +152,7 @@ class SelectionWriter(nn.Module):
 
     def _with_room(self, state: MemoryState, new: Tensor) -> MemoryState:
         """Return the state, rewound in those rows whose new tokens would not find free positions."""
-        ends = state["next_position"] + new
+        ends = state["next_position"] + new + new.clamp(max=self.repeated)
         return self._rewound(state, ends > self._backbone.info.positions)
 
     def _rewound(self, state: MemoryState, rows: Tensor) -> MemoryState:

@@ -101,6 +101,17 @@ def test_positions_that_run_out_are_rewound() -> None:
         torch.testing.assert_close(state["keys"][..., 1:, :], turned, **tolerance("llama"))
 
 
+@pytest.mark.parametrize("writer", ["h2o", "kvzip", "attention-matching", "mean-pool"])
+def test_a_context_of_any_length_is_written_and_leaves_room_for_a_query(writer: str) -> None:
+    memory = build(writer=writer, slots=8)
+    positions = memory.backbone.info.positions
+    with torch.no_grad():
+        for length in range(positions // 2, positions + 4):
+            state = memory.write(Tokens.from_rows([[i % 90 for i in range(length)]])).state
+            assert state["mask"].sum() == 8
+            memory.read(state, Tokens.from_rows([[1] * (positions // 4)]))
+
+
 @pytest.mark.parametrize("family", MODELS)
 def test_a_stream_goes_on_without_end(family: str) -> None:
     memory = build(family, slots=4)

@@ -50,8 +50,8 @@ class ReconstructionWriter(SelectionWriter):
 
     def __init__(self, config: ReconstructionConfig, backbone: Backbone) -> None:
         super().__init__(config, backbone, Reconstruction())
-        self._chunk = min(config.chunk, max(backbone.info.positions // 4, 1))
-        self.reserved_positions += self._chunk
+        self.repeated = min(config.chunk, max(backbone.info.positions // 4, 1))
+        self.reserved_positions += self.repeated
 
     def _read(self, state: MemoryState, context: PackedTokens, take: Take) -> None:
         read, scale = first_reading(self._backbone, context, past_of(state))
@@ -62,7 +62,7 @@ class ReconstructionWriter(SelectionWriter):
                 found = largest(seen, read.mask, real)
             most[seen.layer] = torch.maximum(found, most.get(seen.layer, found))
 
-        repeat(self._backbone, context, read, self._chunk, observe)
+        repeat(self._backbone, context, read, self.repeated, observe)
         for layer in range(read.keys.shape[1]):
             keys, values = read.keys[:, layer], read.values[:, layer]
             candidates = self._candidates(layer, keys, values, keys, scale, state, context)
