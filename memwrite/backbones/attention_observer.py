@@ -87,7 +87,7 @@ def _observed(original: str) -> Callable[..., Any]:
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        mask: Tensor | None,
+        attention_mask: Tensor | None,
         **rest: Any,
     ) -> Any:
         observer = None if torch.compiler.is_compiling() else _observer.get()
@@ -100,8 +100,9 @@ def _observed(original: str) -> Callable[..., Any]:
             observer(LayerActivations(layer, hidden, query, key, value, float(scale)))
         if original == "eager":
             # Every family has an eager function of its own.
-            return _eager_of(module)(module, query, key, value, mask, **rest)
-        return ALL_ATTENTION_FUNCTIONS[original](module, query, key, value, mask, **rest)
+            return _eager_of(module)(module, query, key, value, attention_mask, **rest)
+        function = ALL_ATTENTION_FUNCTIONS[original]
+        return function(module, query, key, value, attention_mask, **rest)
 
     return attention
 

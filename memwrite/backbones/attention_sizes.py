@@ -29,8 +29,18 @@ class AttentionSizes:
         """Return the sizes that a transformers config describes; all 0 where every layer is recurrent.
 
         Raises:
-            ConfigError: the query heads cannot share the key heads.
+            ConfigError: the query heads cannot share the key heads, or layers differ.
         """
+        try:
+            return cls._of(config)
+        except RuntimeError as error:  # transformers' word for a size that each layer has of its own
+            raise ConfigError(
+                f"the attention layers of '{config.model_type}' differ in size, which is not supported: take a model of "
+                f"another family"
+            ) from error
+
+    @classmethod
+    def _of(cls, config: Any) -> AttentionSizes:
         if not hasattr(config, "num_attention_heads"):
             return cls(0, 0, 0, 0)
         heads = int(config.num_attention_heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -85,6 +86,11 @@ def backbone_of(model: Any, tokenizer: Any) -> TransformersBackbone:
 @torch.no_grad()
 def _check_logits(backbone: TransformersBackbone) -> None:
     """Refuse families that scale their embeddings or logits in ways we do not know, rather than give other logits."""
+    if getattr(backbone.model.config, "hidden_size_per_layer_input", 0):
+        raise ConfigError(
+            f"'{backbone.info.architecture}' looks tokens up again in every layer, which a memory's vectors cannot "
+            f"stand for: take a model of another family"
+        )
     ids = torch.tensor([[backbone.info.bos_id]], device=backbone.info.device)
     try:
         expected = backbone.model(ids, use_cache=False).logits.float()
@@ -132,7 +138,7 @@ def _check_corrections(backbone: TransformersBackbone) -> None:
         raise
     except (RuntimeError, ValueError, IndexError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(
-            f"'{backbone.info.architecture}' is not supported: a memory cannot change its projections ({error})"
+            f"'{backbone.info.architecture}' is not supported: a memory cannot enter its layers ({error})"
         ) from None
 
 
@@ -141,7 +147,10 @@ def _probe_layers(backbone: TransformersBackbone) -> None:
     embeddings = backbone.embed(ids)
     whole = backbone.forward(embeddings).hidden.float()
     kept = backbone.forward(embeddings[:, :1], use_cache=True).key_values
-    for past, start in ((None, 0), (kept, 1)):
+    assert kept is not None
+    # A family that cannot take a bias must not fail at the first memory that brings one.
+    biased = replace(kept, bias=kept.keys.new_zeros(kept.keys.shape[:-1]))
+    for past, start in ((None, 0), (kept, 1), (biased, 1)):
         probes = {n: _Probe(backbone.projection_names(n)) for n in range(backbone.info.layers)}
         run = backbone.forward(embeddings[:, start:], past=past, corrections=probes)
         for layer, probe in probes.items():

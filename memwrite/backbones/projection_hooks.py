@@ -175,7 +175,7 @@ def _packed(
     """Return the projection modules; [] where the names are none that we know."""
     for family in families:
         children = {name: getattr(module, name, None) for name in family}
-        if all(isinstance(child, nn.Module) for child in children.values()):
+        if all(isinstance(getattr(c, "weight", None), Tensor) for c in children.values()):
             return [_described(name, children[name], what, sizes) for name, what in family.items()]
     return []
 
