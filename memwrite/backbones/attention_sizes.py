@@ -33,7 +33,9 @@ class AttentionSizes:
         """
         try:
             return cls._of(config)
-        except RuntimeError as error:  # transformers' word for a size that each layer has of its own
+        except (
+            RuntimeError
+        ) as error:  # transformers' word for a size that each layer has of its own
             raise ConfigError(
                 f"the attention layers of '{config.model_type}' differ in size, which is not supported: take a model of "
                 f"another family"

@@ -171,8 +171,10 @@ def test_states_of_half_precision_models(family: str) -> None:
     ids = memory.backbone.embed(torch.tensor([TEXTS[0]]))
     own = memory.backbone.forward(ids, use_cache=True).key_values
     given = memory.reader.condition(state).key_values
-    assert own is not None and own.recurrent is not None
-    assert given is not None and given.recurrent is not None
+    assert own is not None
+    assert own.recurrent is not None
+    assert given is not None
+    assert given.recurrent is not None
     for layer, held in own.recurrent.items():
         for name, tensor in held.items():
             assert torch.equal(given.recurrent[layer][name].to(tensor.dtype), tensor), name
