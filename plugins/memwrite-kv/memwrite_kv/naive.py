@@ -178,7 +178,8 @@ def ridged(some: Tensor, against: Tensor) -> Tensor:
     """Return the least squares solution with a ridge: one more row for each unknown, which pulls it to 0."""
     pull = (RIDGE * some.square().sum()).sqrt() * torch.eye(some.shape[1], dtype=some.dtype)
     rows = torch.cat([some, pull]), torch.cat([against, torch.zeros_like(against[: len(pull)])])
-    return torch.linalg.lstsq(*rows, driver="gelsd").solution
+    solution: Tensor = torch.linalg.lstsq(*rows, driver="gelsd").solution
+    return solution
 
 
 def expected_attention(
