@@ -8,11 +8,22 @@ from torch import Tensor
 
 from memwrite.plugins import Capabilities, WriteReport, WriterPlugin, hookimpl
 from memwrite.state import StateKind
-from memwrite_regression.config import RidgeConfig
+from memwrite_regression.config import MesaConfig, RidgeConfig
 from memwrite_regression.kind import GRAM
+from memwrite_regression.mesa import MesaWriter
 from memwrite_regression.ridge import RidgeWriter
 
-__all__ = ["GRAM", "RIDGE", "RidgeConfig", "RidgeWriter", "memwrite_kinds", "memwrite_writers"]
+__all__ = [
+    "GRAM",
+    "MESA",
+    "RIDGE",
+    "MesaConfig",
+    "MesaWriter",
+    "RidgeConfig",
+    "RidgeWriter",
+    "memwrite_kinds",
+    "memwrite_writers",
+]
 
 
 def _report(trace: Mapping[str, Tensor]) -> WriteReport:
@@ -32,6 +43,17 @@ RIDGE = WriterPlugin(
     report=_report,
 )
 
+MESA = WriterPlugin(
+    api=2,
+    name="mesa",
+    summary="the Mesa layer: ridge regression that forgets, online",
+    config=MesaConfig,
+    build=MesaWriter,
+    emits="gram",
+    capabilities=Capabilities(streaming=True, chunk_exact=True, differentiable=True, online=True),
+    report=_report,
+)
+
 
 @hookimpl
 def memwrite_kinds() -> Sequence[StateKind]:
@@ -41,5 +63,5 @@ def memwrite_kinds() -> Sequence[StateKind]:
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """Declare ridge regression."""
-    return [RIDGE]
+    """Declare ridge regression, and the Mesa layer."""
+    return [RIDGE, MESA]

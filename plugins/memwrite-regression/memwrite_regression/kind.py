@@ -11,15 +11,24 @@ from memwrite.errors import DivergenceError
 from memwrite.state import StateKind
 
 
-def system(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return G + Λ (..., Dk, Dk) in float64.
+def ridge_of(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return the diagonal of Λ (..., Dk) in float64.
 
-    The state's G is rounded, by up to ε tr G in all, so that ε tr G is added to Λ: else G + Λ could have no inverse.
+    The state's G is rounded, by up to ε tr G in all, so that ε tr G is added: else G + Λ could have no inverse.
     """
-    gram = tensors["G"].double()
-    rounding = torch.finfo(tensors["G"].dtype).eps * gram.diagonal(dim1=-2, dim2=-1).sum(-1)
-    ridge = tensors["log_ridge"].double().exp() + rounding[..., None]
-    return (gram + gram.mT) / 2 + torch.diag_embed(ridge)
+    gram = tensors["G"]
+    rounding = torch.finfo(gram.dtype).eps * gram.double().diagonal(dim1=-2, dim2=-1).sum(-1)
+    return tensors["log_ridge"].double().exp() + rounding[..., None]
+
+
+def system(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return G + Λ (..., Dk, Dk) in float64."""
+    return symmetric(tensors["G"].double()) + torch.diag_embed(ridge_of(tensors))
+
+
+def symmetric(gram: Tensor) -> Tensor:
+    """Return the symmetric part of (..., Dk, Dk): a G is symmetric but for what a gradient or rounding has made of it."""
+    return (gram + gram.mT) / 2
 
 
 def recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:

@@ -12,15 +12,14 @@ def scan(
     values: Tensor,
     log_keep: Tensor,
     weight: Tensor,
-    log_ridge: Tensor,
+    ridge: Tensor,
     state: Tensor,
     gram: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Do `memwrite_regression.scan.scan` token by token; autograd differentiates it any number of times."""
-    ridge = torch.diag_embed(log_ridge.exp())
     reads = [torch.zeros_like(values[:, :0])]
     for t in range(keys.shape[1]):
-        solved = torch.linalg.solve(gram + ridge, queries[:, t])
+        solved = torch.linalg.solve(gram + torch.diag_embed(ridge), queries[:, t])
         reads.append(torch.einsum("bhvk,bhk->bhv", state, solved)[:, None])
         keep, key = log_keep[:, t, :, None, None].exp(), keys[:, t, :, None, :]
         weighted = weight[:, t, :, None] * values[:, t], weight[:, t, :, None] * keys[:, t]

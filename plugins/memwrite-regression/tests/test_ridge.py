@@ -65,6 +65,18 @@ def test_recursive_least_squares_is_ridge(width: int, count: int, seed: int, rid
     assert_close(queries @ solution.mT, asked(layer(keys, values, weight, ridge), queries), **EXACT)
 
 
+@given(widths, st.integers(1, 12), seeds, st.floats(0.01, 10), st.floats(0.5, 1))
+def test_recursive_least_squares_forgets_like_ridge_whose_lambda_fades(
+    width: int, count: int, seed: int, ridge: float, keep: float
+) -> None:
+    keys, values = units(seed, count, width), normal(seed + 1, count, 3)
+    weight, queries = normal(seed + 2, count).sigmoid(), units(seed + 3, 4, width)
+    solution = recursive_least_squares(keys, values, weight, ridge, keep)
+    faded = weight * keep ** torch.arange(count - 1, -1, -1, dtype=torch.float64)
+    expected = asked(layer(keys, values, faded, ridge * keep**count), queries)
+    assert_close(queries @ solution.mT, expected, atol=1e-9, rtol=1e-9)
+
+
 def test_it_is_the_ridge_of_the_kit() -> None:
     keys, values = units(0, 2, 6, 4), normal(1, 2, 6, 3)
     for row in range(2):
