@@ -9,10 +9,18 @@ from typing import Any
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
 from memwrite.protocols import Backbone
 from memwrite.state import StateKind
+from memwrite_fastweights import kinds
 from memwrite_fastweights.cell import Cell
-from memwrite_fastweights.config import TitansConfig, TitansMlpConfig
-from memwrite_fastweights.kinds import MATRIX, MLP
+from memwrite_fastweights.config import (
+    LactConfig,
+    TitansConfig,
+    TitansMlpConfig,
+    TttConfig,
+    TttMlpConfig,
+)
+from memwrite_fastweights.lact import LactCell
 from memwrite_fastweights.titans import TitansCell
+from memwrite_fastweights.ttt import TttCell
 from memwrite_fastweights.writer import FastWeightsWriter
 
 
@@ -40,20 +48,37 @@ TITANS = _plugin(
     "matrices trained online by gradient descent with momentum and forgetting",
     TitansConfig,
     TitansCell,
-    MATRIX,
+    kinds.MATRIX,
 )
 TITANS_MLP = _plugin(
-    "titans-mlp", "the same, of networks of two matrices", TitansMlpConfig, TitansCell, MLP
+    "titans-mlp", "the same, of networks of two matrices", TitansMlpConfig, TitansCell, kinds.MLP
+)
+TTT_LINEAR = _plugin(
+    "ttt-linear",
+    "linear maps trained online, in mini-batches, to tell a value less its key from the key",
+    TttConfig,
+    TttCell,
+    kinds.TTT_LINEAR,
+)
+TTT_MLP = _plugin(
+    "ttt-mlp", "the same, of networks of two layers", TttMlpConfig, TttCell, kinds.TTT_MLP
+)
+LACT = _plugin(
+    "lact",
+    "gated networks trained online, once per large chunk",
+    LactConfig,
+    LactCell,
+    kinds.SWIGLU,
 )
 
 
 @hookimpl
 def memwrite_kinds() -> Sequence[StateKind]:
     """Declare the kinds of state of small networks."""
-    return [MLP]
+    return [kinds.MLP, kinds.TTT_LINEAR, kinds.TTT_MLP, kinds.SWIGLU]
 
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers of fast weights."""
-    return [TITANS, TITANS_MLP]
+    return [TITANS, TITANS_MLP, TTT_LINEAR, TTT_MLP, LACT]

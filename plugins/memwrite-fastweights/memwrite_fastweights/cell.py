@@ -28,11 +28,9 @@ class Cell(nn.Module, ABC):
 
     Attributes:
         kind: of the states.
-        rule: how tokens change weights.
     """
 
     kind: StateKind
-    rule: Rule
 
     def __init__(self, config: FastWeightsConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__()
@@ -43,6 +41,11 @@ class Cell(nn.Module, ABC):
     def by_head(self, states: Tensor) -> Tensor:
         """Split (B, T, H·n) into (B, T, H, n)."""
         return states.reshape(*states.shape[:-1], self._heads, -1)
+
+    @property
+    @abstractmethod
+    def rule(self) -> Rule:
+        """Return how tokens change weights."""
 
     @abstractmethod
     def empty(self) -> dict[str, Tensor]:

@@ -28,14 +28,14 @@ class Chunk:
         tokens: what is written, name -> (B, H, C, n).
         queries: (B, H, C, Dk), or None where nobody reads.
         real: (B, C) bool, True where a slot holds a token that is yet to be written.
-        slots: (B, C) int64, the slots' places in the chunk.
+        count: (B,) int64, the number of the chunk's tokens that were written before.
         complete: (B,) bool, whether the chunk's last slot is among those to be written.
     """
 
     tokens: Mapping[str, Tensor]
     queries: Tensor | None
     real: Tensor
-    slots: Tensor
+    count: Tensor
     complete: Tensor
 
 
@@ -47,12 +47,16 @@ class Rule(Protocol):
         """Return the number of tokens whose gradients are taken at the same weights."""
         ...
 
-    def write(self, state: Layer, chunk: Chunk) -> tuple[Tensor | None, Layer]:
-        """Return the reads (B, H, C, Dv) before each token, or None without queries, and the tensors after the chunk."""
+    def begin(self, state: Layer) -> Layer:
+        """Return what `write` works on, of the tensors of a state."""
         ...
 
-    def finish(self, state: Layer) -> Layer:
-        """Return the tensors with weights that have seen everything written, the unfinished chunk too."""
+    def write(self, state: Layer, chunk: Chunk) -> tuple[Tensor | None, Layer]:
+        """Return the reads (B, H, C, Dv) before each token, or None without queries, and the state after the chunk."""
+        ...
+
+    def finish(self, state: Layer, count: Tensor) -> Layer:
+        """Return the tensors of a state whose last chunk has `count` (B,) tokens; 0 where that is a new one."""
         ...
 
 
@@ -87,10 +91,6 @@ def scan(
     inside = (place >= 0) & (place < length)
     source = place.clamp(0, length - 1)
     real = inside if mask is None else inside & mask.gather(1, source)
-    slots = torch.arange(chunks * width, device=first.device)[None] % width + (
-        count[:, None] - shift
-    )
-    complete = real & (slots == rule.chunk - 1)
 
     def laid_out(x: Tensor) -> Tensor:
         """Move (B, T, H, n) to (N, B, H, C, n)."""
@@ -99,21 +99,22 @@ def scan(
 
     parts = {name: laid_out(x) for name, x in tokens.items()}
     asked = None if queries is None else laid_out(queries)
-    reads = []
-    for i in range(chunks):
-        columns = slice(i * width, (i + 1) * width)
+    reads, state, written = [], rule.begin(state), count
+    for i, here in enumerate(torch.split(real, width, 1)):
+        number = written + here.sum(1)
         chunk = Chunk(
             {name: x[i] for name, x in parts.items()},
             None if asked is None else asked[i],
-            real[:, columns],
-            slots[:, columns].expand(batch, -1),
-            complete[:, columns].any(1),
+            here,
+            written,
+            number == rule.chunk,
         )
+        written = number.where(~chunk.complete, 0)
         read, state = rule.write(state, chunk)
         reads += [] if read is None else [read.transpose(1, 2)]
-    state = dict(rule.finish(state))
+    state = dict(rule.finish(state, written))
     if COUNT in state:
-        state[COUNT] = (count + real.sum(1)) % rule.chunk
+        state[COUNT] = written
     if queries is None:
         return None, state
     joined = torch.cat(reads, 1)

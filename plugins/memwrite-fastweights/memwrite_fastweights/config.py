@@ -11,8 +11,7 @@ class FastWeightsConfig:
     """Configures what all writers of fast weights share.
 
     Attributes:
-        rank: Dk, width of keys and queries.
-        value_width: Dv, width of values and reads; by default `rank`.
+        rank: Dk, width of keys and queries, and of values and reads where no other is set.
         heads: H, memories per layer; their reads are concatenated.
         layers: of the backbone, from 0; by default all of them.
         chunk: tokens whose gradients are taken at the same weights, those from the start of the chunk.
@@ -22,21 +21,19 @@ class FastWeightsConfig:
     """
 
     rank: int = 8
-    value_width: int | None = None
     heads: int = 1
     layers: list[int] = field(default_factory=list)
     chunk: int = 16
 
     def __post_init__(self) -> None:
-        self._at_least_one("rank", "value_width", "heads", "chunk")
+        self._at_least_one("rank", "heads", "chunk")
         if len(set(self.layers)) < len(self.layers) or any(layer < 0 for layer in self.layers):
             raise ValueError(f"layers must be different numbers from 0 on, got {self.layers}")
 
     def _at_least_one(self, *names: str) -> None:
         for name in names:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
     def _finite(self, *names: str) -> None:
         for name in names:
@@ -46,11 +43,35 @@ class FastWeightsConfig:
     @property
     def values(self) -> int:
         """Return the width of values and reads."""
+        return self.rank
+
+
+@dataclass(frozen=True)
+class ValuesConfig(FastWeightsConfig):
+    """Configures what writers share whose values may have a width of their own.
+
+    Attributes:
+        value_width: Dv, width of values and reads; by default `rank`.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    value_width: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.value_width is not None:
+            self._at_least_one("value_width")
+
+    @property
+    def values(self) -> int:
+        """Return the width of values and reads."""
         return self.rank if self.value_width is None else self.value_width
 
 
 @dataclass(frozen=True)
-class TitansConfig(FastWeightsConfig):
+class TitansConfig(ValuesConfig):
     """Configures Titans' memory (arXiv 2501.00663).
 
     Attributes:
@@ -108,3 +129,79 @@ class TitansMlpConfig(TitansConfig):
     def inner(self) -> int:
         """Return the width between the two matrices."""
         return self.expand * self.rank
+
+
+@dataclass(frozen=True)
+class TttConfig(FastWeightsConfig):
+    """Configures TTT-Linear (arXiv 2407.04620).
+
+    Attributes:
+        learning_rate: a token's step is σ(w x + b) · `learning_rate` / Dk.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    learning_rate: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+    @property
+    def inner(self) -> int | None:
+        """Return the width between the network's two layers; None for a network of one."""
+        return None
+
+
+@dataclass(frozen=True)
+class TttMlpConfig(TttConfig):
+    """Configures TTT-MLP (arXiv 2407.04620).
+
+    Attributes:
+        expand: the width between its two layers is `expand` · `rank`.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    learning_rate: float = 0.1
+    expand: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least_one("expand")
+
+    @property
+    def inner(self) -> int:
+        """Return the width between the two layers."""
+        return self.expand * self.rank
+
+
+@dataclass(frozen=True)
+class LactConfig(ValuesConfig):
+    """Configures LaCT (arXiv 2505.23884).
+
+    Attributes:
+        chunk: tokens that are read with the same weights, and whose gradients change them together.
+        expand: the width inside of the SwiGLU is `expand` · `rank`.
+        learning_rate: of each matrix at the start.
+        momentum: keep the last chunk's step.
+        muon: make the steps orthogonal, by Newton and Schulz's iterations.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    chunk: int = 64
+    expand: int = 2
+    learning_rate: float = 0.1
+    momentum: bool = True
+    muon: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._at_least_one("expand")
+        if not 0 < self.learning_rate < math.inf:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")

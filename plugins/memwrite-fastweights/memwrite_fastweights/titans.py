@@ -57,8 +57,12 @@ class TitansRule:
                 after[START + name] = torch.where(complete, after[name], state[START + name])
         return reads, after
 
-    def finish(self, state: Layer) -> Layer:
-        """Return the state as it is: its weights have seen everything."""
+    def begin(self, state: Layer) -> Layer:
+        """Return the tensors as they are."""
+        return state
+
+    def finish(self, state: Layer, count: Tensor) -> Layer:
+        """Return the tensors as they are: M has seen everything."""
         return state
 
     def _descent(
@@ -126,9 +130,8 @@ class TitansCell(Cell):
     def __init__(self, config: TitansConfig, width: int, dtype: torch.dtype) -> None:
         super().__init__(config, width, dtype)
         self.kind = MATRIX if config.inner is None else MLP
-        self.rule = TitansRule(("S",) if config.inner is None else ("W1", "W2"), config.chunk)
-        self._config = config
-        self._most = config.most_step
+        names = ("S",) if config.inner is None else ("W1", "W2")
+        self._rule, self._config = TitansRule(names, config.chunk), config
         biases = [config.step_bias, config.forget_bias]
         biases += [config.momentum_bias] if config.momentum else []
         self.gates = nn.Linear(width, len(biases) * config.heads, dtype=dtype)
@@ -137,19 +140,24 @@ class TitansCell(Cell):
             self.gates.bias.copy_(torch.tensor(biases).repeat(config.heads))
         sizes = [config.rank, *([] if config.inner is None else [config.inner]), config.values]
         self.start = nn.ParameterDict()
-        for name, inputs, outputs in zip(self.rule.names, sizes[:-1], sizes[1:], strict=True):
+        for name, inputs, outputs in zip(names, sizes[:-1], sizes[1:], strict=True):
             weights = torch.zeros(config.heads, outputs, inputs, dtype=dtype)
             # Two matrices of zeros would have no gradients.
             if config.inner is not None:
                 nn.init.normal_(weights, std=inputs**-0.5)
             self.start[name] = nn.Parameter(weights)
 
+    @property
+    def rule(self) -> TitansRule:
+        """Return the rule."""
+        return self._rule
+
     def empty(self) -> dict[str, Tensor]:
         """Return one row of the state of a memory that has read nothing."""
         state: dict[str, Tensor] = dict(self.start.items())
         if self._config.momentum:
             state |= {MOMENTUM + name: torch.zeros_like(x) for name, x in self.start.items()}
-        if self.rule.chunk > 1:
+        if self._config.chunk > 1:
             state |= {START + name: x for name, x in self.start.items()}
             state[COUNT] = torch.zeros((), dtype=torch.long, device=self.gates.bias.device)
         return state
@@ -157,7 +165,7 @@ class TitansCell(Cell):
     def forward(self, hidden: Tensor) -> dict[str, Tensor]:
         """Make the tokens of hidden states (B, T, D)."""
         step, forget, *momentum = torch.split(self.by_head(self.gates(hidden)), 1, -1)
-        gates = {"step": self._most * step.sigmoid(), "log_keep": F.logsigmoid(-forget)}
+        gates = {"step": self._config.most_step * step.sigmoid(), "log_keep": F.logsigmoid(-forget)}
         if momentum:
             gates["log_momentum"] = F.logsigmoid(momentum[0])
         keys = unit(F.silu(self.by_head(self.key(hidden))))

@@ -87,5 +87,5 @@ class FastWeightsWriter(nn.Module):
 
 def _trace(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     """Return the norm of the weights that are read."""
-    weights = [state[name].detach().flatten(1) for name in names]
+    weights = [state[name].detach().reshape(len(state[name]), -1) for name in names]
     return {"norm": torch.cat(weights, 1).norm(dim=1)}
