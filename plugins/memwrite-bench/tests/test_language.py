@@ -17,7 +17,7 @@ from memwrite_bench.language.rows import row_of
 
 from memwrite import Memory
 from memwrite.cli.main import main
-from memwrite.errors import InputError
+from memwrite.errors import InputError, PositionsExceeded
 from memwrite.evaluation.value_kept import Prediction, predict
 from memwrite.state import Tokens
 
@@ -170,6 +170,15 @@ def test_retrieval_is_in_the_report(book: Path, monkeypatch: pytest.MonkeyPatch)
 def test_texts_without_a_long_passage_are_refused(book: Path) -> None:
     with pytest.raises(InputError, match="no passage of 9010 tokens"):
         report(book, context=9000)
+
+
+def test_passages_that_the_model_cannot_see_whole_are_refused(book: Path) -> None:
+    book.write_text(book.read_text() * 2)
+    with pytest.raises(
+        PositionsExceeded, match="take 65 positions, but the model has only 64: lower"
+    ):
+        report(book, "delta", context=55, length=10)
+    assert not (book.parent / "out").exists()
 
 
 def test_the_command_writes_the_report(book: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from memwrite.errors import InputError
+from memwrite.errors import InputError, PositionsExceeded
 from memwrite.memory import Memory
 from memwrite.tasks.base import Example
 from memwrite.tasks.language import LanguageConfig, LanguageTask
@@ -61,6 +61,7 @@ def language(
     Raises:
         ConfigError, PluginError: the model, a file or a name is wrong.
         InputError: the texts hold no passage of that length.
+        PositionsExceeded: a passage is longer than the model's positions.
         StorageError: `folder` cannot be written.
     """
     config = LanguageConfig(
@@ -78,6 +79,12 @@ def language(
             f"the texts hold no passage of {context + length} tokens: name longer ones, or lower --context or --length"
         )
     examples = [found[index] for index in range(len(found))]
+    longest = max(len(example.context) + length for example in examples)
+    if longest > (positions := beside.backbone.info.positions):
+        raise PositionsExceeded(
+            f"a context and the text behind it take {longest} positions, but the model has only {positions}: lower "
+            f"--context or --length"
+        )
     cells = folder / "cells"
     make_folder(cells)
     size = max(min(BATCH, TOKENS // context), 1)
