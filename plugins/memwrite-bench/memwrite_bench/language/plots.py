@@ -17,7 +17,12 @@ _FLOOR = -0.25
 
 
 def against(
-    rows: Sequence[Row], name: str, what: str, line: tuple[float, str] | None = None
+    rows: Sequence[Row],
+    name: str,
+    what: str,
+    *,
+    line: tuple[float, str] | None = None,
+    ticks: Sequence[float] = (),
 ) -> Figure:
     """Plot value kept against the attribute `name` of the rows, on a logarithmic axis; the bars are 95% intervals.
 
@@ -26,6 +31,7 @@ def against(
         name: of the cost.
         what: on the axis, with its unit.
         line: a cost to compare with, and what it is.
+        ticks: the costs that are written on the axis, in place of powers of ten.
     """
     figure, axes = plt.subplots(figsize=(8.4, 4.6), layout="constrained")
     labels = list(dict.fromkeys(row.label for row in rows if row.label not in ANCHORS))
@@ -51,6 +57,9 @@ def against(
     for height in (0, 1):
         axes.axhline(height, color=MUTED, lw=1, ls=":")
     axes.set_xscale("log")
+    if ticks:
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
     if line is not None:
         axes.axvline(line[0], color=MUTED, lw=1, ls="--")
         axes.text(line[0], 0.02, f"{line[1]} ", ha="right", fontsize=8, color=INK)

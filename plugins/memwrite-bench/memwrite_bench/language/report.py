@@ -69,6 +69,9 @@ class Report:
         heads += ["bytes", "write s", "read s", "first token s", "from disk s", "times faster"]
         return [heads, *(_cells(row) for row in self.rows)]
 
+    def _ratios(self) -> list[float]:
+        return sorted({row.ratio for row in self.rows if row.ratio})
+
     def save(self, folder: Path) -> None:
         """Write index.html, report.json and the SVG files into `folder`; the page goes last.
 
@@ -76,7 +79,11 @@ class Report:
             StorageError: the place cannot be written.
         """
         drawn = {
-            "ratio": svg(plots.against(self.rows, "ratio", "tokens of the context for each slot")),
+            "ratio": svg(
+                plots.against(
+                    self.rows, "ratio", "tokens of the context for each slot", ticks=self._ratios()
+                )
+            ),
             "bytes": svg(plots.against(self.rows, "state_bytes", "bytes of a memory")),
             "seconds": svg(plots.against(self.rows, "write_seconds", "seconds to write a context")),
             "first-token": svg(
