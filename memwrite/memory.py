@@ -160,7 +160,9 @@ class Memory(MemoryParts):
 
     # Writing.
 
-    def encode(self, texts: str | Sequence[str], raw: bool = False) -> Tokens:
+    def encode(
+        self, texts: str | Sequence[str], raw: bool = False, state: MemoryState | None = None
+    ) -> Tokens:
         """Return contexts as tokens, one row per text.
 
         Each is opened as the tokenizer does and closed by the end token. Where `chat` holds and the writer's states are
@@ -169,16 +171,12 @@ class Memory(MemoryParts):
         Args:
             texts: the contexts.
             raw: opens and closes them whatever the model.
+            state: what the memories hold, so that each goes on where the conversation or text in its memory has come to; by
+                default nothing.
 
         Raises:
             InputError: a text is empty.
         """
-        return self._encoded(texts, None, raw)
-
-    def _encoded(
-        self, texts: str | Sequence[str], state: MemoryState | None, raw: bool = False
-    ) -> Tokens:
-        """Return contexts as `encode` does, each where the conversation or text in its memory has come to."""
         places: list[Place] = []
         if self.chat and not raw and (state is not None or self.can_write):
             places = self.turns(self.writer.init(1) if state is None else state)
@@ -200,7 +198,7 @@ class Memory(MemoryParts):
             ContractViolation: the writer broke its own spec.
             DivergenceError: a state is not finite.
         """
-        tokens = context if isinstance(context, Tokens) else self._encoded(context, state)
+        tokens = context if isinstance(context, Tokens) else self.encode(context, state=state)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.training):
             packed = tokens.to(self.backbone.info.device).packed()
             before = self.writer.init(packed.ids.shape[0]) if state is None else state
@@ -222,7 +220,7 @@ class Memory(MemoryParts):
         Raises:
             InputError: this memory's writer cannot forget, the state cannot have read the contexts, or as in `write`.
         """
-        tokens = context if isinstance(context, Tokens) else self._encoded(context, state)
+        tokens = context if isinstance(context, Tokens) else self.encode(context, state=state)
         packed = tokens.to(self.backbone.info.device).packed()
         self._check_rows(state, packed.ids.shape[0])
         return writing.forget(self.components, packed, state)

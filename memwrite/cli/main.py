@@ -107,6 +107,7 @@ def _register() -> None:
     from memwrite.cli.chat import chat
     from memwrite.cli.demo import demo
     from memwrite.cli.eval import evaluate
+    from memwrite.cli.forget import forget
     from memwrite.cli.imports import export, import_
     from memwrite.cli.plugins import plugins
     from memwrite.cli.store import store
@@ -115,6 +116,7 @@ def _register() -> None:
 
     for command in (
         write,
+        forget,
         recall,
         ask,
         chat,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     callback=once,
     help='JSONL file to write, {"id": ..., "text": ...} a line.',
 )
+@click.option("--onto", help="State file to go on from with --context, of the same writer.")
 @click.option("--out", required=True, help="State file to make, or the store for --input.")
 @click.option(
     "--batch-size",
@@ -51,6 +52,7 @@ def write(
     overrides: tuple[str, ...],
     context: str | None,
     documents: str | None,
+    onto: str | None,
     out: str,
     batch_size: int,
     days: float | None,
@@ -69,29 +71,47 @@ def write(
     """
     if (context is None) == (documents is None):
         raise click.UsageError("give either --context, a text, or --input, a file of documents")
+    if onto is not None and context is None:
+        raise click.UsageError("--onto goes with --context")
     if documents is not None:
         from memwrite.cli.documents import write_file
 
         write_file(source, overrides, Path(documents), out, batch_size, days, raw, as_json)
         return
     assert context is not None
-    _write_text(source, overrides, context, out, raw, as_json)
+    change_state(source, overrides, context, onto, out, as_json, raw=raw)
 
 
-def _write_text(
-    source: Source, overrides: tuple[str, ...], context: str, out: str, raw: bool, as_json: bool
+def change_state(
+    source: Source,
+    overrides: tuple[str, ...],
+    context: str,
+    before: str | None,
+    out: str,
+    as_json: bool,
+    *,
+    raw: bool = False,
+    forget: bool = False,
 ) -> None:
+    """Write the text in `context` into the state file `before`, or none, or take it out of that, and report."""
     text = read_text(context)
     from memwrite.utils.atomic import check_target
 
-    check_target(Path(out), context, *([source] if isinstance(source, str) else []))
+    files = [context, *([source] if isinstance(source, str) else []), *([before] if before else [])]
+    check_target(Path(out), *files)
+    from memwrite.checkpoints.state_file import load_state
     from memwrite.memory import Memory
 
     memory = Memory.from_config(source, overrides)
     check_keeps(memory)
     memory.chat = memory.chat and not raw
-    tokens = memory.encode(text)
-    written = memory.write(tokens)
+    state = None if before is None else memory.adopt(load_state(before), before)
+    tokens = memory.encode(text, state=state)
+    if forget:
+        assert state is not None
+        written = memory.forget(tokens, state)
+    else:
+        written = memory.write(tokens, state)
     memory.save(written.state, out)
     report: dict[str, Any] = {
         "out": out,
@@ -106,13 +126,13 @@ def _write_text(
         click.echo(json.dumps(report))
         return
     click.echo(
-        f"{report['text_bytes']} bytes of text ({report['tokens']} tokens) -> {out}: "
+        f"{report['text_bytes']} bytes of text ({report['tokens']} tokens){' forgotten' if forget else ''} -> {out}: "
         f"{report['state_bytes']} bytes of state"
     )
     told = _told(memory, written)
     for fact in told.facts:
         click.echo(fact)
-    for note in (*told.notes, *_notes(memory, report)):
+    for note in () if forget else (*told.notes, *_notes(memory, report)):
         click.echo(f"Note: {note}", err=True)
 
 
