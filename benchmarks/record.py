@@ -3,8 +3,8 @@
     make bench
 
 Baselines are the naive oracles of this repository, the ways that a user would go without it, and the authors' own code where
-MEMWRITE_OFFICIAL_GRADMEM and MEMWRITE_OFFICIAL_DELTA name checkouts of github.com/yurakuratov/gradmem and
-github.com/declare-lab/delta-Mem. Both sides run in turn; only ratios within a run mean something elsewhere. The report goes to
+MEMWRITE_OFFICIAL_GRADMEM, MEMWRITE_OFFICIAL_DELTA and MEMWRITE_OFFICIAL_FLA name checkouts of github.com/yurakuratov/gradmem,
+github.com/declare-lab/delta-Mem and github.com/fla-org/flash-linear-attention. Both sides run in turn; only ratios within a run mean something elsewhere. The report goes to
 docs/benchmarks.md, with its figures and a plot in docs/benchmarks/.
 """
 
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+import mesa
 import official
 import reading
 import scan
@@ -60,6 +61,26 @@ def scans(rounds: int) -> Iterator[Row]:
                     seconds["compiled"],
                     seconds[baseline],
                     difference=_difference(reads["compiled"], reads[baseline]),
+                )
+
+
+def regressions(rounds: int) -> Iterator[Row]:
+    """Time the Mesa layer's scan over a sequence, forward and backward, in float32."""
+    for rank, tokens in mesa.SIZES:
+        inputs = mesa.inputs_of(rank, tokens)
+        runs = mesa.algorithms(rank)
+        works = {name: scan.works_of(run, inputs)[1] for name, run in runs.items()}
+        seconds = in_turn(works, rounds)
+        states = {name: run(*inputs)[1] for name, run in runs.items()}
+        for solver in ("exact", "cg"):
+            for baseline in (name for name in runs if "loop" in name):
+                yield compared(
+                    "regression",
+                    f"Mesa, {solver}, rank {rank}, {tokens:,} tokens, forward and backward",
+                    OFFICIAL if baseline != "loop" else ORACLE,
+                    seconds[solver],
+                    seconds[baseline],
+                    difference=_difference(states[solver], states[baseline]),
                 )
 
 
@@ -222,6 +243,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "scan": scans,
+    "regression": regressions,
     "write": writes,
     "training": training,
     "read": reads,

@@ -52,7 +52,7 @@ def table(rows: list[Row], about: str) -> str:
         "core, except for the documents. \"Times as long\" is how many times as long the baseline took: the "
         "median of the rounds, with quartiles. \"Oracle\" is the plain loop in this repository or, where there "
         "is none, the plain way through the graph. \"Official code\" is the authors' own, from checkouts that "
-        "`MEMWRITE_OFFICIAL_GRADMEM` and `MEMWRITE_OFFICIAL_DELTA` name. \"Difference\" is the largest one "
+        "`MEMWRITE_OFFICIAL_GRADMEM` and others name. \"Difference\" is the largest one "
         "between the two results. `make bench` made this page.",
         "",
         about,
