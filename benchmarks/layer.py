@@ -18,7 +18,7 @@ import torch
 from timing import in_turn, ratio
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
-from memwrite.backbones.projection_hooks import KEYWORD
+from memwrite.backbones.corrections import KEYWORD
 from memwrite.backbones.tokenizers import ByteTokenizer
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.inference.online import OnlineAdapter

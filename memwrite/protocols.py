@@ -123,6 +123,19 @@ class LayerAdapter(Protocol):
         ...
 
 
+@runtime_checkable
+class ResidualAdapter(LayerAdapter, Protocol):
+    """A `LayerAdapter` that changes the residual stream as well: what a whole decoder layer receives, and what it gives."""
+
+    def entering(self, hidden: Tensor) -> Tensor:
+        """Return what the layer is to receive in place of hidden states (B, T, D)."""
+        ...
+
+    def leaving(self, hidden: Tensor) -> Tensor:
+        """Return what the layer is to give in place of hidden states (B, T, D)."""
+        ...
+
+
 @dataclass(frozen=True)
 class StaticAdapter:
     """The effect on one layer of a memory at rest; a `LayerAdapter`.

@@ -26,7 +26,7 @@ def cache_argument(names: Container[str]) -> str:
     return next((name for name in _ARGUMENTS if name in names), "past_key_values")
 
 
-class _CarriesAdapters(Cache):  # type: ignore[misc]
+class CarriesAdapters(Cache):  # type: ignore[misc]
     """A key-value cache that carries adapters and a bias along, reordering their rows with its own.
 
     Attributes:
@@ -54,7 +54,7 @@ class _CarriesAdapters(Cache):  # type: ignore[misc]
             self.bias = self.bias[index.to(self.bias.device)]
 
 
-class AdapterCache(_CarriesAdapters, DynamicCache):  # type: ignore[misc]
+class AdapterCache(CarriesAdapters, DynamicCache):  # type: ignore[misc]
     """A cache that grows with the text.
 
     Args:
@@ -69,7 +69,7 @@ class AdapterCache(_CarriesAdapters, DynamicCache):  # type: ignore[misc]
             self.layer_class_to_replicate = None
 
 
-class AdapterStaticCache(_CarriesAdapters, StaticCache):  # type: ignore[misc]
+class AdapterStaticCache(CarriesAdapters, StaticCache):  # type: ignore[misc]
     """A cache whose size is fixed when it is made."""
 
 

@@ -1,15 +1,9 @@
-"""Changes of a model's projections and attention logits from outside: hooks that are installed once and hold no state.
-
-What a call needs travels with it: as a forward keyword where there is no cache (so that gradient
-checkpointing, which replays a layer with its keywords, recomputes right), and on the cache in generation
-(which refuses unknown keywords, and reorders the cache's rows in beam search).
-"""
+"""Changes of a model's projections and attention logits from outside: hooks that are installed once and hold no state."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +14,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
+from memwrite.backbones import residual_hooks
 from memwrite.backbones.attention_sizes import AttentionSizes
 from memwrite.backbones.cache import cache_argument
+from memwrite.backbones.corrections import KEYWORD, drop_keyword, full_precision, in_force
 from memwrite.backbones.decoder_layers import DecoderLayer, attention_layers, child
 from memwrite.errors import ConfigError
-from memwrite.protocols import Delta, Gate, LayerAdapter, ProjectionDeltas
+from memwrite.protocols import Delta, Gate, ProjectionDeltas
 
-KEYWORD = "memwrite_corrections"
 _HOOKED = "_memwrite_hooked"
 
 #: The projection modules of attention and of the MLP, by the names that families give them: module -> what it computes,
@@ -53,26 +48,8 @@ _MLP = (
 #: What families call a layer's MLP.
 _MLP_MODULES = ("mlp", "feed_forward")
 
-# In force while the model runs without a cache that carries them; a context variable, so threads never share it. Not all
-# families hand keywords on to their layers, or from a layer to its attention.
-_corrections: ContextVar[Mapping[int, LayerAdapter] | None] = ContextVar(
-    "memwrite_corrections", default=None
-)
 # Lives from an attention module's entry to its layer's exit; a context variable, so threads never share it.
 _deltas: ContextVar[ProjectionDeltas | None] = ContextVar("memwrite_deltas", default=None)
-
-
-@contextmanager
-def correcting(corrections: Mapping[int, LayerAdapter] | None) -> Iterator[None]:
-    """Hold adapters in force for what the calling thread runs within this."""
-    if not corrections:
-        yield
-        return
-    token = _corrections.set(corrections)
-    try:
-        yield
-    finally:
-        _corrections.reset(token)
 
 
 @dataclass(frozen=True)
@@ -158,9 +135,10 @@ class Projections:
             if hasattr(block, _HOOKED):
                 continue
             setattr(block, _HOOKED, True)
+            residual_hooks.install(block, layer)
             parameters = inspect.signature(block.forward).parameters.values()
             if not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters):
-                block.register_forward_pre_hook(_drop_keyword, with_kwargs=True)
+                block.register_forward_pre_hook(drop_keyword, with_kwargs=True)
             attention.register_forward_pre_hook(
                 partial(_enter, layer, decoder, frozenset(projections)), with_kwargs=True
             )
@@ -192,20 +170,6 @@ def _described(name: str, module: Any, what: str, sizes: AttentionSizes) -> _Pac
     return _Packed(module, names, (total // len(names),) * len(names), 1)
 
 
-def _full_precision(like: Tensor) -> AbstractContextManager[object]:
-    """Let memories compute in the dtype of their parameters, whatever autocast makes of the model."""
-    kind = like.device.type
-    # Entering it costs a decoded token more than the whole reading of a small state.
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _drop_keyword(
-    _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    kwargs.pop(KEYWORD, None)
-    return args, kwargs
-
-
 def _enter(
     layer: int,
     decoder: DecoderLayer,
@@ -215,22 +179,15 @@ def _enter(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get(cache_argument(kwargs))
-    corrections = kwargs.pop(KEYWORD, None) or getattr(cache, "corrections", None)
     bias = getattr(cache, "bias", None)
+    adapter = in_force(args, kwargs, decoder.block).get(layer)
+    kwargs.pop(KEYWORD, None)
     if torch.compiler.is_compiling():
-        if corrections or bias is not None:
-            raise ConfigError("changes of projections cannot be compiled: leave out compile")
+        if bias is not None:
+            raise ConfigError("a bias on a memory's slots cannot be compiled: leave out compile")
         return args, kwargs
-    if not corrections:
-        corrections = _corrections.get()
-        block = decoder.block
-        if corrections and block.training and getattr(block, "gradient_checkpointing", False):
-            raise ConfigError(
-                "the layers of this family lose changes of projections under gradient checkpointing: turn it off"
-            )
-    adapter = (corrections or {}).get(layer)
     hidden = args[0] if args else kwargs["hidden_states"]
-    with _full_precision(hidden):
+    with full_precision(hidden):
         deltas = adapter(hidden) if adapter else None
     if deltas and not deltas.keys() <= known:
         unknown = ", ".join(sorted(deltas.keys() - known))
@@ -279,7 +236,7 @@ def _change(
         return None
 
     def value(delta: Delta) -> Tensor:
-        with _full_precision(output):
+        with full_precision(output):
             return delta if isinstance(delta, Tensor) else delta(args[0])
 
     def changed(part: Tensor, delta: Delta | Gate | None) -> Tensor:

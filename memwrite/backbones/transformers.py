@@ -27,10 +27,11 @@ from memwrite.backbones import (
 from memwrite.backbones.attention_sizes import AttentionSizes
 from memwrite.backbones.cache import AdapterCache, cache_argument, new_cache, plain_cache
 from memwrite.backbones.conversation import end_of_turn
+from memwrite.backbones.corrections import KEYWORD, correcting
 from memwrite.backbones.decoder_layers import attention_modules, check_numbers, decoder_layers
 from memwrite.backbones.fingerprint import Fingerprints
 from memwrite.backbones.multimodal import text_part
-from memwrite.backbones.projection_hooks import KEYWORD, Projections, correcting
+from memwrite.backbones.projection_hooks import Projections
 from memwrite.backbones.recurrent_padding import run_again
 from memwrite.backbones.sliding_window import Windows
 from memwrite.backbones.tokenizers import Tokenizer

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Tokens
-from memwrite.backbones.decoder_layers import attention_modules, blocks
+from memwrite.backbones.decoder_layers import attention_layers, attention_modules, blocks
 from memwrite.backbones.generation import until_end
 from memwrite.backbones.loading import load_backbone
 from memwrite.backbones.transformers import TransformersBackbone
@@ -411,3 +411,79 @@ def test_a_family_whose_projections_cannot_be_changed_is_refused(
     )
     with pytest.raises(ConfigError, match="layer 0 computes its projections in a way"):
         load_backbone(BackboneConfig(type="llama", params=_LLAMA))
+
+
+class Streams:
+    """Scales what a layer receives and gives, and adds to it, by row; a `ResidualAdapter`."""
+
+    def __init__(self, received: Tensor, given: Tensor) -> None:
+        self._received, self._given = received, given
+
+    def __call__(self, hidden: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def entering(self, hidden: Tensor) -> Tensor:
+        return hidden * 1.5 + self._received[:, None]
+
+    def leaving(self, hidden: Tensor) -> Tensor:
+        return hidden * 0.5 + self._given[:, None]
+
+    def rows(self, index: Tensor) -> Streams:
+        return Streams(self._received[index], self._given[index])
+
+
+@contextmanager
+def changed_streams(model: Any, streams: dict[int, Streams]) -> Iterator[None]:
+    """The plain model, its attending layers within modules that do the same."""
+    attending = [layer.block for layer, _ in attention_layers(model)]
+    originals = {number: attending[number].forward for number in streams}
+
+    def forward(adapter: Streams, original: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:  # fmt: skip
+        output = original(adapter.entering(hidden_states), *args, **kwargs)
+        if isinstance(output, Tensor):
+            return adapter.leaving(output)
+        return adapter.leaving(output[0]), *output[1:]
+
+    for number, adapter in streams.items():
+        attending[number].forward = partial(forward, adapter, originals[number])
+    try:
+        yield
+    finally:
+        for number in streams:
+            del attending[number].forward
+
+
+@each_layer
+@each_attention
+def test_the_residual_stream_changes_on_both_sides_of_a_layer(family: str, attention: str) -> None:
+    """In reads and generation, row by row, as in a model whose layers do so themselves."""
+    backbone = backbone_of(family, attention)
+    kind, params = MORE[family]
+    plain = load_backbone(
+        BackboneConfig(type=kind, params=params, dtype="float64", attention=attention)
+    ).model
+    draw = torch.Generator().manual_seed(1)
+    streams = {
+        layer: Streams(*torch.randn(2, 2, 32, dtype=torch.float64, generator=draw))
+        for layer in range(backbone.info.layers)
+    }
+    lists = [[*range(1, 2 * WINDOW)], [8, 9]]
+    conditioning = Conditioning(corrections=streams)
+    query = Tokens.from_rows(lists)
+    output = reading.read(backbone, conditioning, query).logits
+    options: list[dict[str, Any]] = [{}, {"num_beams": 3}]
+    new = [
+        generating.generate(backbone, conditioning, query, {"max_new_tokens": 5, **o})
+        for o in options
+    ]
+    for row, ids in enumerate(lists):
+        own = {layer: each.rows(torch.tensor([row])) for layer, each in streams.items()}
+        inputs = torch.tensor([ids])
+        with changed_streams(plain, own):
+            expected = plain(inputs, use_cache=False).logits[0]
+            chosen = [plain_generate(plain, o, input_ids=inputs)[:, len(ids) :] for o in options]
+        torch.testing.assert_close(output[row, : len(ids)], expected.double(), **close(family))
+        for rows, each in zip(new, chosen, strict=True):
+            assert rows[row].tolist()[: each.shape[1]] == each[0].tolist()
+    unchanged = reading.read(backbone, Conditioning(), query).logits
+    assert (unchanged - output).abs().max() > 0.1
