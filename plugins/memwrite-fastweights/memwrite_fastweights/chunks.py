@@ -6,12 +6,15 @@ unfinished chunks of different lengths: each row's tokens are moved behind the s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from memwrite_fastweights.rank_one import Course
 
 #: One layer's tensors of a state, (B, ...) by name.
 Layer = Mapping[str, Tensor]
@@ -28,15 +31,15 @@ class Chunk:
         tokens: what is written, name -> (B, H, C, n).
         queries: (B, H, C, Dk), or None where nobody reads.
         real: (B, C) bool, True where a slot holds a token that is yet to be written.
-        count: (B,) int64, the number of the chunk's tokens that were written before.
         complete: (B,) bool, whether the chunk's last slot is among those to be written.
+        courses: what the rule's `courses` gives.
     """
 
     tokens: Mapping[str, Tensor]
     queries: Tensor | None
     real: Tensor
-    count: Tensor
     complete: Tensor
+    courses: Sequence[Course]
 
 
 class Rule(Protocol):
@@ -49,6 +52,18 @@ class Rule(Protocol):
 
     def begin(self, state: Layer) -> Layer:
         """Return what `write` works on, of the tensors of a state."""
+        ...
+
+    def courses(
+        self, tokens: Mapping[str, Tensor], real: Tensor, count: Tensor
+    ) -> Sequence[Course]:
+        """Return how weights go through all N chunks, as far as that does not depend on them.
+
+        Args:
+            tokens: name -> (N, B, H, C, n).
+            real: (N, B, C) bool, True where a slot holds a token that is yet to be written.
+            count: (N, B) int64, the number of each chunk's tokens that were written before.
+        """
         ...
 
     def write(self, state: Layer, chunk: Chunk) -> tuple[Tensor | None, Layer]:
@@ -99,22 +114,26 @@ def scan(
 
     parts = {name: laid_out(x) for name, x in tokens.items()}
     asked = None if queries is None else laid_out(queries)
-    reads, state, written = [], rule.begin(state), count
-    for i, here in enumerate(torch.split(real, width, 1)):
-        number = written + here.sum(1)
+    written = torch.unflatten(real, 1, (chunks, width)).transpose(0, 1)
+    # A row goes on with its chunk in the first of these, and begins a new one with each of the others.
+    before = F.pad(count[None], (0, 0, 0, chunks - 1))
+    after = before + written.sum(-1)
+    courses = rule.courses(parts, written, before)
+    reads, state = [], rule.begin(state)
+    for i in range(chunks):
         chunk = Chunk(
             {name: x[i] for name, x in parts.items()},
             None if asked is None else asked[i],
-            here,
-            written,
-            number == rule.chunk,
+            written[i],
+            after[i] == rule.chunk,
+            [course.at(i) for course in courses],
         )
-        written = number.where(~chunk.complete, 0)
         read, state = rule.write(state, chunk)
         reads += [] if read is None else [read.transpose(1, 2)]
-    state = dict(rule.finish(state, written))
+    count = after.sum(0) % rule.chunk
+    state = dict(rule.finish(state, count))
     if COUNT in state:
-        state[COUNT] = written
+        state[COUNT] = count
     if queries is None:
         return None, state
     joined = torch.cat(reads, 1)

@@ -48,6 +48,10 @@ class LactRule:
     chunk: int
     muon: bool
 
+    def courses(self, tokens: Layer, real: Tensor, count: Tensor) -> tuple[()]:
+        """Return nothing: within a chunk weights stay as they are."""
+        return ()
+
     def begin(self, state: Layer) -> Layer:
         """Return the tensors as they are."""
         return state
@@ -67,7 +71,7 @@ class LactRule:
         if "momentum" in chunk.tokens:
             momentum = chunk.tokens["momentum"].masked_fill(~real, 0)
             after[MOMENTUM] = state[MOMENTUM] + momentum.sum((-1, -2))
-        changed = self._changed(after, torch.full_like(chunk.count, self.chunk))
+        changed = self._changed(after, torch.full_like(state[COUNT], self.chunk))
         after = {n: _where(chunk.complete, changed.get(n, x), x) for n, x in after.items()}
         reads = None if chunk.queries is None else _answer(weights, chunk.queries)
         return reads, after

@@ -28,6 +28,11 @@ class Course:
     other: Tensor | None
     each: Tensor
 
+    def at(self, index: int) -> Course:
+        """Return the course at an index of a leading axis."""
+        other = None if self.other is None else self.other[index]
+        return Course(self.own[index], other, self.each[index])
+
     def read(
         self, weights: Tensor, second: Tensor | None, steps: Tensor, inputs: Tensor, queries: Tensor
     ) -> Tensor:

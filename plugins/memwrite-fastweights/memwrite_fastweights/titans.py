@@ -11,7 +11,6 @@ M is a matrix, or two with a GELU between them. The state holds M, S, M₀ and h
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,7 +42,7 @@ class TitansRule:
         """See `Rule.write`. Tokens: keys, values, and of width 1 `step` θ ≥ 0, `log_momentum` ln η and `log_keep` ln(1 − α)."""
         tokens = chunk.tokens
         inputs, steps = self._descent(state, tokens["keys"], tokens["values"])
-        weights, momentum = self._courses(tokens, chunk.real)
+        weights, momentum = chunk.courses
         reads, after = chunk.queries, dict(state)
         for i, (name, x, u) in enumerate(zip(self.names, inputs, steps, strict=True)):
             second = state.get(MOMENTUM + name)
@@ -56,6 +55,26 @@ class TitansRule:
                 complete = chunk.complete[:, None, None, None]
                 after[START + name] = torch.where(complete, after[name], state[START + name])
         return reads, after
+
+    def courses(self, tokens: Layer, real: Tensor, count: Tensor) -> tuple[Course, Course]:
+        """Return the courses of the weights and of their momentum; without momentum the second is not used.
+
+        S_s has of token j's step θ_j H_sj, and M_t has of S_s K_ts, with H and K the products of η and 1 − α in between.
+        """
+        idle = ~real[:, :, None]
+        rate = tokens["step"][..., 0].masked_fill(idle, 0)[..., None, :]
+        keep = products(tokens["log_keep"][..., 0].masked_fill(idle, 0))
+        # A slot without a token adds no momentum to the weights.
+        adds = keep[..., 1:] * real[:, :, None, None]
+        if "log_momentum" not in tokens:
+            plain = Course(keep[..., 0], None, adds * rate)
+            return plain, plain
+        decay = products(tokens["log_momentum"][..., 0].masked_fill(idle, 0))
+        both = adds @ decay[..., 1:, :]
+        return (
+            Course(keep[..., 0], both[..., 0], both[..., 1:] * rate),
+            Course(decay[..., 0], None, decay[..., 1:] * rate),
+        )
 
     def begin(self, state: Layer) -> Layer:
         """Return the tensors as they are."""
@@ -78,25 +97,6 @@ class TitansRule:
         for weights, z in zip(start[:0:-1], hidden[-2::-1], strict=True):
             steps.append((steps[-1] @ weights) * gelu_slope(z))
         return inputs[:-1], steps[::-1]
-
-    def _courses(self, tokens: Mapping[str, Tensor], real: Tensor) -> tuple[Course, Course]:
-        """Return the courses of the weights and of their momentum through a chunk; without momentum the second is unused.
-
-        S_s has of token j's step θ_j H_sj, and M_t has of S_s K_ts, with H and K the products of η and 1 − α in between.
-        """
-        idle = ~real[:, None]
-        rate = tokens["step"][..., 0].masked_fill(idle, 0)[..., None, :]
-        keep = products(tokens["log_keep"][..., 0].masked_fill(idle, 0))
-        # A slot without a token adds no momentum to the weights.
-        adds = keep[..., 1:] * real[:, None, None]
-        if "log_momentum" not in tokens:
-            return Course(keep[..., 0], None, adds * rate), Course(keep[..., 0], None, adds * rate)
-        decay = products(tokens["log_momentum"][..., 0].masked_fill(idle, 0))
-        both = adds @ decay[..., 1:, :]
-        return (
-            Course(keep[..., 0], both[..., 0], both[..., 1:] * rate),
-            Course(decay[..., 0], None, decay[..., 1:] * rate),
-        )
 
 
 def products(log_gates: Tensor) -> Tensor:

@@ -40,6 +40,17 @@ class TttRule:
     chunk: int
     scale: Tensor
 
+    def courses(self, tokens: Layer, real: Tensor, count: Tensor) -> tuple[Course, Course]:
+        """Return the courses of the weights and of the sum of gradients."""
+        step = tokens["step"][..., 0].masked_fill(~real[:, :, None], 0)[..., None, :]
+        slots = step.shape[-1]
+        earlier = torch.ones(slots + 1, slots, dtype=torch.bool, device=step.device).tril(-1)
+        each = torch.where(earlier, step, 0)
+        now = count[..., None] + F.pad(real.cumsum(-1), (1, 0))
+        rate = self._rate(now).to(step.dtype)[:, :, None].expand(*each.shape[:-1])
+        one = torch.ones_like(rate)
+        return Course(one, -rate, each * rate[..., None]), Course(one, None, each)
+
     def begin(self, state: Layer) -> Layer:
         """Put each layer's biases behind its weights, as the column of an input of 1."""
         joined = {
@@ -55,7 +66,7 @@ class TttRule:
         """See `Rule.write`. Tokens: keys, values, and `step` θ ≥ 0 of width 1."""
         tokens = chunk.tokens
         inputs, steps = self._descent(state, tokens["keys"], tokens["values"])
-        course, summed = self._courses(tokens["step"][..., 0], chunk)
+        course, summed = chunk.courses
         complete = chunk.complete[:, None, None, None]
         reads, after = chunk.queries, dict(state)
         for name, x, u in zip(self.names, inputs, steps, strict=True):
@@ -103,17 +114,6 @@ class TttRule:
         for name, z in zip(self.names[:0:-1], hidden[-2::-1], strict=True):
             steps.append((steps[-1] @ state["W" + name][..., :-1]) * gelu_slope(z))
         return inputs[:-1], steps[::-1]
-
-    def _courses(self, step: Tensor, chunk: Chunk) -> tuple[Course, Course]:
-        """Return the courses of the weights and of the sum of gradients through a chunk."""
-        heads, slots = step.shape[1:]
-        step = step.masked_fill(~chunk.real[:, None], 0)[..., None, :]
-        earlier = torch.ones(slots + 1, slots, dtype=torch.bool, device=step.device).tril(-1)
-        each = torch.where(earlier, step, 0)
-        count = chunk.count[:, None] + F.pad(chunk.real.cumsum(1), (1, 0))
-        rate = self._rate(count).to(step.dtype)[:, None].expand(-1, heads, -1)
-        one = torch.ones_like(rate)
-        return Course(one, -rate, each * rate[..., None]), Course(one, None, each)
 
 
 def with_one(x: Tensor) -> Tensor:
