@@ -101,6 +101,7 @@ def change_state(
     check_target(Path(out), *files)
     from memwrite.checkpoints.state_file import load_state
     from memwrite.memory import Memory
+    from memwrite.utils.cpu import tuned_cpu
 
     memory = Memory.from_config(source, overrides)
     check_keeps(memory)
@@ -111,7 +112,8 @@ def change_state(
         assert state is not None
         written = memory.forget(tokens, state)
     else:
-        written = memory.write(tokens, state)
+        with tuned_cpu():
+            written = memory.write(tokens, state)
     memory.save(written.state, out)
     report: dict[str, Any] = {
         "out": out,

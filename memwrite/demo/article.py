@@ -20,6 +20,7 @@ from memwrite.evaluation.value_kept import value_kept
 from memwrite.memory import Memory
 from memwrite.plugins.registry import registry
 from memwrite.utils.atomic import write_bytes
+from memwrite.utils.cpu import tuned_cpu
 from memwrite.utils.extras import MissingExtra
 from memwrite.utils.progress import track
 
@@ -132,6 +133,7 @@ def split(text: str) -> tuple[str, str]:
     return "".join(pieces[:count]), "".join(pieces[count:])
 
 
+@tuned_cpu()
 def remember(
     model: str, configs: Sequence[str], text: str, question: str, folder: Path
 ) -> ArticleResults:

@@ -24,14 +24,15 @@ def recited(trace: Mapping[str, Tensor]) -> WriteReport:
 def worth(trace: Mapping[str, Tensor]) -> WriteReport:
     """Say how much better the memory is than none, on texts that it was not descended on."""
     kept, start = float(trace["value_kept"][-1]), float(trace["value_kept_at_start"][-1])
+    step, steps = int(trace["kept_step"][-1]), len(trace["loss"])
     facts = [
         f"keeps {kept:.0%} of what the text is worth to the model, measured on texts held out from the descent "
-        f"({start:.0%} before its {len(trace['loss'])} steps)"
+        f"({start:.0%} at its start; of {steps} steps it was best after {step})"
     ]
     if kept >= 0.5:
         return WriteReport(facts)
     if kept < 0:
         return WriteReport(
-            facts, ["this memory is worse than none: use more study.texts or a smaller lr."]
+            facts, ["this memory is worse than none: use more slots or another start."]
         )
     return WriteReport(facts, ["most of the text is lost: use more slots, steps or study.texts."])

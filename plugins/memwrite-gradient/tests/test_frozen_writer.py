@@ -11,6 +11,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from memwrite_gradient.frozen import naive
+from memwrite_gradient.frozen.config import CartridgeConfig
+from memwrite_gradient.frozen.forms import KeyValueForm, PrefixForm
 from memwrite_gradient.frozen.study import Teacher
 from memwrite_gradient.reports import worth
 from memwrite_specs.testing import MODELS
@@ -19,6 +21,7 @@ from torch import Tensor
 from memwrite import Memory, MemoryState, Tokens
 from memwrite.cli.main import main
 from memwrite.errors import ConfigError, DivergenceError
+from memwrite.plugins.registry import Registry
 from memwrite.protocols import Conditioning, KeyValues
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14]]
@@ -30,7 +33,8 @@ def build(
     name: str = "cartridge", family: str = "llama", study: Any = None, **params: Any
 ) -> Memory:
     model = {**MODELS[family], "dtype": "float64", "attention": "eager"}
-    params = {"slots": 3, "steps": 3, "lr": 0.02, "study": {**STUDY, **(study or {})}, **params}
+    few = {"slots": 3, "steps": 3, "lr": 0.2, "start": "first-tokens"}
+    params = {**few, "study": {**STUDY, **(study or {})}, **params}
     return Memory.from_config(
         {
             "backbone": model,
@@ -80,13 +84,23 @@ def test_equals_the_oracle(name: str, family: str, atol: float, tmp_path: Path) 
             key_values=KeyValues(params[0], params[1], past.mask, past.next_position)
         )
 
+    moved = PrefixForm.moved if name == "soft-prompt" else KeyValueForm.moved
+    with torch.no_grad():
+        teacher = Teacher.reading(memory.backbone, None, Tokens.from_rows(ROWS), 8)
+        held_out = teacher.write([[]], 4, 1.0, [3, 4]).ids.tolist()
     for row, ids in enumerate(ROWS):
-        names = ("memory",) if name == "soft-prompt" else ("keys", "values")
-        begin = [start[each][row : row + 1] for each in names]
         expected = naive.distil(
-            memory.backbone, begin, lambda p, row=row: condition(p, row), ids, texts, 3, 0.02
+            memory.backbone,
+            [start[each][row : row + 1] for each in moved],
+            [*moved.values()],
+            lambda p, row=row: condition(p, row),
+            ids,
+            texts,
+            held_out[row],
+            3,
+            0.2,
         )
-        for each, tensor in zip(names, expected, strict=True):
+        for each, tensor in zip(moved, expected, strict=True):
             torch.testing.assert_close(found[each][row : row + 1], tensor, atol=atol, rtol=0)
 
 
@@ -150,11 +164,34 @@ def test_the_descent_reaches_what_it_descends_on() -> None:
     """The divergence falls, and what is kept on texts held out from the descent rises."""
     for name in READERS:
         memory = build(
-            name, steps=60, lr=0.05, study={"texts": 32, "per_step": 8, "held_out": 8, "quotes": 2}
+            name, steps=60, lr=0.5, study={"texts": 32, "per_step": 8, "held_out": 8, "quotes": 2}
         )
         trace = memory.write(Tokens.from_rows(ROWS[:1])).trace
         assert trace["loss"][-1] < 0.5 * trace["loss"][0]
         assert trace["value_kept"] > trace["value_kept_at_start"]
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_no_row_ends_worse_than_it_starts(name: str) -> None:
+    """Steps that are far too large are undone, for each row by itself; what is kept is what the step left behind."""
+    study = {"texts": 8, "per_step": 4, "held_out": 4}
+    rows = [[5, 6, 7, 8, 9, 10, 11], [20, 21, 22, 23, 24]]
+    start = written(build(name, steps=0, study=study), rows)
+    steps = set()
+    for lr in (0.2, 2.0, 50.0):
+        memory = build(name, steps=4, lr=lr, decay=False, study=study)
+        output = memory.write(Tokens.from_rows(rows))
+        assert (output.trace["value_kept"] >= output.trace["value_kept_at_start"]).all()
+        for row, step in enumerate(output.trace["kept_step"][0].long().tolist()):
+            steps.add(step)
+            one = start
+            if step:
+                shorter = build(name, steps=step, lr=lr, decay=False, study=study)
+                one = written(shorter, rows)
+            for each, tensor in output.state.tensors.items():
+                torch.testing.assert_close(tensor[row], one[each][row], atol=1e-9, rtol=0)
+    assert 0 in steps
+    assert len(steps) > 1
 
 
 def test_the_first_slot_is_a_sink_that_stays() -> None:
@@ -186,7 +223,10 @@ def test_every_start(name: str) -> None:
         torch.testing.assert_close(same[first][0], same[first][1], atol=1e-6, rtol=0)
     assert not torch.equal(own[first][0], own[first][1])
     assert not torch.equal(text[first], random[first])
-    other = {"name": name, "params": {"steps": 2, "lr": 0.02, "study": STUDY}}
+    other = {
+        "name": name,
+        "params": {"steps": 2, "lr": 0.2, "start": "first-tokens", "study": STUDY},
+    }
     selected = written(build(name, steps=0, start=other))
     torch.testing.assert_close(selected[first], written(build(name, steps=2))[first])
 
@@ -232,6 +272,8 @@ def test_too_large_steps_are_reported() -> None:
     [
         ({"slots": 1}, "at least 2 slots"),
         ({"start": "middle"}, "start must be first-tokens"),
+        ({"start": "middle"}, "no installed writer is called 'middle'"),
+        ({"start": 3}, "start must be first-tokens"),
         ({"start": {"nam": "h2o"}}, "start must be first-tokens"),
         ({"start": {"text": ""}}, "start.text is empty"),
         ({"start": {"name": "soft-prompt"}}, "makes 'prefix' states, but 'keyvalue'"),
@@ -260,10 +302,11 @@ def test_a_write_tells_what_the_memory_is_worth() -> None:
         "loss": torch.zeros(20),
         "value_kept": torch.tensor([0.5]),
         "value_kept_at_start": torch.tensor([-1.0]),
+        "kept_step": torch.tensor([15]),
     }
     told = worth(trace)
     assert "keeps 50% of what the text is worth" in told.facts[0]
-    assert "-100% before its 20 steps" in told.facts[0]
+    assert "(-100% at its start; of 20 steps it was best after 15)" in told.facts[0]
     assert not told.notes
     assert "worse than none" in worth({**trace, "value_kept": torch.tensor([-0.1])}).notes[0]
     assert (
@@ -310,6 +353,14 @@ def test_selected_slots_are_where_it_starts() -> None:
     for name, tensor in expected.tensors.items():
         assert torch.equal(found[name], tensor)
     assert not torch.equal(written(build(start=start))["keys"], expected["keys"])
+
+
+def test_a_default_start_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then a sentence says what brings it, and what does without."""
+    assert CartridgeConfig().start == "compact"
+    monkeypatch.setattr("memwrite_gradient.frozen.starts.registry", Registry)
+    with pytest.raises(ConfigError, match=r"first-tokens.*'compact' comes with memwrite-kv"):
+        build(start="compact")
 
 
 def test_quotes_are_passages_of_the_context() -> None:

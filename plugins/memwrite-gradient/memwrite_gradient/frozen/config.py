@@ -7,7 +7,7 @@ from typing import Any
 
 OBJECTIVES = ("distillation", "reconstruction")
 OPTIMIZERS = ("adam", "sgd")
-START = "start must be first-tokens, random, {text: ...} or another writer as in {name: ..., params: {...}}"
+START = "start must be first-tokens, random, another writer's name, {name: ..., params: {...}} or {text: ...}"
 
 
 @dataclass(frozen=True)
@@ -24,15 +24,16 @@ class StudyConfig:
         prompts: what texts begin with, in turn; an empty one continues the context.
         file: a UTF-8 file with a text on each line, taken instead of self-written ones; cut to `length`.
         top_k: compare only the k tokens that the model with the context finds most probable; by default all.
-        held_out: self-written texts that are kept back to measure the value of the memory.
+        held_out: self-written texts that are kept back to measure the value of the memory, and to keep the best of its
+            steps.
 
     Raises:
         ValueError: a value is out of range.
     """
 
-    texts: int = 48
-    per_step: int = 8
-    quotes: int = 2
+    texts: int = 20
+    per_step: int = 2
+    quotes: int = 1
     length: int = 48
     temperature: float = 1.0
     prompts: list[str] = field(default_factory=lambda: [""])
@@ -65,13 +66,15 @@ class DescentConfig:
         slots: M.
         steps: gradient steps per write; 0 leaves the start as it is.
         start: where the descent starts: "first-tokens" of the context, "random" tokens, {text: ...}, or what another
-            writer makes of the context, as in {name: ..., params: {...}}, which is given the number of slots. A memory
-            that holds something already goes on from there.
+            writer makes of the context, by its name or as {name: ..., params: {...}}; it is given the number of slots. A
+            memory that holds something already goes on from there. A descent for distillation never ends in a worse memory
+            than it starts from, by the texts that are held out.
         objective: "distillation": the model with the memory is to predict texts like the model with the context
             (Cartridges, arXiv 2506.06266). "reconstruction": it is to predict the context itself, which on a frozen
             model makes a memory that can be recited but not used.
         optimizer: "adam", or "sgd" for plain gradient steps.
-        lr: step size.
+        lr: step size, as a share of the root mean square of what moves together: the keys or values of a head, or all
+            vectors; with "sgd" it is the factor of the gradient. Keys move by a tenth of it.
         decay: let the step size fall along a half cosine to a twentieth.
         seed: of the random numbers that texts and a random start are drawn with.
         study: the texts.
@@ -102,7 +105,7 @@ class DescentConfig:
                     f"{name} must be {' or '.join(choices)}, got '{getattr(self, name)}'"
                 )
         given = self.start
-        known = given in ("first-tokens", "random")
+        known = isinstance(given, str)
         if isinstance(given, dict):
             known = given.keys() == {"text"} or {"name"} <= given.keys() <= {"name", "params"}
         if not known:
@@ -123,6 +126,7 @@ class CartridgeConfig(DescentConfig):
         ValueError: a value is out of range.
     """
 
+    start: Any = "compact"
     lr: float = 0.04
     frozen_sink: bool = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -17,8 +17,8 @@ class Form(Protocol):
     """How tokens become a state, which of its numbers are descended, and how it enters the model."""
 
     @property
-    def moved(self) -> Sequence[str]:
-        """The names of the tensors that are descended."""
+    def moved(self) -> Mapping[str, float]:
+        """The names of the tensors that are descended, with the share of the step size that each moves by."""
         ...
 
     def spec(self) -> StateSpec: ...
@@ -43,7 +43,8 @@ class KeyValueForm:
         frozen_sink: leave the first slot as it is.
     """
 
-    moved = ("keys", "values")
+    #: A key decides in an exponent who reads its slot, so it is moved with more care.
+    moved: Mapping[str, float] = {"keys": 0.1, "values": 1.0}
 
     def __init__(self, backbone: Backbone, slots: int, frozen_sink: bool) -> None:
         self._backbone, self._slots, self._frozen_sink = backbone, slots, frozen_sink
@@ -95,7 +96,7 @@ class PrefixForm:
         slots: M.
     """
 
-    moved = ("memory",)
+    moved: Mapping[str, float] = {"memory": 1.0}
 
     def __init__(self, backbone: Backbone, slots: int) -> None:
         self._backbone, self._slots = backbone, slots

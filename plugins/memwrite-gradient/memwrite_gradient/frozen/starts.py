@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.config import part_config
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, PluginNotFound
 from memwrite.plugins.registry import registry
 from memwrite.protocols import Backbone, Writer
 from memwrite.state import LATENT, MemoryState, PackedTokens, StateSpec
-from memwrite_gradient.frozen.config import DescentConfig
+from memwrite_gradient.frozen.config import START, DescentConfig
 from memwrite_gradient.frozen.forms import Form
 
 
@@ -111,19 +111,28 @@ def build_start(config: DescentConfig, form: Form, backbone: Backbone) -> TokenS
         rng = torch.Generator().manual_seed(config.seed)
         drawn = torch.randint(backbone.info.vocab_size, (config.slots,), generator=rng)
         return TokenStart(form, backbone, drawn.to(device))
+    if isinstance(config.start, str):
+        return WriterStart(_other_writer(config.start, {}, config, form, backbone))
     if "text" in config.start:
         ids = backbone.encode(str(config.start["text"]))
         if not ids:
             raise ConfigError("writer.params.start.text is empty: give a text to start from")
         repeated = ids * (1 + config.slots // len(ids))
         return TokenStart(form, backbone, torch.tensor(repeated[: config.slots], device=device))
-    return WriterStart(_other_writer(config, form, backbone))
-
-
-def _other_writer(config: DescentConfig, form: Form, backbone: Backbone) -> Writer:
     name, params = config.start["name"], dict(config.start.get("params") or {})
-    plugin = registry().writer(name)
+    return WriterStart(_other_writer(name, params, config, form, backbone))
+
+
+def _other_writer(
+    name: str, params: dict[str, Any], config: DescentConfig, form: Form, backbone: Backbone
+) -> Writer:
     wanted, where = form.spec(), "writer.params.start"
+    try:
+        plugin = registry().writer(name)
+    except PluginNotFound as error:
+        raise ConfigError(
+            f"writer.params.{START}, but {error}; 'compact' comes with memwrite-kv"
+        ) from None
     if plugin.emits != wanted.kind:
         raise ConfigError(
             f"{where}: writer '{name}' makes '{plugin.emits}' states, but '{wanted.kind}' ones are needed here"

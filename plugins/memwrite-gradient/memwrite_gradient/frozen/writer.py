@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from memwrite.errors import ConfigError, DivergenceError
+from memwrite.errors import ConfigError
 from memwrite.protocols import Backbone, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, Tokens
 from memwrite.utils.progress import track
 from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
+from memwrite_gradient.frozen.descent import descend
 from memwrite_gradient.frozen.divergence import divergence
 from memwrite_gradient.frozen.forms import Form, KeyValueForm, PrefixForm, predictions
 from memwrite_gradient.frozen.starts import build_start
 from memwrite_gradient.frozen.study import Study, Teacher
-from memwrite_gradient.inner_optimizer import Adam, half_cosine, non_finite_rows
 
 #: Numbers of keys and values, or of logits, that are held at once: rows beyond them wait their turn.
 AT_ONCE = 2**27
-#: In nats per token: a memory that is so close is not moved, since Adam makes full steps of rounding errors.
-SETTLED = 1e-5
 
 
 class DescentWriter(nn.Module):
@@ -63,31 +60,27 @@ class DescentWriter(nn.Module):
         Returns:
             The new state. Trace: "loss" (steps, B), before each step, in nats per token; "value_kept" (1, B), of the
             memory, and "value_kept_at_start" (1, B), on texts that were held out from the descent: 1 - KL(with context
-            ‖ with memory) / KL(with context ‖ with nothing).
+            ‖ with memory) / KL(with context ‖ with nothing); "kept_step" (1, B), after which the memory was as it is.
 
         Raises:
             DivergenceError: loss or memory are not finite.
         """
-        rows = len(context.lengths)
+        rows, device = len(context.lengths), context.ids.device
         with torch.inference_mode(False):
             context, state = context.clone(), state.clone().detach()
             after = state.clone()
-            trace = {
-                "loss": torch.zeros(self.config.steps, rows, device=context.ids.device),
-                "value_kept": torch.zeros(1, rows, device=context.ids.device),
-                "value_kept_at_start": torch.zeros(1, rows, device=context.ids.device),
-            }
+            trace = {"loss": torch.zeros(self.config.steps, rows, device=device)}
+            for name in ("value_kept", "value_kept_at_start", "kept_step"):
+                trace[name] = torch.zeros(1, rows, device=device)
             groups = list(self._groups(state, context))
             ticks = track(range(len(groups) * (self.config.steps + 1)), "write")
             for index, written in groups:
                 some = context.rows(index).packed()
-                new, losses, kept = self._descend(state.rows(index), some, written, index, ticks)
+                new, told = self._descend(state.rows(index), some, written, index, ticks)
                 for name, tensor in new.tensors.items():
                     after[name][index] = tensor
-                if losses:
-                    trace["loss"][:, index] = torch.stack(losses).to(trace["loss"])
-                for name, value in zip(("value_kept_at_start", "value_kept"), kept, strict=True):
-                    trace[name][0, index] = value.to(trace[name])
+                for name, tensor in told.items():
+                    trace[name][:, index] = tensor.to(trace[name])
             for _ in ticks:  # closes the bar
                 pass
         return WriteOutput(after, {}, trace)
@@ -118,51 +111,30 @@ class DescentWriter(nn.Module):
         written: bool,
         index: Tensor,
         ticks: Iterator[int],
-    ) -> tuple[MemoryState, list[Tensor], list[Tensor]]:
-        """Return the memory of some rows after all steps, the loss before each step, and the value
-        kept (B,) before and after them."""
-        form, config = self._form, self.config
+    ) -> tuple[MemoryState, dict[str, Tensor]]:
+        """Return the memory of some rows, and their trace."""
         with torch.no_grad():
-            before = form.condition(state) if written else None
+            before = self._form.condition(state) if written else None
             open_end = _without_end(context, self._backbone.info.eos_id)
             at_once = max(1, AT_ONCE // (len(index) * self._numbers(context)))
             teacher = Teacher.reading(self._backbone, before, open_end, at_once)
             held_out, lesson_of = self._studies(teacher, open_end)
-            memory = self.start.of(state, context, written)
-            values = [self._value_kept(memory, held_out)]
+            start = self.start.of(state, context, written)
+            worth = self._divergence(None, held_out)
         next(ticks)
-        movable = form.movable(memory)
-        optimizer = [Adam() for _ in form.moved] if config.optimizer == "adam" else None
-        losses: list[Tensor] = []
-        for step in range(config.steps):
-            lesson = lesson_of(step)
-            with torch.enable_grad():
-                params = [memory[name].detach().requires_grad_() for name in form.moved]
-                loss = self._loss(self._moved(memory, params), lesson)
-                gradients = torch.autograd.grad(loss.sum(), params)
-            moving = movable & (loss > SETTLED).view(-1, *[1] * (movable.ndim - 1))
-            size = config.lr * (half_cosine(step, config.steps) if config.decay else 1.0)
-            moved = []
-            for place, (param, gradient) in enumerate(zip(params, gradients, strict=True)):
-                move = gradient if optimizer is None else optimizer[place](gradient)
-                moved.append(torch.where(moving, param.detach() - size * move, param.detach()))
-            if (wrong := non_finite_rows(loss, moved)).any():
-                at = index[wrong].tolist()
-                raise DivergenceError(
-                    f"the write diverged at step {step + 1} of {config.steps} in row(s) {at}: use a smaller "
-                    f"writer.params.lr",
-                    at,
-                )
-            memory = self._moved(memory, moved)
-            losses.append(loss.detach())
-            next(ticks)
-        with torch.no_grad():
-            values.append(self._value_kept(memory, held_out))
-        return memory, losses, values
-
-    def _moved(self, memory: MemoryState, params: list[Tensor]) -> MemoryState:
-        new = dict(zip(self._form.moved, params, strict=True))
-        return replace(memory, tensors={**memory.tensors, **new})
+        done = descend(
+            start,
+            self._form,
+            self.config,
+            lambda memory, step: self._divergence(memory, lesson_of(step)),
+            lambda memory: self._divergence(memory, held_out),
+            ticks,
+            index,
+        )
+        least = torch.finfo(worth.dtype).tiny
+        kept = {"value_kept": done.end, "value_kept_at_start": done.start}
+        told = {name: 1 - lost / worth.clamp(min=least) for name, lost in kept.items()}
+        return done.memory, {**told, "loss": done.losses, "kept_step": done.step}
 
     def _studies(
         self, teacher: Teacher, context: PackedTokens
@@ -193,21 +165,16 @@ class DescentWriter(nn.Module):
 
         return held_out, lesson
 
-    def _loss(self, memory: MemoryState, study: Study) -> Tensor:
-        """Return (B,): what the descent makes small."""
-        count = study.ids.shape[1]
-        rows = torch.arange(len(study.ids), device=study.ids.device).repeat_interleave(count)
+    def _divergence(self, memory: MemoryState | None, study: Study) -> Tensor:
+        """Return (B,): how far the model with the memory, or with nothing, is from what the texts say."""
+        conditioning = None
+        if memory is not None:
+            count = study.ids.shape[1]
+            rows = torch.arange(len(study.ids), device=study.ids.device).repeat_interleave(count)
+            conditioning = self._form.condition(memory.rows(rows))
         embeddings = self._backbone.embed(study.ids.flatten(0, 1))
-        conditioning = self._form.condition(memory.rows(rows))
         hidden = predictions(self._backbone, conditioning, embeddings)
         return divergence(self._backbone, hidden, study, self.config.study.top_k)
-
-    def _value_kept(self, memory: MemoryState, held_out: Study) -> Tensor:
-        embeddings = self._backbone.embed(held_out.ids.flatten(0, 1))
-        nothing = predictions(self._backbone, None, embeddings)
-        worth = divergence(self._backbone, nothing, held_out)
-        lost = self._loss(memory, held_out)
-        return 1 - lost / worth.clamp(min=torch.finfo(worth.dtype).tiny)
 
 
 class CartridgeWriter(DescentWriter):
