@@ -103,6 +103,8 @@ class PackedTokens(Tokens):
 
 #: (one layer's tensors (B, ...), queries (B, T, H, Dk)) -> reads (B, T, H, Dv).
 Recall = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+#: One layer's tensors (B, ...) -> tensors (B, ...) that a recall answers from as well, and sooner.
+Prepare = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ class StateKind:
         optional: further tensors that a state may have, in the same form.
         dtypes: the dtypes of tensors that do not have the state's dtype.
         recall: gives the answers of one layer's tensors, whose axes include L, H, Dk and Dv, to queries; or None.
+        prepare: computes what the answers to all queries have in common, once for a state at rest; or None.
         summary: one line for people.
 
     Raises:
@@ -127,6 +130,7 @@ class StateKind:
     optional: Mapping[str, str] = field(default_factory=dict)
     dtypes: Mapping[str, torch.dtype] = field(default_factory=dict)
     recall: Recall | None = None
+    prepare: Prepare | None = None
     summary: str = ""
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ from memwrite.errors import ContractViolation
 from memwrite.modules.low_rank import kaiming
 from memwrite.plugins.pairs import RECALL
 from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
-from memwrite.state import KINDS, MemoryState, Recall, StateSpec
+from memwrite.state import KINDS, MemoryState, Prepare, Recall, StateSpec
 from memwrite_lora.checks import check_layers, check_state
 from memwrite_lora.config import ATTENTION, LoraConfig
 from memwrite_lora.initial import output_map
@@ -44,7 +44,7 @@ class LoraReader(nn.Module):
         super().__init__()
         check_layers(spec, backbone.info)
         self._spec = spec
-        self._recall = _recall(spec)
+        self._recall, self._prepare = _recall(spec)
         heads, values, keys = (spec.sizes[axis] for axis in ("H", "Dv", "Dk"))
         self.layers = nn.ModuleDict(
             {
@@ -70,7 +70,9 @@ class LoraReader(nn.Module):
         check_state(state, self._spec)
         return Conditioning(
             corrections={
-                layer: StaticAdapter(state.layer(layer), partial(self._additions, layer))
+                layer: StaticAdapter(
+                    self._prepare(state.layer(layer)), partial(self._additions, layer)
+                )
                 for layer in self._spec.layers
             }
         )
@@ -85,13 +87,17 @@ class LoraReader(nn.Module):
         return cast(LayerLora, self.layers[str(layer)])
 
 
-def _recall(spec: StateSpec) -> Recall:
+def _recall(spec: StateSpec) -> tuple[Recall, Prepare]:
     kind = KINDS.get(spec.kind)
     if kind is None or kind.recall is None:
         raise ContractViolation(
             f"a '{spec.kind}' state does not answer queries: declare its StateKind with a recall (hook memwrite_kinds)"
         )
-    return kind.recall
+    return kind.recall, kind.prepare or _as_it_is
+
+
+def _as_it_is(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    return tensors
 
 
 class LayerLora(nn.Module):

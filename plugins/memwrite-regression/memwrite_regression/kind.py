@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memwrite.errors import DivergenceError
-from memwrite.state import StateKind
+from memwrite.state import StateKind, matrix_recall
 
 
 def ridge_of(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -31,8 +31,8 @@ def symmetric(gram: Tensor) -> Tensor:
     return (gram + gram.mT) / 2
 
 
-def recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
-    """Return the reads S (G + Λ)⁻¹ q, solved in float64 by a Cholesky factorisation.
+def prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return W = S (G + Λ)⁻¹, (B, H, Dv, Dk), solved in float64 by a Cholesky factorisation.
 
     Raises:
         DivergenceError: G has eigenvalues below −Λ, which no regression has.
@@ -42,8 +42,18 @@ def recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
         raise DivergenceError(
             "the G of this memory is not the Gram matrix of any keys: write it anew"
         )
-    weights = torch.cholesky_solve(tensors["S"].double().mT, factor)
-    return torch.einsum("bhkv,bthk->bthv", weights, queries.double()).to(queries.dtype)
+    solution = torch.cholesky_solve(tensors["S"].double().mT, factor).mT
+    return {"W": solution.to(tensors["S"].dtype)}
+
+
+def recall(tensors: Mapping[str, Tensor], queries: Tensor) -> Tensor:
+    """Return the reads S (G + Λ)⁻¹ q = W q of a state, or of what `prepare` has made of it.
+
+    Raises:
+        DivergenceError: as in `prepare`.
+    """
+    prepared = tensors if "W" in tensors else prepare(tensors)
+    return matrix_recall({"S": prepared["W"]}, queries)
 
 
 def condition_number(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -56,5 +66,6 @@ GRAM = StateKind(
     "gram",
     {"S": "L H Dv Dk", "G": "L H Dk Dk", "log_ridge": "L H Dk"},
     recall=recall,
+    prepare=prepare,
     summary="ridge regression of values on keys for each layer and head, read by S (G + Λ)⁻¹ q",
 )

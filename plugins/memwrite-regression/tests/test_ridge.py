@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from memwrite_regression.kind import condition_number, recall
+from memwrite_regression.kind import condition_number, prepare, recall
 from memwrite_regression.naive import recursive_least_squares
 from memwrite_specs import oracles
 from torch import Tensor
@@ -83,6 +83,13 @@ def test_it_is_the_ridge_of_the_kit() -> None:
         tensors = layer(keys[row], values[row], torch.ones(6, dtype=torch.float64), 0.5)
         expected = keys[row] @ oracles.ridge(keys, values, 0.5)[row].mT
         assert_close(asked(tensors, keys[row]), expected, **EXACT)
+
+
+@given(widths, seeds)
+def test_a_prepared_state_answers_alike(width: int, seed: int) -> None:
+    tensors = layer(units(seed, 5, width), normal(seed + 1, 5, 3), torch.ones(5).double(), 0.1)
+    queries = units(seed + 2, 4, width)
+    assert_close(asked(prepare(tensors), queries), asked(tensors, queries), **EXACT)
 
 
 def test_a_state_of_zeros_answers_nothing() -> None:
