@@ -13,6 +13,7 @@ from memwrite.utils.structured import merge, parse_overrides, read_yaml
 
 T = TypeVar("T")
 
+OBJECTIVES = ("labels", "distillation")
 SCHEDULES = ("cosine", "stable")
 NGRAMS = range(1, 9)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -100,6 +101,8 @@ class TrainingConfig:
         start: a finished run's folder, whose weights are where training starts from as far as they fit.
         stages: trainings one after the other, each starting from the one before; none means one training.
         steps: optimiser steps.
+        objective: "labels", the cross-entropy of the task's answers, or "distillation", the divergence from what the same
+            model predicts with the context in sight, at the places where the task has labels.
         until: exact match on held-out examples, above 0 and at most 1, from which on training stops; looked at in
             every evaluation.
         batch_size: examples per step, over all processes.
@@ -120,6 +123,7 @@ class TrainingConfig:
     start: str | None = None
     stages: list[StageConfig] = field(default_factory=list)
     steps: int = 1000
+    objective: str = "labels"
     until: float | None = None
     batch_size: int = 32
     accumulate: int = 1
@@ -139,7 +143,11 @@ class TrainingConfig:
                 raise ConfigError(f"training.{key} must be at least 1, got {getattr(self, key)}")
         if self.until is not None and not 0 < self.until <= 1:
             raise ConfigError(f"training.until must be above 0 and at most 1, got {self.until}")
-        for key, options in (("save_dtype", DTYPES), ("schedule", SCHEDULES)):
+        for key, options in (
+            ("save_dtype", DTYPES),
+            ("schedule", SCHEDULES),
+            ("objective", OBJECTIVES),
+        ):
             if (value := getattr(self, key)) not in options:
                 raise ConfigError(f"training.{key} = '{value}': {did_you_mean(value, options)}")
         if self.learning_rate <= 0:
@@ -158,6 +166,11 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if self.training.objective == "distillation" and self.backbone.trainable:
+            raise ConfigError(
+                "training.objective=distillation needs a teacher that stays as it is: train corrections of the model "
+                "(backbone.lora_rank) in place of its weights (backbone.trainable)"
+            )
         if not 0 <= self.seed < 1 << 32:
             raise ConfigError(f"seed must be between 0 and {(1 << 32) - 1}, got {self.seed}")
 

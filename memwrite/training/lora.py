@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -29,9 +32,12 @@ class CorrectedWeight(nn.Module):
         self.A = nn.Parameter(kaiming(rank, into, dtype, weight.device))
         self.B = nn.Parameter(torch.zeros(out, rank, dtype=dtype, device=weight.device))
         self._scale, self._transposed = alpha / rank, transposed
+        self.in_force = True
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return W with its correction, in the dtype of W."""
+        """Return W with its correction, where it is in force, in the dtype of W."""
+        if not self.in_force:
+            return weight
         change = LowRank(self.A, self.B, self._scale).weight()
         return (weight + (change.T if self._transposed else change)).to(weight.dtype)
 
@@ -47,6 +53,19 @@ def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
             transposed = not isinstance(layer, nn.Linear)
             change = CorrectedWeight(weight, config.lora_rank, config.lora_alpha, transposed)
             parametrize.register_parametrization(layer, "weight", change)
+
+
+@contextmanager
+def uncorrected(model: nn.Module) -> Iterator[None]:
+    """Take every correction out of force within this."""
+    corrections = [module for module in model.modules() if isinstance(module, CorrectedWeight)]
+    for correction in corrections:
+        correction.in_force = False
+    try:
+        yield
+    finally:
+        for correction in corrections:
+            correction.in_force = True
 
 
 def merge(model: nn.Module) -> None:

@@ -1,9 +1,9 @@
-"""The training loss of a memory: cross-entropy of the queries' labelled tokens, plus the writer's own losses."""
+"""The training loss of a memory: what its queries' labelled tokens cost, plus the writer's own losses."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,15 +34,22 @@ class MemoryOutput:
     labelled: Tensor
 
 
-def training_loss(memory: Memory, batch: Batch) -> MemoryOutput:
-    """Write the contexts, read the queries, and compare with the labels.
+def training_loss(memory: Memory, batch: Batch, taught: ReadOutput | None = None) -> MemoryOutput:
+    """Write the contexts, read the queries, and compare with the labels, or with a teacher.
 
-    The loss is the mean cross-entropy over all labelled tokens, plus the mean of each of the writer's losses.
+    The loss is the mean over all labelled tokens, plus the mean of each of the writer's losses.
+
+    Args:
+        memory: to be trained.
+        batch: its labels say which tokens count.
+        taught: what a teacher makes of the same queries; the loss is the divergence from it, not cross-entropy.
     """
     written = memory.write(batch.context)
     output = memory.read(written.state, batch.queries)
     queries = batch.queries.to(output.logits.device)
     target, exact, labelled = target_loss(output, queries, batch.labels)
+    if taught is not None:
+        target = divergence(output, taught, queries, batch.labels)
     losses = {"target": target, **{name: loss.mean() for name, loss in written.losses.items()}}
     total = torch.stack(list(losses.values())).sum()
     return MemoryOutput(total, output.logits, losses, exact, labelled)
@@ -66,6 +73,26 @@ def target_loss(
     ignored = labels == -100
     exact = ((predicted.argmax(-1) == labels) | ignored).all(-1)
     return loss, exact, ~ignored.all(-1)
+
+
+def divergence(output: ReadOutput, taught: ReadOutput, queries: Tokens, labels: Tensor) -> Tensor:
+    """Return KL(teacher ‖ memory) in nats, the mean over the labelled tokens; what their labels are does not matter.
+
+    A query's first token counts where both predict it.
+
+    Args:
+        output: of reading `queries`.
+        taught: what the teacher made of them.
+        queries: (B, T) or (B, Q, T).
+        labels: as in `Batch`.
+    """
+    if output.first_logits is None or taught.first_logits is None:
+        output, taught = replace(output, first_logits=None), replace(taught, first_logits=None)
+    found, labels_of = aligned(output, queries, labels)
+    counts = labels_of != -100
+    expected = aligned(taught, queries, labels)[0][counts].log_softmax(-1)
+    each = F.kl_div(found[counts].log_softmax(-1), expected, reduction="sum", log_target=True)
+    return each / counts.sum().clamp(min=1)
 
 
 def aligned(output: ReadOutput, queries: Tokens, labels: Tensor) -> tuple[Tensor, Tensor]:

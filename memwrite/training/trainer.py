@@ -19,6 +19,7 @@ from memwrite.config import TrainingConfig
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.memory import Memory
 from memwrite.tasks.base import IGNORED, Batch, Curriculum, Examples, Task, collate
+from memwrite.training.distillation import teacher
 from memwrite.training.folder import CHECKPOINTS
 from memwrite.training.loss import MemoryOutput, training_loss
 from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
@@ -43,7 +44,9 @@ class _Trainee(nn.Module):
         self.advance = advance
 
     def forward(self, batch: Batch) -> MemoryOutput:
-        return training_loss(self.memory, batch)
+        if self.memory.config.training.objective == "labels":
+            return training_loss(self.memory, batch)
+        return training_loss(self.memory, batch, teacher(self.memory, batch))
 
 
 class _MemoryTrainer(Trainer):  # type: ignore[misc]
