@@ -118,15 +118,18 @@ def scan(
     # A row goes on with its chunk in the first of these, and begins a new one with each of the others.
     before = F.pad(count[None], (0, 0, 0, chunks - 1))
     after = before + written.sum(-1)
-    courses = rule.courses(parts, written, before)
+    courses = [course.unbind() for course in rule.courses(parts, written, before)]
+    # Taken apart at once: an index into all chunks has a gradient as large as all of them.
+    pieces = {name: torch.unbind(x) for name, x in parts.items()}
+    asking = [None] * chunks if asked is None else torch.unbind(asked)
     reads, state = [], rule.begin(state)
     for i in range(chunks):
         chunk = Chunk(
-            {name: x[i] for name, x in parts.items()},
-            None if asked is None else asked[i],
+            {name: x[i] for name, x in pieces.items()},
+            asking[i],
             written[i],
             after[i] == rule.chunk,
-            [course.at(i) for course in courses],
+            [course[i] for course in courses],
         )
         read, state = rule.write(state, chunk)
         reads += [] if read is None else [read.transpose(1, 2)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -28,10 +29,11 @@ class Course:
     other: Tensor | None
     each: Tensor
 
-    def at(self, index: int) -> Course:
-        """Return the course at an index of a leading axis."""
-        other = None if self.other is None else self.other[index]
-        return Course(self.own[index], other, self.each[index])
+    def unbind(self) -> list[Course]:
+        """Return the courses along a leading axis, each for itself."""
+        own, each = torch.unbind(self.own), torch.unbind(self.each)
+        other = [None] * len(own) if self.other is None else torch.unbind(self.other)
+        return [Course(*parts) for parts in zip(own, other, each, strict=True)]
 
     def read(
         self, weights: Tensor, second: Tensor | None, steps: Tensor, inputs: Tensor, queries: Tensor

@@ -129,8 +129,8 @@ def gelu(x: Tensor) -> Tensor:
 def gelu_slope(x: Tensor) -> Tensor:
     """Return the derivative of `gelu`."""
     root, cubic = (2 / torch.pi) ** 0.5, 0.044715
-    tanh = torch.tanh(root * (x + cubic * x**3))
-    slope: Tensor = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * root * (1 + 3 * cubic * x * x)
+    tanh = torch.tanh(root * (x + cubic * x * x * x))
+    slope: Tensor = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh * tanh) * root * (1 + 3 * cubic * x * x)
     return slope
 
 
