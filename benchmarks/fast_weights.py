@@ -17,8 +17,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import click
+import memwrite_fastweights.naive as naive
 import torch
-from memwrite_fastweights import lact, naive
+from memwrite_fastweights import lact
 from memwrite_fastweights.chunks import scan
 from memwrite_fastweights.lact import LactRule
 from memwrite_fastweights.titans import MOMENTUM, START, TitansRule

@@ -3,8 +3,9 @@
     make bench
 
 Baselines are the naive oracles of this repository, the ways that a user would go without it, and the authors' own code where
-MEMWRITE_OFFICIAL_GRADMEM, MEMWRITE_OFFICIAL_DELTA and MEMWRITE_OFFICIAL_FLA name checkouts of github.com/yurakuratov/gradmem,
-github.com/declare-lab/delta-Mem and github.com/fla-org/flash-linear-attention. Both sides run in turn; only ratios within a run mean something elsewhere. The report goes to
+MEMWRITE_OFFICIAL_GRADMEM, MEMWRITE_OFFICIAL_DELTA, MEMWRITE_OFFICIAL_FLA, MEMWRITE_OFFICIAL_TTT and MEMWRITE_OFFICIAL_LACT name
+checkouts of github.com/yurakuratov/gradmem, declare-lab/delta-Mem, fla-org/flash-linear-attention, test-time-training/ttt-lm-pytorch
+and a1600012888/LaCT there. Both sides run in turn; only ratios within a run mean something elsewhere. The report goes to
 docs/benchmarks.md, with its figures and a plot in docs/benchmarks/.
 """
 
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import click
+import fast_weights
 import mesa
 import official
 import reading
@@ -81,6 +83,26 @@ def regressions(rounds: int) -> Iterator[Row]:
                     seconds[solver],
                     seconds[baseline],
                     difference=_difference(states[solver], states[baseline]),
+                )
+
+
+def networks(rounds: int) -> Iterator[Row]:
+    """Time the scans of fast weights over a sequence, forward and backward, in float32."""
+    for name, (tokens, runs) in fast_weights.problems().items():
+        works = {way: fast_weights.work_of(run, tokens) for way, run in runs.items()}
+        seconds = in_turn(works, rounds)
+        reads = {way: run().detach() for way, run in runs.items()}
+        for way, baseline in (("loop", ORACLE), ("official code", OFFICIAL)):
+            # The authors of TTT read behind a token's write, so that their reads are others.
+            alike = way == "loop" or name == "lact"
+            if way in runs:
+                yield compared(
+                    "fast weights",
+                    f"{name}, rank {fast_weights.RANK}, {fast_weights.TOKENS:,} tokens, forward and backward",
+                    baseline,
+                    seconds["ours"],
+                    seconds[way],
+                    difference=_difference(reads["ours"], reads[way]) if alike else None,
                 )
 
 
@@ -244,6 +266,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 PARTS: dict[str, Callable[[int], Iterator[Row]]] = {
     "scan": scans,
     "regression": regressions,
+    "fast weights": networks,
     "write": writes,
     "training": training,
     "read": reads,
