@@ -87,7 +87,7 @@ def test_equals_the_oracle(name: str, family: str, atol: float, tmp_path: Path) 
     moved = PrefixForm.moved if name == "soft-prompt" else KeyValueForm.moved
     with torch.no_grad():
         teacher = Teacher.reading(memory.backbone, None, Tokens.from_rows(ROWS), 8)
-        held_out = teacher.write([[]], 4, 1.0, [3, 4]).ids.tolist()
+        held_out = teacher.write([[]], 4, 1.0, [0, 1]).ids.tolist()
     for row, ids in enumerate(ROWS):
         expected = naive.distil(
             memory.backbone,
@@ -388,6 +388,28 @@ def test_quotes_are_passages_of_the_context() -> None:
     hidden = memory.backbone.forward(memory.backbone.embed(torch.tensor([rows[0] + tokens]))).hidden
     assert quotes.teacher is not None
     torch.testing.assert_close(quotes.teacher[0, 1], hidden[0, -4:-1], atol=1e-6, rtol=0)
+
+
+def test_quotes_stand_beside_shorter_texts_of_a_file(tmp_path: Path) -> None:
+    """The file's longest text has three tokens, a quote four."""
+    (tmp_path / "texts").write_text("abc\nxy\n")
+    found = [
+        written(build(study={"file": str(tmp_path / "texts"), "quotes": quotes}))["keys"]
+        for quotes in (0, 1)
+    ]
+    assert not torch.allclose(found[0], found[1], atol=1e-4)
+
+
+def test_texts_are_no_longer_than_what_is_in_sight() -> None:
+    """Longer ones would make no other memory, whatever other contexts stand in the batch."""
+    rows = [[*range(20, 32)], [*range(40, 60)]]
+    study = {"length": 12, "per_step": 2}
+    short = written(build(study=study), rows[:1])
+    for length in (15, 40):
+        both = written(build(study={**study, "length": length}), rows)
+        torch.testing.assert_close(both["keys"][:1], short["keys"], atol=1e-6, rtol=0)
+    longer = written(build(study={**study, "length": 15}), rows[1:])
+    assert not torch.allclose(both["keys"][1:], longer["keys"], atol=1e-4)
 
 
 def test_steps_take_quotes_beside_other_texts() -> None:

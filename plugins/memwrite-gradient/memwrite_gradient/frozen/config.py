@@ -19,7 +19,7 @@ class StudyConfig:
         per_step: texts of each step, the next ones in turn, quotes included.
         quotes: passages of the context among the texts of each step, in turn: their repetition is a text that the model
             with the context knows, and costs no writing.
-        length: tokens of each text, prompt included.
+        length: tokens of each text, prompt included; a context of fewer tokens gets shorter texts.
         temperature: of the sampling.
         prompts: what texts begin with, in turn; an empty one continues the context.
         file: a UTF-8 file with a text on each line, taken instead of self-written ones; cut to `length`.
@@ -88,7 +88,7 @@ class DescentConfig:
     start: Any = "first-tokens"
     objective: str = "distillation"
     optimizer: str = "adam"
-    lr: float = 0.02
+    lr: float = 0.04
     decay: bool = True
     seed: int = 0
     study: StudyConfig = field(default_factory=StudyConfig)
@@ -127,7 +127,6 @@ class CartridgeConfig(DescentConfig):
     """
 
     start: Any = "compact"
-    lr: float = 0.04
     frozen_sink: bool = True
 
     def __post_init__(self) -> None:
@@ -140,8 +139,9 @@ class CartridgeConfig(DescentConfig):
 
 @dataclass(frozen=True)
 class SoftPromptConfig(DescentConfig):
-    """Configures a memory of prefix vectors; see `DescentConfig`."""
+    """Configures a memory of prefix vectors; see `DescentConfig`. They are fewer numbers, and take larger steps."""
 
     slots: int = 8
     steps: int = 60
-    study: StudyConfig = field(default_factory=lambda: StudyConfig(32, 4, 0))
+    lr: float = 0.2
+    study: StudyConfig = field(default_factory=lambda: StudyConfig(texts=48, quotes=0))

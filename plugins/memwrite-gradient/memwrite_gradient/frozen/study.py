@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from memwrite.protocols import Backbone, Conditioning, KeyValues
 from memwrite.state import PackedTokens, Tokens
@@ -22,6 +23,7 @@ class Study:
     Attributes:
         ids: (B, N, T).
         mask: (B, N, T) bool, real tokens first.
+        embeddings: (B, N, T, D), of the tokens.
         teacher: (B, N, T - 1, D), hidden states of the model with the context from which it predicts the second to
             last token; None where the tokens themselves are to be predicted.
         counts: (B,), how many of the texts are a row's own; None for all of them.
@@ -29,29 +31,52 @@ class Study:
 
     ids: Tensor
     mask: Tensor
+    embeddings: Tensor
     teacher: Tensor | None
     counts: Tensor | None = None
+
+    def part(self, start: int, count: int) -> Study:
+        """Return `count` texts of each row from `start` on."""
+        return self._chosen((slice(None), slice(start, start + count)))
 
     def texts(self, start: int, count: int) -> Study:
         """Return `count` texts of each row from `start` on, in turn."""
         device, (total, number) = self.ids.device, self.ids.shape[:2]
         counts = torch.full((total,), number, device=device) if self.counts is None else self.counts
         index = torch.arange(start, start + count, device=device) % counts[:, None]
-        rows = torch.arange(total, device=device)[:, None]
-        teacher = None if self.teacher is None else self.teacher[rows, index]
-        return Study(self.ids[rows, index], self.mask[rows, index], teacher)
+        return self._chosen((torch.arange(total, device=device)[:, None], index))
+
+    def _chosen(self, which: tuple[Tensor | slice, Tensor | slice]) -> Study:
+        teacher = None if self.teacher is None else self.teacher[which]
+        return Study(self.ids[which], self.mask[which], self.embeddings[which], teacher)
 
     def beside(self, other: Study) -> Study:
         """Return the texts of both, for each row."""
         assert self.teacher is not None
         assert other.teacher is not None
-        pairs = ((self.ids, other.ids), (self.mask, other.mask), (self.teacher, other.teacher))
-        return Study(*(torch.cat(pair, 1) for pair in pairs))
+        width = max(self.ids.shape[2], other.ids.shape[2])
+        ours, theirs = self.widened(width), other.widened(width)
+        names = ("ids", "mask", "embeddings", "teacher")
+        return Study(*(torch.cat([getattr(ours, n), getattr(theirs, n)], 1) for n in names))
+
+    def widened(self, width: int) -> Study:
+        """Return the texts with padding up to `width` tokens."""
+        more = width - self.ids.shape[2]
+        teacher = None if self.teacher is None else F.pad(self.teacher, (0, 0, 0, more))
+        embeddings = F.pad(self.embeddings, (0, 0, 0, more))
+        ids, mask = F.pad(self.ids, (0, more)), F.pad(self.mask, (0, more))
+        return Study(ids, mask, embeddings, teacher, self.counts)
+
+    def cut(self, lengths: Tensor) -> Study:
+        """Return the texts without the tokens that come after the first `lengths` (B,)."""
+        places = torch.arange(self.ids.shape[2], device=self.ids.device)
+        return replace(self, mask=self.mask & (places < lengths[:, None, None]))
 
     @classmethod
-    def of_context(cls, context: PackedTokens) -> Self:
+    def of_context(cls, context: PackedTokens, backbone: Backbone) -> Self:
         """Return the contexts themselves, to be reconstructed."""
-        return cls(context.ids[:, None], context.mask[:, None], None)
+        embeddings = backbone.embed(context.ids)
+        return cls(context.ids[:, None], context.mask[:, None], embeddings[:, None], None)
 
 
 @dataclass(frozen=True)
@@ -89,12 +114,13 @@ class Teacher:
     def explain(self, ids: Tensor, mask: Tensor, counts: Tensor | None = None) -> Study:
         """Predict the tokens of given texts (B, N, T) behind their contexts."""
         parts = []
+        embeddings = _by_row(self.backbone.embed(ids.flatten(0, 1)), len(ids))
         for start in range(0, ids.shape[1], self.at_once):
-            some = ids[:, start : start + self.at_once]
-            embeddings = self.backbone.embed(some.flatten(0, 1))
-            hidden = self.backbone.forward(embeddings, past=self._past(some.shape[1])).hidden
+            some = embeddings[:, start : start + self.at_once]
+            past = self._past(some.shape[1])
+            hidden = self.backbone.forward(some.flatten(0, 1), past=past).hidden
             parts.append(_by_row(hidden[:, :-1], len(ids)))
-        return Study(ids, mask, torch.cat(parts, 1), counts)
+        return Study(ids, mask, embeddings, torch.cat(parts, 1), counts)
 
     def quote(self, context: PackedTokens, length: int, most: int) -> Study:
         """Predict the tokens of passages of the contexts, as if they were repeated behind them.
@@ -134,12 +160,11 @@ class Teacher:
             some = seeds[start : start + self.at_once]
             begins = [prompts[(start + i) % len(prompts)] for i in range(len(some))]
             parts.append(self._write(begins, length, temperature, some))
-        ids, mask, hidden = (torch.cat(each, 1) for each in zip(*parts, strict=True))
-        return Study(ids, mask, hidden)
+        return Study(*(torch.cat(each, 1) for each in zip(*parts, strict=True)))
 
     def _write(
         self, begins: Sequence[Sequence[int]], length: int, temperature: float, seeds: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         rows, count, info = len(self.last), len(seeds), self.backbone.info
         rngs = [torch.Generator().manual_seed(seed) for seed in seeds]
         given = padded(Tokens.from_rows(begins, self.last.device).ids, length)
@@ -148,7 +173,7 @@ class Teacher:
         past, hidden = self._past(count), self.last.repeat_interleave(count, 0)
         ids = self.last.new_zeros(rows * count, 0, dtype=torch.int64)
         alive = torch.ones(rows * count, dtype=torch.bool, device=self.last.device)
-        masks, hiddens = [], []
+        masks, embeddings, hiddens = [], [], []
         for place in track(range(length), "self-study", unit="token"):
             noise = torch.stack(
                 [torch.empty(info.vocab_size).exponential_(generator=g) for g in rngs]
@@ -160,19 +185,17 @@ class Teacher:
             ids = torch.cat([ids, token[:, None]], 1)
             masks.append(alive)
             alive = alive & ~(torch.isin(token, ends) & (place >= fixed).repeat(rows))
+            # An embedding may depend on the tokens before its own.
+            embeddings.append(self.backbone.embed(ids[:, -info.ngram :])[:, -1])
             if place == length - 1:
                 break
-            # An embedding may depend on the tokens before its own.
-            embedding = self.backbone.embed(ids[:, -info.ngram :])[:, -1:]
-            done = self.backbone.forward(embedding, past=past, use_cache=True)
+            done = self.backbone.forward(embeddings[-1][:, None], past=past, use_cache=True)
             assert done.key_values is not None
             past, hidden = done.key_values, done.hidden[:, -1]
             hiddens.append(hidden)
-        return (
-            _by_row(ids, rows),
-            _by_row(torch.stack(masks, 1), rows),
-            _by_row(torch.stack(hiddens, 1), rows),
-        )
+        stacked = (torch.stack(each, 1) for each in (masks, embeddings, hiddens))
+        mask, embedded, teacher = (_by_row(each, rows) for each in stacked)
+        return _by_row(ids, rows), mask, embedded, teacher
 
     def _past(self, count: int) -> KeyValues:
         index = torch.arange(len(self.last), device=self.last.device)

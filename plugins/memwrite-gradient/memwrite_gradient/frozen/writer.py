@@ -21,6 +21,8 @@ from memwrite_gradient.frozen.study import Study, Teacher
 
 #: Numbers of keys and values, or of logits, that are held at once: rows beyond them wait their turn.
 AT_ONCE = 2**27
+#: Written texts are no longer than what the model has in sight, which has no more to say, or than so many tokens and a prompt.
+SHORTEST = 8
 
 
 class DescentWriter(nn.Module):
@@ -141,21 +143,23 @@ class DescentWriter(nn.Module):
     ) -> tuple[Study, Callable[[int], Study]]:
         """Return the texts that are held out from the descent, and what gives those of each step."""
         config, study = self.config, self.config.study
-        seeds = [config.seed * 1_000_003 + n for n in range(study.texts + study.held_out)]
-        how = self._prompts, study.length, study.temperature
-        held_out = teacher.write(*how, seeds[study.texts :])
-        if config.objective == "reconstruction":
-            whole = Study.of_context(context)
-            return held_out, lambda step: whole
         own, quoted = study.per_step - study.quotes, study.quotes
-        most = quoted * config.steps
-        quotes = teacher.quote(context, study.length, most) if most else None
+        distilled = config.objective == "distillation"
+        written = study.texts if own and distilled and self._texts is None else 0
+        seeds = [config.seed * 1_000_003 + n for n in range(study.held_out + written)]
+        longest = teacher.past.next_position.clamp(min=SHORTEST + max(map(len, self._prompts)))
+        length = min(study.length, int(longest.max()))
+        texts = teacher.write(self._prompts, length, study.temperature, seeds).cut(longest)
+        held_out, texts = texts.part(0, study.held_out), texts.part(study.held_out, written)
+        if not distilled:
+            whole = Study.of_context(context, self._backbone)
+            return held_out, lambda step: whole
         if own and self._texts is not None:
             given = Tokens.from_rows(self._texts, context.ids.device)
             shape = (len(context.lengths), *given.ids.shape)
             texts = teacher.explain(given.ids.expand(shape), given.mask.expand(shape))
-        elif own:
-            texts = teacher.write(*how, seeds[: study.texts])
+        most = quoted * config.steps
+        quotes = teacher.quote(context, length, most) if most else None
 
         def lesson(step: int) -> Study:
             if quotes is None:
@@ -172,8 +176,7 @@ class DescentWriter(nn.Module):
             count = study.ids.shape[1]
             rows = torch.arange(len(study.ids), device=study.ids.device).repeat_interleave(count)
             conditioning = self._form.condition(memory.rows(rows))
-        embeddings = self._backbone.embed(study.ids.flatten(0, 1))
-        hidden = predictions(self._backbone, conditioning, embeddings)
+        hidden = predictions(self._backbone, conditioning, study.embeddings.flatten(0, 1))
         return divergence(self._backbone, hidden, study, self.config.study.top_k)
 
 
