@@ -12,8 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from memwrite.errors import ConfigError
 from memwrite.inference import online
+from memwrite.modules.layers import chosen_layers
 from memwrite.protocols import Backbone, Granularity, LayerInput, ScanOutput, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec, matrix_recall
 from memwrite_delta.cells import Cell, Writes
@@ -47,12 +47,7 @@ class MatrixWriter(nn.Module):
     ) -> None:
         super().__init__()
         info = backbone.info
-        layers = tuple(sorted(config.layers)) or tuple(range(info.layers))
-        if layers[-1] >= info.layers:
-            raise ConfigError(
-                f"writer.params.layers names layer {layers[-1]}, but the backbone has layers 0 to "
-                f"{info.layers - 1}"
-            )
+        layers = chosen_layers(config.layers, info)
         dtype = info.state_dtype
         shape = (len(layers), config.heads, config.values, config.rank)
         self.spec = StateSpec("matrix", {"S": shape}, layers, dtype)

@@ -8,8 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from memwrite.errors import ConfigError
 from memwrite.inference import online
+from memwrite.modules.layers import chosen_layers
 from memwrite.protocols import Backbone, Granularity, LayerInput, ScanOutput, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec, TensorSpec
 from memwrite_fastweights.cell import Cell
@@ -42,12 +42,7 @@ class FastWeightsWriter(nn.Module):
     ) -> None:
         super().__init__()
         info = backbone.info
-        layers = tuple(sorted(config.layers)) or tuple(range(info.layers))
-        if layers[-1] >= info.layers:
-            raise ConfigError(
-                f"writer.params.layers names layer {layers[-1]}, but the backbone has layers 0 to "
-                f"{info.layers - 1}"
-            )
+        layers = chosen_layers(config.layers, info)
         self._backbone = backbone
         self.cells = nn.ModuleDict(
             {str(layer): cell(info.hidden_size, info.state_dtype) for layer in layers}

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from memwrite.errors import ConfigError
+from memwrite.modules.layers import chosen_layers
 from memwrite.protocols import Backbone
 from memwrite.state import MemoryState, StateSpec
 from memwrite_regression.cells import RidgeCell
@@ -32,12 +32,7 @@ class RegressionWriter(nn.Module):
     def __init__(self, config: RidgeConfig, backbone: Backbone, cell: type[RidgeCell]) -> None:
         super().__init__()
         info = backbone.info
-        layers = tuple(sorted(config.layers)) or tuple(range(info.layers))
-        if layers[-1] >= info.layers:
-            raise ConfigError(
-                f"writer.params.layers names layer {layers[-1]}, but the backbone has layers 0 to "
-                f"{info.layers - 1}"
-            )
+        layers = chosen_layers(config.layers, info)
         width, dtype = info.hidden_size, info.state_dtype
         head = len(layers), config.heads
         shapes = {
