@@ -25,6 +25,7 @@ class BackboneConfig:
 
     Attributes:
         path: a folder (a run folder will do) or a hub id; or
+        adapter: with `path`: a folder with a LoRA in peft's format, which is added to the model's weights.
         type: a transformers model type ("llama", "gpt2") to build from scratch with `params`.
         params: the fields of that type's configuration.
         tokenizer: with `type`: "bytes", "characters" (those of key-value retrieval), a folder with a tokenizer, or
@@ -36,11 +37,13 @@ class BackboneConfig:
         attention: "sdpa" (fast) or "eager" (needed by second-order gradients).
         trainable: whether the model's own weights are trained along.
         lora_rank: if not 0, low-rank corrections of this rank are trained in place of the weights, on every linear
-            layer of the blocks; a finished run holds their sum.
+            layer of the blocks; a finished run holds them as a LoRA of peft's, or the sum where the weights themselves are
+            in no folder.
         lora_alpha: the corrections count α/rank-fold, above 0.
     """
 
     path: str | None = None
+    adapter: str | None = None
     type: str | None = None
     params: dict[str, Any] = field(default_factory=dict)
     tokenizer: str = "bytes"
@@ -55,6 +58,8 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         if (self.path is None) == (self.type is None):
             raise ConfigError("set either backbone.path or backbone.type, not both")
+        if self.adapter is not None and self.path is None:
+            raise ConfigError("backbone.adapter corrects a model that is there: set backbone.path")
         for key, options in (("dtype", DTYPES), ("attention", ("sdpa", "eager"))):
             if (value := getattr(self, key)) not in options:
                 raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, options)}")

@@ -18,7 +18,7 @@ FILES = sorted(CORE.rglob("*.py"))
 
 #: Files and folders of memwrite/, each of which may import those above it.
 ORDER = (
-    "errors", "utils", "config", "state", "protocols", "backbones", "modules", "tasks", "plugins",
+    "errors", "utils", "config", "state", "protocols", "modules", "backbones", "tasks", "plugins",
     "build", "inference", "checkpoints", "memory", "session", "convert", "stores", "training",
     "evaluation", "plugins.builtin", "demo", "cli",
 )  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
-from memwrite.backbones import ngram_embedding
+from memwrite.backbones import adapters, ngram_embedding
 from memwrite.backbones.remote_code import load_error
 from memwrite.backbones.saving import quiet
 from memwrite.backbones.size_limits import check_folder, check_numbers, count_weights
@@ -24,7 +24,7 @@ from memwrite.backbones.tokenizers import (
     load_tokenizer,
 )
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.config import BackboneConfig
+from memwrite.config import BackboneConfig, load_config
 from memwrite.errors import ConfigError, did_you_mean
 from memwrite.protocols import ProjectionDeltas
 from memwrite.utils.progress import announcing
@@ -44,8 +44,11 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     device = _device(config.device)
     with seeded(seed), announcing(f"Loading '{config.path or config.type}'"):
         if config.path is not None:
-            source = _model_source(config.path)
-            model, tokenizer = _pretrained(config, source), load_tokenizer(source)
+            base, corrections = _corrected(config)
+            source = _model_source(str(base.path))
+            model, tokenizer = _pretrained(base, source), load_tokenizer(source)
+            for folder in corrections:
+                adapters.read(folder).apply(model)
             _check_bytes(model.config.get_text_config(), tokenizer, config.path)
         else:
             tokenizer = load_tokenizer(config.tokenizer)
@@ -53,8 +56,8 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     ngram_embedding.attach(model)
     model = model.to(device).eval()
     model.requires_grad_(config.trainable)
-    changes = config.trainable or config.lora_rank > 0
-    backbone = TransformersBackbone(model, tokenizer, needs_saving=changes or config.path is None)
+    new = config.trainable or config.path is None
+    backbone = TransformersBackbone(model, tokenizer, needs_saving=new)
     _check_logits(backbone)
     _check_corrections(backbone)
     return backbone
@@ -258,6 +261,28 @@ def _device(name: str) -> torch.device:
             f"backbone.device is '{name}', but no {kind} device of that name is available: use cpu"
         ) from None
     return device
+
+
+def _corrected(config: BackboneConfig) -> tuple[BackboneConfig, list[Path]]:
+    """Return the model that nobody corrected, and the adapters to put into it, one after the other.
+
+    Raises:
+        ConfigError: run folders name each other as what they correct.
+    """
+    folders: list[Path] = []
+    while True:
+        if config.adapter is not None:
+            folders.append(Path(config.adapter))
+        own = Path(str(config.path)) / adapters.ADAPTER_FOLDER
+        if not own.is_dir():
+            return config, folders[::-1]
+        if own in folders:
+            raise ConfigError(
+                f"'{own}' corrects itself: its run folder names the wrong backbone.path"
+            )
+        folders.append(own)
+        corrected = load_config(own.parent / "config.yaml").backbone
+        config = replace(config, path=corrected.path, adapter=corrected.adapter)
 
 
 def _model_source(path: str) -> str:

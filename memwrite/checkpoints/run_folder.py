@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from memwrite import build
+from memwrite.backbones.adapters import ADAPTER_FOLDER, Adapter
 from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
@@ -27,8 +28,13 @@ from memwrite.utils.atomic import make_folder, saving, write_bytes
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
 
 
-def save_run(memory: Components, folder: Path) -> None:
+def save_run(memory: Components, folder: Path, adapter: Adapter | None = None) -> None:
     """Write a run folder in place of any that is there; the config goes last, so that a folder with one is complete.
+
+    Args:
+        memory: what to save.
+        folder: where.
+        adapter: the corrections that the backbone's weights hold beside what its config names.
 
     Raises:
         StorageError: the place cannot be written.
@@ -36,6 +42,10 @@ def save_run(memory: Components, folder: Path) -> None:
     make_folder(folder)
     config = memory.config
     metadata = {}
+    if adapter is not None:
+        adapter.save(folder / ADAPTER_FOLDER)
+    elif not _runs_from(memory, folder):
+        _remove(folder / ADAPTER_FOLDER)
     if memory.backbone.needs_saving:
         _save_model(memory, folder / MODEL_FOLDER)
     else:
@@ -60,9 +70,11 @@ def open_run(
         StorageError: the weights do not fit.
     """
     config = load_config(folder / CONFIG_FILE, overrides)
-    if (folder / MODEL_FOLDER).is_dir():
+    if (folder / MODEL_FOLDER).is_dir() or (folder / ADAPTER_FOLDER).is_dir():
         _check_backbone_unchanged(config, folder)
-        trained = replace(config.backbone, path=str(folder), type=None, params={})
+        trained = replace(config.backbone, path=str(folder), adapter=None, type=None, params={})
+        if (folder / ADAPTER_FOLDER).is_dir():
+            trained = replace(trained, lora_rank=0)
         config = replace(config, backbone=trained)
     memory = build.from_config(config, backbone)
     if (folder / WEIGHTS_FILE).exists():
@@ -77,7 +89,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 def _check_backbone_unchanged(config: Config, folder: Path) -> None:
     stored = load_config(folder / CONFIG_FILE).backbone
-    for name in ("path", "type", "params", "tokenizer", "ngram"):
+    for name in ("path", "adapter", "type", "params", "tokenizer", "ngram"):
         if getattr(config.backbone, name) != getattr(stored, name):
             raise ConfigError(
                 f"backbone.{name} cannot be changed: '{folder}' holds a model of its own; to go on from its weights, "

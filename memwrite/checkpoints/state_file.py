@@ -96,6 +96,8 @@ def header_of(
     backbone = config.backbone
     if backbone.path is not None and Path(backbone.path).exists():
         backbone = replace(backbone, path=str(Path(backbone.path).resolve()))
+    if backbone.adapter is not None:
+        backbone = replace(backbone, adapter=str(Path(backbone.adapter).resolve()))
     return Header(
         format=FORMAT,
         requires=REQUIRES,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from memwrite.backbones.adapters import Adapter
 from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.config import BackboneConfig
 from memwrite.modules.low_rank import LowRank, kaiming
@@ -55,6 +57,15 @@ def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
             parametrize.register_parametrization(layer, "weight", change)
 
 
+@torch.no_grad()
+def put(model: nn.Module, adapter: Adapter) -> None:
+    """Let the corrections of a model that `attach` made begin as those of an adapter of the same rank."""
+    for name, correction in adapter.corrections.items():
+        held = _correction(model.get_submodule(name))
+        held.A.copy_(correction.A)
+        held.B.copy_(correction.B)
+
+
 @contextmanager
 def uncorrected(model: nn.Module) -> Iterator[None]:
     """Take every correction out of force within this."""
@@ -68,8 +79,33 @@ def uncorrected(model: nn.Module) -> Iterator[None]:
             correction.in_force = True
 
 
+def taken(model: nn.Module, config: BackboneConfig, dtype: torch.dtype) -> Adapter:
+    """Take the corrections out of a model, whose weights are then what they were before.
+
+    Args:
+        model: corrected by `attach`.
+        config: by which it was corrected.
+        dtype: to round the corrections to.
+    """
+    corrections, transposed = {}, False
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module, "weight"):
+            correction = _correction(module)
+            down, up = (f.detach().to(dtype) for f in (correction.A, correction.B))
+            transposed |= not isinstance(module, nn.Linear)
+            corrections[name] = LowRank(down, up, config.lora_alpha / config.lora_rank)
+    for name in corrections:
+        layer = model.get_submodule(name)
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
+    return Adapter(corrections, config.lora_alpha, str(config.path), transposed)
+
+
 def merge(model: nn.Module) -> None:
     """Make the corrections part of the weights, and the model an ordinary one."""
     for layer in linear_layers(model):
         if parametrize.is_parametrized(layer, "weight"):
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+
+
+def _correction(layer: nn.Module) -> CorrectedWeight:
+    return cast(CorrectedWeight, cast(Any, layer).parametrizations.weight[0])

@@ -8,8 +8,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from memwrite.backbones import adapters
 from memwrite.backbones.loading import MODEL_FOLDER
 from memwrite.backbones.tokenizers import LEARNT, Tokenizer, learnt_tokenizer, load_tokenizer
+from memwrite.checkpoints.run_folder import save_run
 from memwrite.config import Config, load_config, part_config
 from memwrite.errors import ConfigError
 from memwrite.plugins import registry
@@ -17,7 +21,7 @@ from memwrite.tasks.base import Texts
 from memwrite.training import lora
 from memwrite.training.folder import TOKENIZER, claim, finished, last_checkpoint, tidy
 from memwrite.training.stages import Stage, naming, planned
-from memwrite.training.start import begin
+from memwrite.training.start import adapter_of, begin
 from memwrite.training.trainer import fit
 from memwrite.utils.cpu import tuned_cpu
 from memwrite.utils.extras import extra
@@ -97,15 +101,22 @@ def _run(stage: Stage) -> None:
     memory = begin(config, speak=processes.is_main_process)
     if config.backbone.lora_rank:
         lora.attach(memory.model, config.backbone, config.seed)
+        if (begun := adapter_of(config)) is not None:
+            lora.put(memory.model, adapters.read(begun))
     if not any(p.requires_grad for p in memory.parameters()):
         raise ConfigError(
             "nothing to train: set backbone.trainable=true, or take a writer that learns"
         )
     fit(memory, plugin.build(params, memory.backbone.tokenizer), stage, checkpoint)
+    adapter = None
+    if config.backbone.lora_rank and not memory.backbone.needs_saving:
+        dtype = getattr(torch, config.training.save_dtype)
+        adapter = lora.taken(memory.model, config.backbone, dtype)
+        adapter.apply(memory.model)
     lora.merge(memory.model)
     memory.config = requested
     if processes.is_main_process:
-        memory.save_run(stage.folder)
+        save_run(memory.components, stage.folder, adapter)
     processes.wait_for_everyone()
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from memwrite.backbones.adapters import ADAPTER_FOLDER
 from memwrite.backbones.loading import MODEL_FOLDER, load_backbone
 from memwrite.checkpoints.imported import read_weights
 from memwrite.checkpoints.run_folder import CONFIG_FILE, WEIGHTS_FILE
-from memwrite.config import BackboneConfig, Config
+from memwrite.config import BackboneConfig, Config, load_config
 from memwrite.errors import ConfigError
 from memwrite.memory import Memory
 
@@ -33,7 +34,7 @@ def begin(config: Config, speak: bool = True) -> Memory:
     """
     if config.training.start is None:
         return Memory.from_config(config)
-    start = Start(config.training.start)
+    start = Start(config.training.start, adapter_of(config) is None)
     backbone = load_backbone(config.backbone, config.seed)
     # What another run made of the model is in no folder that the config names.
     backbone.needs_saving |= start.put("backbone", backbone.model) > 0
@@ -45,24 +46,39 @@ def begin(config: Config, speak: bool = True) -> Memory:
     return memory
 
 
+def adapter_of(config: Config) -> Path | None:
+    """Return the folder of the corrections of `training.start`, where they can be trained on as they are: those of the same
+    model, of the same rank.
+    """
+    run = Path(config.training.start or "")
+    folder = run / ADAPTER_FOLDER
+    if config.training.start is None or not config.backbone.lora_rank or not folder.is_dir():
+        return None
+    names = ("path", "adapter", "lora_rank", "lora_alpha")
+    before = load_config(run / CONFIG_FILE).backbone
+    same = all(getattr(before, name) == getattr(config.backbone, name) for name in names)
+    return folder if same else None
+
+
 class Start:
     """The weights of a finished run, by name: "backbone.…", "writer.…", "reader.…".
 
     Args:
         run: its folder.
+        backbone: whether the backbone's are wanted.
 
     Raises:
         ConfigError: it is no folder of a finished run.
         StorageError: its weights are damaged.
     """
 
-    def __init__(self, run: str) -> None:
+    def __init__(self, run: str, backbone: bool) -> None:
         folder = Path(run)
         if not (folder / CONFIG_FILE).exists():
             raise ConfigError(f"training.start: '{run}' is not the folder of a finished run")
         self._run = run
         self._weights: dict[str, Tensor] = {}
-        if (folder / MODEL_FOLDER).is_dir():
+        if backbone and any((folder / own).is_dir() for own in (MODEL_FOLDER, ADAPTER_FOLDER)):
             model = load_backbone(BackboneConfig(path=run)).model
             self._weights |= {f"backbone.{name}": w for name, w in model.state_dict().items()}
         if (folder / WEIGHTS_FILE).exists():

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ragged
+import safetensors.torch
 import torch
 from support import MODELS
 from torch import nn
@@ -14,6 +16,7 @@ from memwrite import Memory
 from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.backbones.loading import load_backbone
 from memwrite.config import BackboneConfig
+from memwrite.errors import ConfigError
 from memwrite.training import lora
 from memwrite.training.run import train
 
@@ -118,3 +121,60 @@ def test_a_run_trained_by_lora_is_a_plain_model_folder(tmp_path: Path) -> None:
     assert begun.keys() == trained.keys()
     moved = {name for name in begun if not torch.equal(begun[name], trained[name])}
     assert moved == {n for n in begun if ".h." in n and n.endswith(".weight") and "ln_" not in n}
+
+
+def lora_run(tmp_path: Path, **training: object) -> dict[str, Any]:
+    """A config that corrects a model which is in a folder."""
+    ragged.install()
+    config = ragged.described(tmp_path / "run", steps=2)
+    base = tmp_path / "base"
+    if not base.exists():
+        built = load_backbone(BackboneConfig(**{**config["backbone"], "trainable": False}))
+        built.save(base, torch.float32)
+    config["backbone"] = {"path": str(base), "attention": "eager", "lora_rank": 2}
+    config["training"] |= training
+    return config
+
+
+def test_corrections_of_a_model_that_is_there_are_kept_by_themselves(tmp_path: Path) -> None:
+    """In peft's format, rounded as the run says; the run folder, or its name as a model's, is the corrected model."""
+    config = lora_run(tmp_path, save_dtype="float16")
+    out = train(config)
+    assert {path.name for path in out.iterdir()} >= {"adapter", "config.yaml"}
+    assert not (out / "backbone").exists()
+    found = Memory.from_config(out)
+    base = load_backbone(BackboneConfig(path=config["backbone"]["path"])).model.state_dict()
+    trained = found.model.state_dict()
+    assert any(not torch.equal(base[name], trained[name]) for name in base)
+    for same in (
+        BackboneConfig(path=str(out)),
+        BackboneConfig(path=config["backbone"]["path"], adapter=str(out / "adapter")),
+    ):
+        assert load_backbone(same).fingerprint == found.backbone.fingerprint
+    assert not found.backbone.needs_saving
+    found.save_run(tmp_path / "copy")
+    copy = Memory.from_config(tmp_path / "copy")
+    assert copy.backbone.fingerprint == found.backbone.fingerprint
+    with pytest.raises(ConfigError, match=r"backbone.adapter cannot be changed"):
+        Memory.from_config(out, [f"backbone.adapter={out / 'adapter'}"])
+
+
+def test_corrections_are_trained_on_as_they_are(tmp_path: Path) -> None:
+    """From another run's, of the same model and rank; those of another rank count as weights of the model."""
+    first = train(lora_run(tmp_path))
+    on = {"out": str(tmp_path / "on"), "start": str(first), "learning_rate": 1e-12}
+    second = train(lora_run(tmp_path, **on))
+    kept, more = (
+        safetensors.torch.load_file(run / "adapter" / "adapter_model.safetensors")
+        for run in (first, second)
+    )
+    for name, tensor in kept.items():
+        torch.testing.assert_close(more[name], tensor, atol=1e-6, rtol=1e-4)
+    config = lora_run(tmp_path, **{**on, "out": str(tmp_path / "other")})
+    config["backbone"]["lora_rank"] = 3
+    third = train(config)
+    assert (third / "backbone").is_dir()
+    assert not (third / "adapter").exists()
+    of_first, of_third = (Memory.from_config(run).model.state_dict() for run in (first, third))
+    for name, tensor in of_first.items():
+        torch.testing.assert_close(of_third[name], tensor, atol=1e-6, rtol=1e-4)
