@@ -103,6 +103,17 @@ class TinyAttention(nn.Module):
         return self.o_proj(mixed.flatten(2))  # type: ignore[no-any-return]
 
 
+class TinyMlp(nn.Module):
+    """A two-layer perceptron; projections by the names that corrections look for."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up_proj, self.down_proj = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.down_proj(F.gelu(self.up_proj(hidden)))  # type: ignore[no-any-return]
+
+
 class TinyLayer(nn.Module):
     """Attention and a two-layer perceptron, each behind a norm and beside a residual."""
 
@@ -111,11 +122,11 @@ class TinyLayer(nn.Module):
         width = config.hidden_size
         self.self_attn = TinyAttention(config, layer)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
-        self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        self.mlp = TinyMlp(width)
 
     def forward(self, hidden: Tensor, **extra: Any) -> Tensor:
         hidden = hidden + self.self_attn(self.norms[0](hidden), **extra)
-        added: Tensor = self.down(F.gelu(self.up(self.norms[1](hidden))))
+        added: Tensor = self.mlp(self.norms[1](hidden))
         return hidden + added
 
 

@@ -12,12 +12,14 @@ from memwrite.state import StateKind
 from memwrite_fastweights import kinds
 from memwrite_fastweights.cell import Cell
 from memwrite_fastweights.config import (
+    EndToEndConfig,
     LactConfig,
     TitansConfig,
     TitansMlpConfig,
     TttConfig,
     TttMlpConfig,
 )
+from memwrite_fastweights.end_to_end import EndToEndWriter
 from memwrite_fastweights.lact import LactCell
 from memwrite_fastweights.titans import TitansCell
 from memwrite_fastweights.ttt import TttCell
@@ -70,6 +72,15 @@ LACT = _plugin(
     LactCell,
     kinds.SWIGLU,
 )
+TTT_E2E = WriterPlugin(
+    api=2,
+    name="ttt-e2e",
+    summary="low-rank weights of MLPs, trained on the next-token loss of each chunk of the context",
+    config=EndToEndConfig,
+    build=EndToEndWriter,
+    emits="lowrank",
+    capabilities=Capabilities(streaming=True, differentiable=True),
+)
 
 
 @hookimpl
@@ -81,4 +92,4 @@ def memwrite_kinds() -> Sequence[StateKind]:
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers of fast weights."""
-    return [TITANS, TITANS_MLP, TTT_LINEAR, TTT_MLP, LACT]
+    return [TITANS, TITANS_MLP, TTT_LINEAR, TTT_MLP, LACT, TTT_E2E]

@@ -6,6 +6,12 @@ import math
 from dataclasses import dataclass, field
 
 
+def checked_layers(layers: list[int]) -> None:
+    """Raise a ValueError unless these are different numbers from 0 on."""
+    if len(set(layers)) < len(layers) or any(layer < 0 for layer in layers):
+        raise ValueError(f"layers must be different numbers from 0 on, got {layers}")
+
+
 @dataclass(frozen=True)
 class FastWeightsConfig:
     """Configures what all writers of fast weights share.
@@ -27,8 +33,7 @@ class FastWeightsConfig:
 
     def __post_init__(self) -> None:
         self._at_least_one("rank", "heads", "chunk")
-        if len(set(self.layers)) < len(self.layers) or any(layer < 0 for layer in self.layers):
-            raise ValueError(f"layers must be different numbers from 0 on, got {self.layers}")
+        checked_layers(self.layers)
 
     def _at_least_one(self, *names: str) -> None:
         for name in names:
@@ -205,3 +210,43 @@ class LactConfig(ValuesConfig):
         self._at_least_one("expand")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+
+
+@dataclass(frozen=True)
+class EndToEndConfig:
+    """Configures TTT-E2E (arXiv 2512.23675) with low-rank weights.
+
+    Attributes:
+        rank: r, of every change.
+        alpha: changes are (alpha / r)·B A; the reader `per-example-lora` needs the same.
+        projections: which of a layer's MLP are changed: "gate" (not every model has one), "up" and "down".
+        layers: of the backbone, from 0; by default the last quarter of them.
+        chunk: tokens of a step; each is read behind as many before it.
+        learning_rate: of the steps.
+        clip: the longest gradient of a step, of all weights of a row together.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    projections: list[str] = field(default_factory=lambda: ["up", "down"])
+    layers: list[int] = field(default_factory=list)
+    chunk: int = 64
+    learning_rate: float = 1.0
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("rank", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("alpha", "learning_rate", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        checked_layers(self.layers)
+        known = set(self.projections) <= {"gate", "up", "down"}
+        if not known or not self.projections or len(set(self.projections)) < len(self.projections):
+            raise ValueError(
+                f"projections must be some of gate, up and down, each once, got {self.projections}"
+            )

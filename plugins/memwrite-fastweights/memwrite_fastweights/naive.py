@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 Weights = dict[str, Tensor]
@@ -218,3 +219,44 @@ def lact(
 def _length(weights: Tensor) -> Tensor:
     """Return the lengths of rows (B, H, m, 1)."""
     return weights.square().sum(-1, keepdim=True).sqrt()
+
+
+def end_to_end(
+    model: nn.Module,
+    changes: Weights,
+    ids: list[int],
+    opening: int,
+    scale: float,
+    chunk: int,
+    rate: float,
+    clip: float,
+) -> Weights:
+    """Write one text by TTT-E2E's rule, by whole weights put into a model of transformers.
+
+    Args:
+        model: whose MLPs are linear maps of names such as "model.layers.0.mlp.up_proj.weight".
+        changes: "A.NAME" (r, in) and "B.NAME" (out, r) of such names: the change of that weight is scale · B A.
+        ids: of the text.
+        opening: the id of the token that opens a text.
+        scale: s.
+        chunk: tokens of a step, each read behind as many before it.
+        rate: the learning rate.
+        clip: the longest gradient of all changes together.
+    """
+    names = [name.removeprefix("A.") for name in changes if name.startswith("A.")]
+    plain = dict(model.named_parameters())
+    for start in range(0, len(ids), chunk):
+
+        def loss(w: Weights, start: int = start) -> Tensor:
+            begin, stop = max(0, start - chunk), min(start + chunk, len(ids))
+            text = torch.tensor([[opening, *ids][begin : stop + 1]])
+            whole = {n: plain[n] + scale * w["B." + n] @ w["A." + n] for n in names}
+            logits = functional_call(model, whole, kwargs={"input_ids": text[:, :-1]}).logits
+            nll = F.cross_entropy(logits[0], text[0, 1:], reduction="none")
+            return nll[start - begin :].mean()
+
+        slopes = gradient(loss, changes)
+        length = torch.cat([slope.flatten() for slope in slopes.values()]).norm().item()
+        size = rate * min(1.0, clip / length)
+        changes = {name: x - size * slopes[name] for name, x in changes.items()}
+    return changes
