@@ -31,18 +31,27 @@ def symmetric(gram: Tensor) -> Tensor:
     return (gram + gram.mT) / 2
 
 
+def solve(systems: Tensor, right: Tensor) -> Tensor:
+    """Return (G + Λ)⁻¹ of right sides (..., Dk, N), by a Cholesky factorisation.
+
+    Raises:
+        DivergenceError: G has eigenvalues below −Λ, which no regression has, or numbers that are not finite.
+    """
+    factor, failed = torch.linalg.cholesky_ex(systems)
+    if bool(failed.any()):
+        raise DivergenceError(
+            "the G of a memory is not the Gram matrix of any keys, or not finite: write the memory anew"
+        )
+    return torch.cholesky_solve(right, factor)
+
+
 def prepare(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return W = S (G + Λ)⁻¹, (B, H, Dv, Dk), solved in float64 by a Cholesky factorisation.
 
     Raises:
-        DivergenceError: G has eigenvalues below −Λ, which no regression has.
+        DivergenceError: as in `solve`.
     """
-    factor, failed = torch.linalg.cholesky_ex(system(tensors))
-    if bool(failed.any()):
-        raise DivergenceError(
-            "the G of this memory is not the Gram matrix of any keys: write it anew"
-        )
-    solution = torch.cholesky_solve(tensors["S"].double().mT, factor).mT
+    solution = solve(system(tensors), tensors["S"].double().mT).mT
     return {"W": solution.to(tensors["S"].dtype)}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memwrite_regression import naive
-from memwrite_regression.kind import symmetric
+from memwrite_regression.kind import solve, symmetric
 from memwrite_regression.linear import Fading, chunked, joined
 
 CHUNK = 32  # C of conjugate gradients
@@ -57,7 +57,7 @@ def scan(
         queries: (B, T, H, Dk), or None to write only.
         keys: (B, T, H, Dk).
         values: (B, T, H, Dv).
-        log_keep: log γ (B, T, H), at most 0.
+        log_keep: log γ (B, T, H), at most 0, and −inf is allowed.
         weight: β (B, T, H), not negative.
         ridge: the diagonal of Λ (B, H, Dk), positive.
         state: S (B, H, Dv, Dk). It is not changed.
@@ -67,7 +67,9 @@ def scan(
     Returns:
         Reads (B, T, H, Dv), with T = 0 if there are no queries, and the new S and G, all of `state`'s dtype.
     """
-    tokens = [x.double() for x in (keys, values, log_keep, weight)]
+    # exp(−800) is 0, and differences of sums of it are numbers, as those of sums of −inf are not.
+    log_keep = log_keep.double().clamp(min=-800)
+    tokens = [keys.double(), values.double(), log_keep, weight.double()]
     ridge, after, grams = ridge.double(), state.double(), symmetric(gram.double())
     reads = [tokens[1][:, :0]]
     if queries is None:
@@ -189,8 +191,7 @@ class _Parts:
             group = slice(start, start + together)
             grams = self._fading.each(self._keys, self._keys, self._grams, group)
             grams.diagonal(dim1=-2, dim2=-1).add_(self._ridge)
-            factor = torch.linalg.cholesky(grams)
-            solved.append(torch.cholesky_solve(right[:, :, group, :, :, None], factor)[..., 0])
+            solved.append(solve(grams, right[:, :, group, :, :, None])[..., 0])
         return torch.cat(solved, 2)
 
     def _descended(self, right: Tensor, iterations: int) -> Tensor:

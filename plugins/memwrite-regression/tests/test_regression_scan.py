@@ -16,10 +16,12 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from memwrite.errors import DivergenceError
+
 NAMES = ("queries", "keys", "values", "log_keep", "weight", "ridge", "state", "gram")
 CLOSE = {"atol": 1e-10, "rtol": 1e-10}
 #: Gates that may be open, shut, or anything.
-ADVERSARIAL = [0.0, -1e-9, -0.5, -40.0, -1e4]
+ADVERSARIAL = [0.0, -1e-9, -0.5, -40.0, -1e4, -torch.inf]
 
 
 def drawn(
@@ -150,7 +152,8 @@ def test_a_token_reads_what_was_known_before_it() -> None:
 @given(seeds)
 def test_a_token_of_no_weight_changes_nothing(seed: int) -> None:
     inputs = drawn(seed)
-    inputs["weight"], inputs["log_keep"] = inputs["weight"] * 0, inputs["log_keep"] * 0
+    for name in ("weight", "log_keep"):
+        inputs[name] = torch.zeros_like(inputs[name])
     _, state, gram = outputs(scan, inputs)
     assert torch.equal(state, inputs["state"])
     assert_close(gram, inputs["gram"], atol=1e-15, rtol=0)
@@ -165,3 +168,10 @@ def test_float32_is_computed_in_float64(seed: int, solver: Solver) -> None:
     ):
         assert found.dtype == torch.float32
         assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_numbers_that_are_not_finite_are_refused() -> None:
+    inputs = drawn(0)
+    inputs["keys"][0, 3] = torch.nan
+    with pytest.raises(DivergenceError, match="or not finite"):
+        outputs(scan, inputs)
