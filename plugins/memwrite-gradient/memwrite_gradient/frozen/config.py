@@ -24,8 +24,8 @@ class StudyConfig:
         prompts: what texts begin with, in turn; an empty one continues the context.
         file: a UTF-8 file with a text on each line, taken instead of self-written ones; cut to `length`.
         top_k: compare only the k tokens that the model with the context finds most probable; by default all.
-        held_out: self-written texts that are kept back to measure the value of the memory, and to keep the best of its
-            steps.
+        held_out: self-written texts that are kept back, to measure the value of the memory and to keep the best of its
+            steps; with `quotes`, as many of these have as much say in the second.
 
     Raises:
         ValueError: a value is out of range.
@@ -68,7 +68,7 @@ class DescentConfig:
         start: where the descent starts: "first-tokens" of the context, "random" tokens, {text: ...}, or what another
             writer makes of the context, by its name or as {name: ..., params: {...}}; it is given the number of slots. A
             memory that holds something already goes on from there. A descent for distillation never ends in a worse memory
-            than it starts from, by the texts that are held out.
+            than it starts from, by `study.held_out`.
         objective: "distillation": the model with the memory is to predict texts like the model with the context
             (Cartridges, arXiv 2506.06266). "reconstruction": it is to predict the context itself, which on a frozen
             model makes a memory that can be recited but not used.

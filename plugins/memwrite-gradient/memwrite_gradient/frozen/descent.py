@@ -1,4 +1,4 @@
-"""The steps of a descent, row by row, of which those are undone that held-out texts do not like."""
+"""The steps of a descent, row by row, of which those are undone that make a memory worse."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from memwrite.errors import DivergenceError
-from memwrite.state import MemoryState
+from memwrite.state import MemoryState, StateSpec
 from memwrite_gradient.frozen.config import DescentConfig
 from memwrite_gradient.frozen.forms import Form
 from memwrite_gradient.inner_optimizer import Adam, half_cosine, non_finite_rows
 
-#: In nats per token: a memory that is so close is not moved, since Adam makes full steps of rounding errors, and one that
-#: is closer by so little is no better.
+#: In nats per token: a memory that is so close is not moved, since Adam makes full steps of rounding errors. As a share of
+#: what the context is worth: a memory that is closer by so little is no better.
 SETTLED = 1e-5
-#: How often the held-out texts are asked in the course of a descent, at equal distances.
+#: How often a memory is examined in the course of a descent, at equal distances.
 CHECKS = 4
 
 
@@ -26,11 +26,11 @@ class Descended:
     """What became of a memory.
 
     Attributes:
-        memory: after the step that the held-out texts like best; after the last where they have no say.
+        memory: after the step that was best; after the last where that is not asked.
         step: (B,), that step; 0 for the start.
         losses: (steps, B), before each step, in nats per token.
-        start: (B,), the divergence on the held-out texts before all steps, in nats per token.
-        end: (B,), that of `memory`.
+        start: (K, B), the shares lost before all steps.
+        end: (K, B), those of `memory`.
     """
 
     memory: MemoryState
@@ -45,7 +45,7 @@ def descend(
     form: Form,
     config: DescentConfig,
     loss_of: Callable[[MemoryState, int], Tensor],
-    held_out: Callable[[MemoryState], Tensor],
+    lost: Callable[[MemoryState], Tensor],
     ticks: Iterator[int],
     rows: Tensor,
 ) -> Descended:
@@ -54,22 +54,25 @@ def descend(
     Args:
         memory: where it starts.
         form: says what moves.
-        config: steps, their size, and the objective: a reconstruction is no distillation, so the texts have no say.
+        config: steps, their size, and the objective; a reconstruction is not judged by what is lost for distillation.
         loss_of: (memory, step) -> (B,), what is made small.
-        held_out: memory -> (B,), the divergence on texts that are not descended on.
+        lost: memory -> (K, B), the shares of what the context is worth that are lost, on K sets of texts; their mean counts.
         ticks: moves on by one for each step.
         rows: (B,), their numbers in the batch, for errors.
 
     Raises:
         DivergenceError: loss or memory are not finite.
     """
+    spec = memory.spec
+    # Small steps would be lost in half precision.
+    memory = _cast(memory, replace(spec, dtype=torch.promote_types(spec.dtype, torch.float32)))
     movable = form.movable(memory)
     size = {name: share * _size(memory[name], movable) for name, share in form.moved.items()}
     adam = {name: Adam() for name in form.moved}
     losses: list[Tensor] = []
     with torch.no_grad():
-        start = held_out(memory)
-    best, end, kept = memory, start, torch.zeros_like(start, dtype=torch.int64)
+        start = lost(memory)
+    best, end, kept = memory, start, torch.zeros_like(start[0], dtype=torch.int64)
     for step in range(config.steps):
         with torch.enable_grad():
             moved = {name: memory[name].detach().requires_grad_() for name in form.moved}
@@ -92,15 +95,19 @@ def descend(
         losses.append(loss.detach())
         if (step + 1) * CHECKS // config.steps > step * CHECKS // config.steps:
             with torch.no_grad():
-                found = held_out(memory)
-            better = found < end - SETTLED
+                found = lost(memory)
+            better = found.mean(0) < end.mean(0) - SETTLED
             if config.objective == "reconstruction":
                 better = torch.ones_like(better)
             best, end = memory.where(better, best), found.where(better, end)
             kept = torch.where(better, step + 1, kept)
         next(ticks)
-    history = torch.stack(losses) if losses else start.new_zeros(0, len(start))
-    return Descended(best, kept, history, start, end)
+    history = torch.stack(losses) if losses else start.new_zeros(0, start.shape[1])
+    return Descended(_cast(best, spec), kept, history, start, end)
+
+
+def _cast(memory: MemoryState, spec: StateSpec) -> MemoryState:
+    return MemoryState(spec, {n: t.to(spec.dtype_of(n)) for n, t in memory.tensors.items()})
 
 
 def _with(memory: MemoryState, moved: dict[str, Tensor]) -> MemoryState:

@@ -35,32 +35,33 @@ def distil(
         condition: says how they enter the model, as a batch of one.
         context: the token ids that the model with the context has in sight.
         texts: token ids.
-        held_out: likewise; the memory that is best on them is returned.
+        held_out: likewise; the memory that is best on them is returned. (Quotes are another set of such texts.)
         steps: Adam steps.
         lr: their size, as a share of the root mean square of the last two axes.
         betas: Adam's.
         eps: Adam's.
-        settled: nats per token from which on nothing is moved, and which a better memory must gain.
+        settled: nats per token from which on nothing is moved; the share of the context's worth that a better memory gains.
         checks: how often memories are compared.
     """
 
-    def mean(params: list[Tensor], some: list[list[int]]) -> Tensor:
-        total, count = torch.zeros((), dtype=params[0].dtype), 0
+    def mean(memory: Conditioning, some: list[list[int]]) -> Tensor:
+        total, count = torch.zeros((), dtype=start[0].dtype), 0
         for text in some:
             for end in range(1, len(text)):
                 teacher = _next(backbone, Conditioning(), context + text[:end]).detach()
-                student = _next(backbone, condition(params), text[:end])
+                student = _next(backbone, memory, text[:end])
                 total = total + (teacher.exp() * (teacher - student)).sum()
                 count += 1
         return total / count
 
     params = best = start
-    least = mean(start, held_out).item()
+    worth = mean(Conditioning(), held_out).item() + settled
+    least = mean(condition(start), held_out).item() / worth
     first = [torch.zeros_like(param) for param in params]
     square = [torch.zeros_like(param) for param in params]
     for step in range(1, steps + 1):
         params = [param.detach().requires_grad_() for param in params]
-        loss = mean(params, texts)
+        loss = mean(condition(params), texts)
         gradients = torch.autograd.grad(loss, params)
         for i, gradient in enumerate(gradients):
             first[i] = betas[0] * first[i] + (1 - betas[0]) * gradient
@@ -71,7 +72,7 @@ def distil(
             if loss.item() > settled:
                 params[i] = params[i] - lr * size * direction
         if step * checks // steps > (step - 1) * checks // steps:
-            found = mean(params, held_out).item()
+            found = mean(condition(params), held_out).item() / worth
             if found < least - settled:
                 best, least = params, found
     return [param.detach() for param in best]

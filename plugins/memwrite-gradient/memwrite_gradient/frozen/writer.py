@@ -13,7 +13,7 @@ from memwrite.protocols import Backbone, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, Tokens
 from memwrite.utils.progress import track
 from memwrite_gradient.frozen.config import CartridgeConfig, DescentConfig, SoftPromptConfig
-from memwrite_gradient.frozen.descent import descend
+from memwrite_gradient.frozen.descent import SETTLED, descend
 from memwrite_gradient.frozen.divergence import divergence
 from memwrite_gradient.frozen.forms import Form, KeyValueForm, PrefixForm, predictions
 from memwrite_gradient.frozen.starts import build_start
@@ -120,28 +120,33 @@ class DescentWriter(nn.Module):
             open_end = _without_end(context, self._backbone.info.eos_id)
             at_once = max(1, AT_ONCE // (len(index) * self._numbers(context)))
             teacher = Teacher.reading(self._backbone, before, open_end, at_once)
-            held_out, lesson_of = self._studies(teacher, open_end)
+            exams, lesson_of = self._studies(teacher, open_end)
             start = self.start.of(state, context, written)
-            worth = self._divergence(None, held_out)
+            worth = torch.stack([self._divergence(None, exam) for exam in exams])
         next(ticks)
         done = descend(
             start,
             self._form,
             self.config,
             lambda memory, step: self._divergence(memory, lesson_of(step)),
-            lambda memory: self._divergence(memory, held_out),
+            lambda memory: (
+                torch.stack([self._divergence(memory, exam) for exam in exams]) / (worth + SETTLED)
+            ),
             ticks,
             index,
         )
-        least = torch.finfo(worth.dtype).tiny
-        kept = {"value_kept": done.end, "value_kept_at_start": done.start}
-        told = {name: 1 - lost / worth.clamp(min=least) for name, lost in kept.items()}
+        told = {"value_kept": 1 - done.end[0], "value_kept_at_start": 1 - done.start[0]}
         return done.memory, {**told, "loss": done.losses, "kept_step": done.step}
 
     def _studies(
         self, teacher: Teacher, context: PackedTokens
-    ) -> tuple[Study, Callable[[int], Study]]:
-        """Return the texts that are held out from the descent, and what gives those of each step."""
+    ) -> tuple[list[Study], Callable[[int], Study]]:
+        """Return the texts that memories are examined on, first those that are held out from the descent, and what gives
+        those of each step.
+
+        Text that goes on repeats what was there more than what the model writes does: where a descent takes quotes, so
+        does the examination.
+        """
         config, study = self.config, self.config.study
         own, quoted = study.per_step - study.quotes, study.quotes
         distilled = config.objective == "distillation"
@@ -153,7 +158,7 @@ class DescentWriter(nn.Module):
         held_out, texts = texts.part(0, study.held_out), texts.part(study.held_out, written)
         if not distilled:
             whole = Study.of_context(context, self._backbone)
-            return held_out, lambda step: whole
+            return [held_out], lambda step: whole
         if own and self._texts is not None:
             given = Tokens.from_rows(self._texts, context.ids.device)
             shape = (len(context.lengths), *given.ids.shape)
@@ -167,7 +172,9 @@ class DescentWriter(nn.Module):
             some = quotes.texts(step * quoted, quoted)
             return texts.texts(step * own, own).beside(some) if own else some
 
-        return held_out, lesson
+        if quotes is None:
+            return [held_out], lesson
+        return [held_out, teacher.quote(context, length, study.held_out)], lesson
 
     def _divergence(self, memory: MemoryState | None, study: Study) -> Tensor:
         """Return (B,): how far the model with the memory, or with nothing, is from what the texts say."""
