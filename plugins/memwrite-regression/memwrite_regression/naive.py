@@ -31,7 +31,7 @@ def scan(
 def recursive_least_squares(
     keys: Tensor, values: Tensor, weight: Tensor, ridge: float, keep: float = 1.0
 ) -> Tensor:
-    """Return W (Dv, Dk) after N pairs, without any G (Plackett 1950; with forgetting Haykin 1996, section 9.3).
+    """Return W (Dv, Dk) after N pairs, without any G (Plackett 1950).
 
     From W = 0 and P = I / λ, for each pair: u = P k, g = u / (γ/β + k·u), W += (v − W k) gᵀ, P = (P − g uᵀ) / γ. That is
     ridge regression whose λ fades as the pairs do, to λ γᴺ.

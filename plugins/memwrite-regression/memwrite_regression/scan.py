@@ -44,7 +44,7 @@ def scan(
     gram: Tensor,
     solver: Solver = EXACT,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Read and write T tokens, every head of every row on its own (Mesa layer, arXiv 2506.05233, equations 4 to 7):
+    """Read and write T tokens, every head of every row on its own (Mesa layer, arXiv 2506.05233):
 
         read_t = S_{t−1} (G_{t−1} + Λ)⁻¹ q_t
         S_t = γ_t S_{t−1} + β_t v_t k_tᵀ,    G_t = γ_t G_{t−1} + β_t k_t k_tᵀ
@@ -75,8 +75,9 @@ def scan(
     if queries is None:
         after, grams = _written(tokens, after, grams)
     else:
+        asked = queries.double()
         for start in range(0, keys.shape[1], SEGMENT):
-            part = (x[:, start : start + SEGMENT] for x in (queries.double(), *tokens))
+            part = (x[:, start : start + SEGMENT] for x in (asked, *tokens))
             read, after, grams = _Scan.apply(solver, *part, ridge, after, grams)  # type: ignore[no-untyped-call]
             reads.append(read)
     return torch.cat(reads, 1).to(state.dtype), after.to(state.dtype), grams.to(state.dtype)

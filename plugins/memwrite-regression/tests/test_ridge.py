@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from memwrite_regression import naive
 from memwrite_regression.kind import condition_number, prepare, recall
 from memwrite_regression.naive import recursive_least_squares
 from memwrite_specs import oracles
@@ -155,6 +156,23 @@ def written(texts: list[str], memory: Memory = MEMORY) -> MemoryState:
     for text in texts:
         state = memory.write(text, state).state
     return state
+
+
+@torch.no_grad()
+def test_a_write_is_what_the_oracle_makes_of_the_layers_inputs() -> None:
+    seen = []
+    ids = MEMORY.encode(TEXTS[0]).ids
+    MEMORY.backbone.forward(MEMORY.backbone.embed(ids), observe=seen.append)
+    state, empty = written(TEXTS[:1]), MEMORY.writer.init(1)
+    for index, activations in enumerate(seen):
+        made_of = MEMORY.writer.cell(index)(activations.hidden)
+        tensors = empty.layer(index)
+        _, *sums = naive.scan(
+            made_of.keys, made_of.keys, made_of.values, made_of.log_keep, made_of.weight,
+            tensors["log_ridge"].exp(), tensors["S"], tensors["G"],
+        )  # fmt: skip
+        for name, expected in zip(("S", "G"), sums, strict=True):
+            assert_close(state[name][:, index], expected, **EXACT)
 
 
 def test_order_changes_nothing() -> None:
