@@ -62,7 +62,7 @@ class SelectionWriter(nn.Module):
         spec = self.spec
         if self.config.ratio:
             spec = spec_of_slots(
-                slots, self._backbone.info, self.score.latent, False, bounded=False
+                slots, self._backbone.info, self.score.latent, self.biased, bounded=False
             )
         sinks, recent = self.config.sinks, self.config.recent
         layers: list[dict[str, Tensor]] = []
