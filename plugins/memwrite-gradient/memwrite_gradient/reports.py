@@ -23,11 +23,18 @@ def recited(trace: Mapping[str, Tensor]) -> WriteReport:
 
 def worth(trace: Mapping[str, Tensor]) -> WriteReport:
     """Say how much better the memory is than none, on texts that it was not descended on."""
-    kept, start = float(trace["value_kept"][-1]), float(trace["value_kept_at_start"][-1])
-    step, steps = int(trace["kept_step"][-1]), len(trace["loss"])
+    kept, step, steps = (
+        float(trace["value_kept"][-1]),
+        int(trace["kept_step"][-1]),
+        len(trace["loss"]),
+    )
+    told, start = f"{kept:.0%}", f"{float(trace['value_kept_at_start'][-1]):.0%}"
+    if "quotes_kept" in trace:
+        told += f", and {float(trace['quotes_kept'][-1]):.0%} for its repetition,"
+        start += f" and {float(trace['quotes_kept_at_start'][-1]):.0%}"
     facts = [
-        f"keeps {kept:.0%} of what the text is worth to the model, measured on texts held out from the descent "
-        f"({start:.0%} at its start; of {steps} steps it was best after {step})"
+        f"keeps {told} of what the text is worth to the model, measured on texts held out from the descent ({start} at its "
+        f"start; of {steps} steps it was best after {step})"
     ]
     if kept >= 0.5:
         return WriteReport(facts)

@@ -308,6 +308,10 @@ def test_a_write_tells_what_the_memory_is_worth() -> None:
     assert "keeps 50% of what the text is worth" in told.facts[0]
     assert "(-100% at its start; of 20 steps it was best after 15)" in told.facts[0]
     assert not told.notes
+    quotes = {"quotes_kept": torch.tensor([0.25]), "quotes_kept_at_start": torch.tensor([0.1])}
+    told = worth({**trace, **quotes})
+    assert "keeps 50%, and 25% for its repetition, of what" in told.facts[0]
+    assert "(-100% and 10% at its start" in told.facts[0]
     assert "worse than none" in worth({**trace, "value_kept": torch.tensor([-0.1])}).notes[0]
     assert (
         "most of the text is lost" in worth({**trace, "value_kept": torch.tensor([0.3])}).notes[0]

@@ -62,7 +62,8 @@ class DescentWriter(nn.Module):
         Returns:
             The new state. Trace: "loss" (steps, B), before each step, in nats per token; "value_kept" (1, B), of the
             memory, and "value_kept_at_start" (1, B), on texts that were held out from the descent: 1 - KL(with context
-            ‖ with memory) / KL(with context ‖ with nothing); "kept_step" (1, B), after which the memory was as it is.
+            ‖ with memory) / KL(with context ‖ with nothing); "quotes_kept" and "quotes_kept_at_start" likewise, on quotes,
+            where the descent takes some; "kept_step" (1, B), after which the memory was as it is.
 
         Raises:
             DivergenceError: loss or memory are not finite.
@@ -72,7 +73,7 @@ class DescentWriter(nn.Module):
             context, state = context.clone(), state.clone().detach()
             after = state.clone()
             trace = {"loss": torch.zeros(self.config.steps, rows, device=device)}
-            for name in ("value_kept", "value_kept_at_start", "kept_step"):
+            for name in (*self._kept(), "kept_step"):
                 trace[name] = torch.zeros(1, rows, device=device)
             groups = list(self._groups(state, context))
             ticks = track(range(len(groups) * (self.config.steps + 1)), "write")
@@ -135,8 +136,15 @@ class DescentWriter(nn.Module):
             ticks,
             index,
         )
-        told = {"value_kept": 1 - done.end[0], "value_kept_at_start": 1 - done.start[0]}
+        shares = 1 - torch.stack([done.end, done.start], 1).flatten(0, 1)
+        told = dict(zip(self._kept(), shares, strict=True))
         return done.memory, {**told, "loss": done.losses, "kept_step": done.step}
+
+    def _kept(self) -> list[str]:
+        """Return the names of what is kept, on each set of texts that is examined, at the end and at the start."""
+        quoted = self.config.study.quotes and self.config.objective == "distillation"
+        names = ["value_kept", "quotes_kept"] if quoted and self.config.steps else ["value_kept"]
+        return [each for name in names for each in (name, f"{name}_at_start")]
 
     def _studies(
         self, teacher: Teacher, context: PackedTokens
