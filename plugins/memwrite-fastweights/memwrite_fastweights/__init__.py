@@ -80,6 +80,7 @@ TTT_E2E = WriterPlugin(
     build=EndToEndWriter,
     emits="lowrank",
     capabilities=Capabilities(streaming=True, differentiable=True),
+    untrained=lambda config: "its states keep but a little of what the context says",
 )
 
 

@@ -233,8 +233,8 @@ class EndToEndConfig:
     alpha: float = 16.0
     projections: list[str] = field(default_factory=lambda: ["up", "down"])
     layers: list[int] = field(default_factory=list)
-    chunk: int = 64
-    learning_rate: float = 1.0
+    chunk: int = 16
+    learning_rate: float = 0.3
     clip: float = 1.0
 
     def __post_init__(self) -> None:

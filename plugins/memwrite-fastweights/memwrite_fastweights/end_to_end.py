@@ -65,7 +65,7 @@ class EndToEndWriter(nn.Module):
         """Take one step for every chunk of the context.
 
         Returns:
-            The new state. Trace: "loss" (chunks, B), before each step, in nats per token.
+            The new state. Trace: "loss" (1, B), of every token before the step of its chunk, in nats per token.
 
         Raises:
             ConfigError: gradients are to go through the steps, but the model's attention has no second derivative.
@@ -76,15 +76,16 @@ class EndToEndWriter(nn.Module):
                 "training this writer differentiates its steps, which needs attention that can be differentiated "
                 "twice: set backbone.attention=eager"
             )
-        losses = []
+        total = torch.zeros(len(context.ids), device=context.ids.device)
         # Tensors made in inference mode cannot take part in autograd; clones made outside of it can.
         with torch.inference_mode(False), torch.enable_grad():
             tensors = {name: x.clone() for name, x in state.tensors.items()}
             context = context.clone()
             for start in range(0, context.ids.shape[1], self._config.chunk):
-                tensors, loss = self._step(tensors, context, start, keep)
-                losses.append(loss)
-        return WriteOutput(MemoryState(self.spec, tensors), {}, {"loss": torch.stack(losses)})
+                tensors, nll = self._step(tensors, context, start, keep)
+                total = total + nll
+        trace = {"loss": (total / context.lengths.clamp(min=1))[None]}
+        return WriteOutput(MemoryState(self.spec, tensors), {}, trace)
 
     def _starts(self) -> dict[str, Tensor]:
         sides = {"A": self.A, "B": self.B}
@@ -93,21 +94,21 @@ class EndToEndWriter(nn.Module):
     def _step(
         self, tensors: dict[str, Tensor], context: PackedTokens, start: int, keep: bool
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """Return the weights after the chunk that begins with token `start`, and its loss (B,) before."""
+        """Return the weights after the chunk that begins with token `start`, and −ln p of the chunk (B,) before."""
         if not keep:
             tensors = {name: x.detach() for name, x in tensors.items()}
         tensors = {n: x if x.requires_grad else x.requires_grad_() for n, x in tensors.items()}
         stop = min(start + self._config.chunk, context.ids.shape[1])
         real = context.mask[:, start:stop]
-        nll = self._losses(tensors, context, start, stop) * real
-        loss = nll.sum(1) / real.sum(1).clamp(min=1)
+        nll = (self._losses(tensors, context, start, stop) * real).sum(1)
+        loss = nll / real.sum(1).clamp(min=1)
         slopes = torch.autograd.grad(loss.sum(), list(tensors.values()), create_graph=keep)
         scale = _clip(slopes, self._config.clip) * self._config.learning_rate
         after = {
             name: x - scale.reshape(-1, 1, 1, 1) * slope
             for (name, x), slope in zip(tensors.items(), slopes, strict=True)
         }
-        return after if keep else {n: x.detach() for n, x in after.items()}, loss.detach()
+        return after if keep else {n: x.detach() for n, x in after.items()}, nll.detach()
 
     def _losses(
         self, tensors: Mapping[str, Tensor], context: PackedTokens, start: int, stop: int

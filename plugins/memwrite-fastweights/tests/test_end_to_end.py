@@ -22,7 +22,8 @@ def build(backbone: dict[str, Any] | None = None, **params: Any) -> Memory:
     """A small model, and weights that have left their start."""
     backbone = backbone or {"type": TINY, "dtype": "float64"}
     reader = {"name": "per-example-lora"}
-    writer = {"name": "ttt-e2e", "params": {"chunk": 3, "rank": 2, "layers": [0, 1], **params}}
+    own = {"chunk": 3, "rank": 2, "layers": [0, 1], "learning_rate": 1.0}
+    writer = {"name": "ttt-e2e", "params": {**own, **params}}
     memory = Memory.from_config({"backbone": backbone, "writer": writer, "reader": reader}).eval()
     random = torch.Generator().manual_seed(0)
     for start in memory.writer.parameters():

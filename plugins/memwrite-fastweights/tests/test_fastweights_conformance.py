@@ -1,8 +1,8 @@
-"""The writers of fast weights keep the laws, with reads in force while they write."""
+"""The writers of fast weights keep the laws, the online ones with reads in force while they write."""
 
 from __future__ import annotations
 
-from memwrite_fastweights import LACT, TITANS, TTT_MLP
+from memwrite_fastweights import LACT, TITANS, TTT_E2E, TTT_MLP
 from memwrite_specs import conformance
 
 READING = {"projections": ["q", "k", "v", "o"], "init": "random"}
@@ -21,4 +21,9 @@ def test_ttt_mlp(law) -> None:
 
 @conformance(LACT, reader="lora", params=SHORT, reader_params=READING)
 def test_lact(law) -> None:
+    law()
+
+
+@conformance(TTT_E2E, reader="per-example-lora", params={"chunk": 3})
+def test_ttt_e2e(law) -> None:
     law()
