@@ -62,7 +62,7 @@ class TitansWriter(nn.Module):
 
 PROMISED = Capabilities(streaming=True, chunk_exact=True, differentiable=True, online=True)
 TITANS = WriterPlugin(
-    api=2, name="titans", summary="a network per layer, trained as it reads", config=NoParams,
+    api=2, name="small-titans", summary="a network per layer, trained as it reads", config=NoParams,
     build=TitansWriter, emits="titans", capabilities=PROMISED,
 )  # fmt: skip
 memwrite_writers = hookimpl(lambda: [TITANS])

@@ -74,7 +74,7 @@ def test_titans_learns_what_it_reads() -> None:
     """After one pair came again and again, M answers its key with nearly its value."""
     config = {"type": "gpt2", "params": {"n_embd": 32, "n_layer": 1, "n_head": 2}}
     memory = Memory.from_config(
-        {"backbone": config, "writer": {"name": "titans"}, "reader": {"name": "lora"}}
+        {"backbone": config, "writer": {"name": "small-titans"}, "reader": {"name": "lora"}}
     )
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(1, 1, 32, generator=random).expand(1, 300, 32)

@@ -163,7 +163,7 @@ def test_a_document_that_diverges_is_skipped_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And so is one that the tokenizer cannot read."""
-    write, encode = Memory.write, Memory._encoded
+    write, encode = Memory.write, Memory.encode
 
     def diverging(self: Memory, context: Any, state: Any = None) -> Any:
         rows = [row for row, text in enumerate(context) if text.startswith("bad")]
@@ -171,13 +171,13 @@ def test_a_document_that_diverges_is_skipped_alone(
             raise DivergenceError("not finite", rows)
         return write(self, context, state)
 
-    def reading(self: Memory, texts: str | Sequence[str], state: Any, raw: bool = False) -> Any:
+    def reading(self: Memory, texts: str | Sequence[str], **options: Any) -> Any:
         if any(text.startswith("odd") for text in ([texts] if isinstance(texts, str) else texts)):
             raise InputError("cannot be read")
-        return encode(self, texts, state, raw)
+        return encode(self, texts, **options)
 
     monkeypatch.setattr(Memory, "write", diverging)
-    monkeypatch.setattr(Memory, "_encoded", reading)
+    monkeypatch.setattr(Memory, "encode", reading)
     texts = {"a": "one", "b": "bad", "c": "two", "d": "odd", "e": "bad too"}
     tally = written(lines(tmp_path / "docs.jsonl", texts), tmp_path / "s.db")
     assert tally.written == 2
