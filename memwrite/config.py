@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,8 +90,7 @@ class StageConfig:
     """One of several stages of a training.
 
     Attributes:
-        overrides: what is different in it, each as `key.path=value`. A part of another name (writer.name=…) begins
-            without the parameters of the old one.
+        overrides: what is different in it, each as `key.path=value`.
     """
 
     overrides: list[str] = field(default_factory=list)
@@ -183,14 +182,48 @@ class Config:
 def load_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file (or take a mapping), apply `key.path=value` overrides, validate.
 
+    A file may name one that it is based on (`base: other.yaml`, relative to its own folder) and say only what is
+    different. Where it or an override gives the writer, reader or task another name, the old one's parameters are dropped.
+
     Raises:
-        ConfigError: the file is missing or not YAML, or a key, type or value is wrong.
+        ConfigError: a file is missing or not YAML, or is based on itself; or a key, type or value is wrong.
     """
-    base = dict(source) if isinstance(source, Mapping) else read_yaml(Path(source))
-    changes = parse_overrides(overrides)
-    for layer in (base, changes):
+    layers = [*_layers(source), parse_overrides(overrides)]
+    for layer in layers:
         _check_mappings(layer)
-    return merge(Config, [base, changes], "")
+    return merge(Config, _without_replaced(layers), "")
+
+
+def _layers(
+    source: str | Path | Mapping[str, Any], above: tuple[Path, ...] = ()
+) -> Iterator[dict[str, Any]]:
+    """Yield what `source` is based on, then what it says itself; the files `above` are based on it."""
+    if isinstance(source, Mapping):
+        layer, folder = dict(source), Path()
+    else:
+        layer, folder, path = read_yaml(Path(source)), Path(source).parent, Path(source).resolve()
+        if path in above:
+            raise ConfigError(f"'{source}' is based on itself: remove its 'base'")
+        above = (*above, path)
+    base = layer.pop("base", None)
+    if base is not None:
+        if not isinstance(base, str):
+            raise ConfigError(f"base should be the path of a configuration file, got {base!r}")
+        yield from _layers(folder / base, above)
+    yield layer
+
+
+def _without_replaced(layers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Drop from the layers the parameters of parts that a later layer exchanges for others."""
+    kept: list[dict[str, Any]] = []
+    for layer in layers:
+        for part in ("writer", "reader", "task"):
+            name = (layer.get(part) or {}).get("name")
+            names = [n for earlier in kept if (n := (earlier.get(part) or {}).get("name"))]
+            if names and name not in (None, names[-1]):
+                kept = [{**earlier, part: {"name": name}} for earlier in kept]
+        kept.append(layer)
+    return kept
 
 
 def part_config(kind: type[T], params: Mapping[str, Any], where: str) -> T:

@@ -228,6 +228,54 @@ def test_the_later_wins(tmp_path: Path) -> None:
     assert load_config(to_dict(config)) == config
 
 
+def test_a_file_says_what_differs_from_the_one_that_it_is_based_on(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "model.yaml").write_text("backbone: {path: here, dtype: float64}\nseed: 1\n")
+    (tmp_path / "deep/one.yaml").write_text(
+        "base: ../model.yaml\nwriter: {name: a, params: {x: 1, y: 2}}\nreader: {name: r, params: {z: 3}}\nseed: 2\n"
+    )
+    (tmp_path / "two.yaml").write_text("base: deep/one.yaml\nwriter: {params: {y: 5}}\n")
+    config = load_config(tmp_path / "two.yaml", ["reader.params.z=4"])
+    assert (config.backbone.path, config.backbone.dtype, config.seed) == ("here", "float64", 2)
+    assert config.writer == PartConfig("a", {"x": 1, "y": 5})
+    assert config.reader == PartConfig("r", {"z": 4})
+    assert (
+        load_config({"base": str(tmp_path / "two.yaml"), "reader": {"params": {"z": 4}}}) == config
+    )
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [("two.yaml", "based on itself"), ("one.yaml", "based on itself"), ("none.yaml", "none.yaml")],
+)
+def test_a_base_that_leads_nowhere(tmp_path: Path, base: str, words: str) -> None:
+    (tmp_path / "one.yaml").write_text("base: two.yaml\nbackbone: {path: here}\n")
+    (tmp_path / "two.yaml").write_text(f"base: ../{tmp_path.name}/{base}\n")
+    with pytest.raises(ConfigError, match=words):
+        load_config(tmp_path / "one.yaml")
+    with pytest.raises(ConfigError, match="base should be the path"):
+        load_config({"base": [1], **BASE})
+
+
+@pytest.mark.parametrize("part", ["writer", "reader", "task"])
+def test_another_name_drops_the_parameters_of_the_old_one(tmp_path: Path, part: str) -> None:
+    """In a file based on another, and in overrides, whatever the order of theirs."""
+    path = tmp_path / "c.yaml"
+    path.write_text(f"backbone: {{path: here}}\n{part}: {{name: a, params: {{x: 1}}}}\n")
+
+    def params(source: Path, *overrides: str) -> dict[str, Any]:
+        chosen: PartConfig = getattr(load_config(source, overrides), part)
+        return chosen.params
+
+    assert params(path, f"{part}.name=b") == {}
+    assert params(path, f"{part}.params.y=2", f"{part}.name=b") == {"y": 2}
+    assert params(path, f"{part}.name=a", f"{part}.params.y=2") == {"x": 1, "y": 2}
+    other = tmp_path / "d.yaml"
+    other.write_text(f"base: c.yaml\n{part}: {{name: b, params: {{z: 3}}}}\n")
+    assert params(other) == {"z": 3}
+    assert params(other, f"{part}.name=a") == {}
+
+
 def test_the_callers_mapping_is_left_alone() -> None:
     source = {"backbone": {"path": "x", "params": {}}, "writer": {"name": "a", "params": {"b": 1}}}
     copy = yaml.safe_load(yaml.safe_dump(source))

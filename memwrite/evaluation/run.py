@@ -81,16 +81,12 @@ def _task(
 ) -> tuple[str, dict[str, Any], Mapping[str, Any]]:
     """Return the task's name, its parameters, and those of them that the overrides set."""
     source = run / CONFIG_FILE if isinstance(run, Path) and run.is_dir() else run
-    trained = load_config(source).task
     task = load_config(source, overrides).task
     if task is None:
         what = f"'{run}'" if isinstance(run, Path) else "the config"
         raise ConfigError(f"{what} has no task: name one, as in task.name=squad")
     overridden = OmegaConf.from_dotlist(list(overrides)).get("task", {}).get("params") or {}
-    params = dict(task.params)
-    if trained is not None and task.name != trained.name:
-        params = {name: value for name, value in params.items() if name in overridden}
-    return task.name, params, overridden
+    return task.name, dict(task.params), overridden
 
 
 def _evaluation_params(

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError, MemwriteError
@@ -58,7 +57,8 @@ def _stages(config: Config) -> Iterator[Stage]:
     for number, stage in enumerate(stages, 1):
         folder = out if number == len(stages) else f"{out}/{STAGES}/{number}"
         with naming(number):
-            base = _without_replaced(to_dict(config), stage.overrides)
+            _check_own(stage.overrides)
+            base = to_dict(config)
             base["training"] |= {"out": folder, "start": start, "stages": []}
             if folder != out:  # nothing is rounded on the way
                 base["training"]["save_dtype"] = base["backbone"]["dtype"]
@@ -78,13 +78,13 @@ def naming(number: int | None) -> Iterator[None]:
         raise type(error)(f"stage {number} of training.stages: {error}") from None
 
 
-def _without_replaced(base: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Drop from `base` the parameters of parts that are exchanged for others."""
+def _check_own(overrides: Sequence[str]) -> None:
+    """Refuse overrides of what stages are made of.
+
+    Raises:
+        ConfigError: there is one.
+    """
     for override in overrides:
-        key, _, value = override.partition("=")
-        part, _, name = key.partition(".")
+        key = override.partition("=")[0]
         if key in _OWN:
             raise ConfigError(f"it cannot change {key}, which follows from its place")
-        if part in ("writer", "reader", "task") and name == "name" and base[part]:
-            base[part]["params"] = {} if value != base[part]["name"] else base[part]["params"]
-    return base
