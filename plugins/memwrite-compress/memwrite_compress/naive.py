@@ -1,0 +1,132 @@
+"""The oracle: one example, one long sequence, and a mask that says for every two places whether one sees the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memwrite.backbones.attention_observer import observing
+from memwrite.backbones.corrections import correcting
+from memwrite.backbones.transformers import TransformersBackbone
+from memwrite.protocols import LayerActivations, ProjectionDeltas
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What a run over segments, each with its compression tokens, and a query leaves.
+
+    Attributes:
+        logits: (Tq, V), of the query.
+        keys: of each segment's tokens, (L, Hkv, m, Dh).
+        values: likewise.
+    """
+
+    logits: Tensor
+    keys: list[Tensor]
+    values: list[Tensor]
+
+
+def long_sequence(
+    backbone: TransformersBackbone,
+    tokens: Tensor,
+    lora: nn.ModuleList,
+    segments: Sequence[Sequence[int]],
+    query: Sequence[int],
+    sees: Callable[[int, int], bool],
+    *,
+    conditional: bool,
+    counted: bool,
+) -> Sequences:
+    """Run [segment 0; tokens; segment 1; tokens; ...; query] at once.
+
+    Args:
+        backbone: the model.
+        tokens: (m, D).
+        lora: of the writer.
+        segments: token ids.
+        query: token ids.
+        sees: whether segment i, or the query as the last i, sees the tokens of an earlier segment j.
+        conditional: the LoRA changes compression tokens alone, not the segments.
+        counted: compression tokens take positions.
+    """
+    parts: list[Tensor] = []
+    block: list[int] = []
+    is_token: list[bool] = []
+    positions: list[int] = []
+    at = 0
+    for number, ids in enumerate([*segments, query]):
+        parts.append(backbone.embed(torch.tensor([list(ids)]))[0])
+        block += [number] * len(ids)
+        is_token += [False] * len(ids)
+        positions += range(at, at + len(ids))
+        at += len(ids)
+        if number < len(segments):
+            parts.append(tokens.to(parts[0].dtype))
+            block += [number] * len(tokens)
+            is_token += [True] * len(tokens)
+            positions += range(at, at + len(tokens))
+            at += len(tokens) if counted else 0
+    size = len(block)
+    visible = torch.zeros(size, size, dtype=torch.bool)
+    for place in range(size):
+        for other in range(place + 1):
+            own = block[place] == block[other]
+            memory = is_token[other] and sees(block[place], block[other])
+            visible[place, other] = own or memory
+    last = len(segments)
+    changed = [t if conditional else b < last for t, b in zip(is_token, block, strict=True)]
+    corrections = {
+        n: _Lora(layer, torch.tensor(changed, device=tokens.device)) for n, layer in enumerate(lora)
+    }
+    hidden, seen = run(backbone, torch.cat(parts), visible, positions, corrections)
+    places = [
+        [p for p in range(size) if is_token[p] and block[p] == number] for number in range(last)
+    ]
+    return Sequences(
+        backbone.logits(hidden[size - len(query) :]),
+        [torch.stack([layer.keys[0][:, chosen] for layer in seen]) for chosen in places],
+        [torch.stack([layer.values[0][:, chosen] for layer in seen]) for chosen in places],
+    )
+
+
+def run(
+    backbone: TransformersBackbone,
+    embeddings: Tensor,
+    visible: Tensor,
+    positions: Sequence[int],
+    corrections: dict[int, Any],
+) -> tuple[Tensor, list[LayerActivations]]:
+    """Run embeddings (N, D) under a mask (N, N), and return the last hidden states and what each layer computed."""
+    seen: list[LayerActivations] = []
+    lowest = torch.finfo(embeddings.dtype).min
+    mask = torch.zeros(visible.shape, dtype=embeddings.dtype).masked_fill(~visible, lowest)
+    with correcting(corrections), observing(seen.append, backbone.info.layers):
+        output = backbone.model.base_model(
+            inputs_embeds=embeddings[None],
+            attention_mask=mask[None, None],
+            position_ids=torch.tensor([list(positions)]),
+            use_cache=False,
+        )
+    hidden: Tensor = output.last_hidden_state[0]
+    return hidden, seen
+
+
+class _Lora:
+    """ΔW x = α/r B A x where `changed` (N,), and nothing elsewhere."""
+
+    def __init__(self, layer: Any, changed: Tensor) -> None:
+        self._layer, self._changed = layer, changed
+
+    def __call__(self, hidden: Tensor) -> ProjectionDeltas:
+        def delta(name: str) -> Callable[[Tensor], Tensor]:
+            weight = self._layer.B[name] @ self._layer.A[name] * self._layer._scale
+            return lambda inputs: inputs @ weight.T * self._changed[:, None]
+
+        return {name: delta(name) for name in self._layer.A.keys()}  # noqa: SIM118
+
+    def rows(self, index: Tensor) -> _Lora:
+        return self
