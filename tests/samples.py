@@ -89,9 +89,20 @@ LOCOMO: list[dict[str, Any]] = [
     }
 ]  # fmt: skip
 
+QA = """{"context": "Ann ran. Bob sat.", "question": "Who ran?", "answers": ["Ann", "she", "Ann"]}
+
+{"context": "It is late.", "question": "How late?", "answers": 11, "group": "times"}
+{"context": "Ann ran. Bob sat.", "question": "Who sat?", "answers": "Bob"}
+"""
+
 PROSE = "\n\n".join(f"The sun is up. It is day {number} of many." for number in range(30))
 
-SAMPLES: dict[str, str] = {"babi": BABI, "squad": json.dumps(SQUAD), "locomo": json.dumps(LOCOMO)}
+SAMPLES: dict[str, str] = {
+    "babi": BABI,
+    "squad": json.dumps(SQUAD),
+    "locomo": json.dumps(LOCOMO),
+    "qa": QA,
+}
 
 
 def config(name: str, folder: Path, text: str | None = None, **params: Any) -> Any:

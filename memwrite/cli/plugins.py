@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import click
 
+if TYPE_CHECKING:
+    from memwrite.plugins.registry import Registry
+    from memwrite.plugins.table import Owner
+
 
 @click.command()
+@click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--traceback", is_flag=True, help="Show the traceback of what could not be loaded.")
-def plugins(as_json: bool, traceback: bool) -> None:
+def plugins(name: str | None, as_json: bool, traceback: bool) -> None:
     """List writers, readers, importers and tasks with origin, version, health and the pairs that fit.
+
+    With a NAME: what that writer, reader or task does, and its parameters with their defaults.
 
     Plugins are code: a listed one has run, with all that you may do. MEMWRITE_PLUGINS=memwrite-gradient,memwrite-lora
     allows these distributions alone, MEMWRITE_NO_PLUGINS=1 none; nothing is imported of the others. Exit code 2 when one
@@ -21,6 +31,9 @@ def plugins(as_json: bool, traceback: bool) -> None:
     from memwrite.plugins import registry
 
     installed = registry()
+    if name is not None:
+        _describe(installed, name, as_json)
+        return
     parts = [
         {
             "role": table.role,
@@ -62,6 +75,62 @@ def plugins(as_json: bool, traceback: bool) -> None:
             click.echo(failure.traceback, err=True)
     if installed.failures:
         sys.exit(2)
+
+
+def _describe(installed: Registry, name: str, as_json: bool) -> None:
+    """Print everything that is called so.
+
+    Raises:
+        PluginNotFound: nothing is.
+    """
+    from memwrite.errors import PluginNotFound, did_you_mean
+
+    reports = [
+        _report(installed, table.role, plugin, owner)
+        for table in installed.tables
+        for plugin, owner in table.entries.get(name, [])
+    ]
+    if not reports:
+        names = {known for table in installed.tables for known in table.entries}
+        raise PluginNotFound(f"nothing installed is called '{name}' ({did_you_mean(name, names)})")
+    click.echo(json.dumps(reports) if as_json else "\n\n".join(map(_page, reports)))
+
+
+def _report(installed: Registry, role: str, plugin: Any, owner: Owner) -> dict[str, Any]:
+    from memwrite.plugins.parameters import description, parameters
+
+    config = getattr(plugin, "config", None)
+    pairs = installed.pairs() if role in ("writer", "reader") else []
+    return {
+        "role": role,
+        "name": plugin.name,
+        "origin": owner.distribution,
+        "version": owner.version,
+        "summary": getattr(plugin, "summary", ""),
+        "fits": [
+            other.name for pair in pairs for own, other in (pair, pair[::-1]) if own is plugin
+        ],
+        "description": description(config) if config else "",
+        "parameters": [asdict(p) for p in parameters(config)] if config else [],
+    }
+
+
+def _page(report: Mapping[str, Any]) -> str:
+    lines = [
+        f"{report['role']} {report['name']}: {report['summary']}  ({report['origin']} {report['version']})"
+    ]
+    if report["fits"]:
+        lines.append(f"goes with {', '.join(report['fits'])}")
+    if report["description"]:
+        lines += ["", click.wrap_text(report["description"], 100, preserve_paragraphs=True)]
+    for parameter in report["parameters"]:
+        default = "required" if parameter["default"] is None else parameter["default"]
+        lines += [
+            "",
+            f"{report['role']}.params.{parameter['name']}: {parameter['type']} = {default}",
+            click.wrap_text(parameter["meaning"], 100, "    ", "    "),
+        ]
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:

@@ -205,6 +205,26 @@ def read_json(path: Path) -> Node:
         raise InputError(f"'{path}': cannot be read as JSON: {error}") from None
 
 
+def read_json_lines(path: Path) -> list[Node]:
+    """Read a file with JSON on each line that is not blank.
+
+    Raises:
+        ConfigError: it cannot be read.
+        InputError: it is not UTF-8, a line is not JSON, or all are blank.
+    """
+    lines = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            try:
+                lines.append(Node(path, f"line {number}", json.loads(line)))
+            except (RecursionError, ValueError) as error:
+                reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+                raise InputError(f"'{path}', line {number}: not JSON: {reason}") from None
+    if not lines:
+        raise InputError(f"'{path}' is empty")
+    return lines
+
+
 def _kind(value: object) -> str:
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
     return "null" if value is None else names.get(type(value), "a number")

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar
 
-from memwrite.backbones.segmentation import opened
+from memwrite.backbones.segmentation import opened, sentences
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.errors import InputError
 from memwrite.tasks.base import IGNORED, Example, Examples
@@ -216,6 +216,11 @@ class QuestionsTask:
                 stacklevel=3,
             )
         return short
+
+
+def pieces(text: str) -> tuple[str, ...]:
+    """Cut a text into its sentences, which become segments."""
+    return tuple(piece.strip() for piece in sentences(text) if piece.strip())
 
 
 def prompt(question: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from memwrite.backbones.segmentation import sentences
 from memwrite.tasks.files import Node, read_json
-from memwrite.tasks.questions import Passage, Question, QuestionsConfig, prompt
+from memwrite.tasks.questions import Passage, Question, QuestionsConfig, pieces, prompt
 
 #: The right answer where the paragraph holds none.
 UNANSWERABLE = "unanswerable"
@@ -42,10 +41,9 @@ def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
     """
     whole = read_json(path)
     paragraphs = [
-        Passage(tuple(piece.strip() for piece in sentences(context) if piece.strip()), questions)
+        Passage(pieces(paragraph.get("context").text()), questions)
         for article in whole.get("data").items()
         for paragraph in article.get("paragraphs").items()
-        for context in [paragraph.get("context").text()]
         if (questions := _questions(paragraph, impossible))
     ]
     if not paragraphs:

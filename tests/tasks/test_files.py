@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import BABI, CODEC, LOCOMO, PROSE, SAMPLES, SQUAD, config, made
+from samples import BABI, CODEC, LOCOMO, PROSE, QA, SAMPLES, SQUAD, config, made
 
 from memwrite.backbones.tokenizers import load_tokenizer, train_words
 from memwrite.errors import ConfigError, InputError
@@ -92,6 +92,45 @@ def test_squad_gives_every_right_answer(tmp_path: Path) -> None:
     assert spelt(second) == (["Rollo led."], [("\nQuestion: Who led?\nAnswer:", " Rollo")])
     first, second = made("squad", tmp_path, held_out=1, impossible=False).evaluation()
     assert len(first.questions) == 1
+
+
+def test_questions_of_ones_own_share_their_context(tmp_path: Path) -> None:
+    first, second = made("qa", tmp_path, held_out=1).evaluation()
+    told, asked = spelt(first)
+    assert told == ["Ann ran.", " Bob sat."]
+    assert asked == [
+        ("\nQuestion: Who ran?\nAnswer:", " Ann"),
+        ("\nQuestion: Who sat?\nAnswer:", " Bob"),
+    ]
+    assert [(q.answers, q.group) for q in first.questions] == [
+        (("Ann", "she"), "file"),
+        (("Bob",), "file"),
+    ]
+    assert spelt(second) == (["It is late."], [("\nQuestion: How late?\nAnswer:", " 11")])
+    assert second.questions[0].group == "times"
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "line 5: not JSON: Expecting property name"),
+        ("[" * 100_000, "line 5: not JSON"),
+        ("[1]", "line 5: should be an object, is a list"),
+        ('{"question": "Who?", "answers": "I"}', "line 5: 'context' is missing"),
+        ('{"context": "a", "answers": "I"}', "line 5: 'question' is missing"),
+        ('{"context": "a", "question": "Who?"}', "line 5: 'answers' is missing"),
+        ('{"context": "a", "question": "", "answers": "I"}', "line 5.question: is empty"),
+        ('{"context": "a", "question": "Who?", "answers": []}', "answers: no answer is given"),
+        ('{"context": "a", "question": "Who?", "answers": [""]}', r"answers\[0\]: is empty"),
+        ('{"context": "a", "question": "Who?", "answers": null}', "answers: should be a string"),
+    ],
+)
+def test_damaged_lines(tmp_path: Path, line: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason) as error:
+        made("qa", tmp_path, f"{QA}{line}\n")
+    assert str(tmp_path / "file") in str(error.value)
+    with pytest.raises(InputError, match="is empty"):
+        made("qa", tmp_path, "\n")
 
 
 def test_locomo_shares_sessions_by_evidence(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.order import OrderConfig, OrderTask
 from memwrite.tasks.overwrite import OverwriteConfig, OverwriteTask
 from memwrite.tasks.phonebook import PhonebookConfig, PhonebookTask
+from memwrite.tasks.qa import QaConfig
 from memwrite.tasks.questions import QuestionsTask
 from memwrite.tasks.squad import SquadConfig
 from memwrite.tasks.synthetic import SyntheticConfig
@@ -82,6 +83,7 @@ def memwrite_tasks() -> Sequence[TaskPlugin]:
         _synthetic("order", "what came after an item, or before it", OrderConfig, OrderTask),
         _from_files("babi", "questions on stories, from bAbI files", BabiConfig, QuestionsTask),
         _from_files("squad", "questions on paragraphs, SQuAD JSON", SquadConfig, QuestionsTask),
+        _from_files("qa", "questions on your own texts, JSONL", QaConfig, QuestionsTask),
         _from_files(
             "locomo", "questions on conversations, LoCoMo JSON", LocomoConfig, QuestionsTask
         ),
