@@ -1,0 +1,53 @@
+"""memwrite-hyperlora: networks that make low-rank weights of a context (Generative Adapter, arXiv 2411.05877)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin, hookimpl
+from memwrite_hyperlora.config import GenerativeAdapterConfig, GenerativeAdapterReaderConfig
+from memwrite_hyperlora.reader import GenerativeAdapterReader
+from memwrite_hyperlora.writer import GenerativeAdapterWriter
+
+__all__ = [
+    "GENERATIVE_ADAPTER",
+    "GENERATIVE_ADAPTER_READER",
+    "GenerativeAdapterConfig",
+    "GenerativeAdapterReader",
+    "GenerativeAdapterReaderConfig",
+    "GenerativeAdapterWriter",
+    "memwrite_readers",
+    "memwrite_writers",
+]
+
+GENERATIVE_ADAPTER = WriterPlugin(
+    api=2,
+    name="generative-adapter",
+    summary="sums of outer products of what each layer receives; texts can be added, merged and taken out again",
+    config=GenerativeAdapterConfig,
+    build=GenerativeAdapterWriter,
+    emits="matrix",
+    capabilities=Capabilities(
+        streaming=True, differentiable=True, order_free=True, mergeable=True, deletion=True
+    ),
+)
+GENERATIVE_ADAPTER_READER = ReaderPlugin(
+    api=2,
+    name="generative-adapter",
+    summary="the state's matrices, normalized, as the inner part of low-rank weights",
+    config=GenerativeAdapterReaderConfig,
+    build=GenerativeAdapterReader,
+    accepts=GenerativeAdapterReader.accepts,
+)
+
+
+@hookimpl
+def memwrite_writers() -> Sequence[WriterPlugin]:
+    """Declare the writers of low-rank weights."""
+    return [GENERATIVE_ADAPTER]
+
+
+@hookimpl
+def memwrite_readers() -> Sequence[ReaderPlugin]:
+    """Declare Generative Adapter's reader."""
+    return [GENERATIVE_ADAPTER_READER]
