@@ -254,7 +254,8 @@ class Memory(MemoryParts):
             state: B memories.
             query: (B, T) or (B, Q, T); None starts from the memory itself.
             options: options of transformers' `generate`, such as `num_beams`. `max_new_tokens` is bounded by the model's
-                positions. What a model's folder recommends beside its end tokens is in force only with `recommended=True`.
+                positions. What a model's folder recommends beside its end tokens is in force only with `recommended=True`. A
+                `streamer` for several rows is a `RowStreams`.
 
         Returns:
             (B[, Q], T') ids, after the first end token filled up with end tokens. With

@@ -122,15 +122,7 @@ class Session:
         memory = self._memory
         if options.get("num_return_sequences", 1) not in (1, None):
             raise InputError("an answer is one sequence: leave num_return_sequences out")
-        chat = memory.chat if raw is None else not raw
-        if chat and isinstance(text, str) and memory.backbone.tokenizer.has_template:
-            text = self._messages(text)
-        place = None if isinstance(text, str) else self._standing()
-        if place is None:
-            asked = self._tokenize(text, answer=True)
-        else:
-            tokenizer = memory.backbone.tokenizer
-            asked = [say(tokenizer, self._messages(text), place, Place.ANSWER)]
+        asked, place = self._asked(text, raw)
         ids = batch_segments([asked], "token", memory.backbone.info.device).ids
         if stream is not None:
             ends = memory.backbone.info.end_ids
@@ -153,6 +145,15 @@ class Session:
             self._keep(done.written)
             new = self._until_end(written)
         return memory.backbone.tokenizer.decode(self._text_of(new))
+
+    def prompt(self, text: TextOrMessages, *, raw: bool | None = None) -> Tokens:
+        """Return (1, T), what `ask` puts behind the state.
+
+        Raises:
+            InputError: as in `ask`.
+        """
+        asked, _ = self._asked(text, raw)
+        return batch_segments([asked], "token", self._memory.backbone.info.device)
 
     def fork(self) -> Session:
         """Return another session that goes on from this one's state."""
@@ -212,6 +213,19 @@ class Session:
     def _standing(self) -> Place | None:
         """Return where the conversation stands; None if every call is one of its own."""
         return self._place(self.state) if self._memory.turns(self.state) else None
+
+    def _asked(
+        self, text: TextOrMessages, raw: bool | None
+    ) -> tuple[list[list[int]], Place | None]:
+        """Return the segments that ask, and where the conversation stands before them; None if it begins with them."""
+        tokenizer = self._memory.backbone.tokenizer
+        chat = self._memory.chat if raw is None else not raw
+        if chat and isinstance(text, str) and tokenizer.has_template:
+            text = self._messages(text)
+        place = None if isinstance(text, str) else self._standing()
+        if place is None:
+            return self._tokenize(text, answer=True), None
+        return [say(tokenizer, self._messages(text), place, Place.ANSWER)], place
 
     def _messages(self, text: TextOrMessages) -> Sequence[Message]:
         if not isinstance(text, str):

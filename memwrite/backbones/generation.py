@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -187,6 +187,32 @@ class TextStream:
         if ready.startswith(self._sent) and len(ready) > len(self._sent):
             self._receive(ready[len(self._sent) :])
             self._sent = ready
+
+
+class RowStreams:
+    """A streamer for several rows: each has a `TextStream` of its own, or None.
+
+    `rows` gives the streamer of the rows that are generated together.
+    """
+
+    def __init__(self, streams: Sequence[TextStream | None]) -> None:
+        self._streams = streams
+
+    def rows(self, index: Sequence[int]) -> RowStreams:
+        """Return the streamer of these rows."""
+        return RowStreams([self._streams[row] for row in index])
+
+    def put(self, ids: Tensor) -> None:
+        """Take a prompt (B, T) or new tokens (B,)."""
+        for stream, row in zip(self._streams, ids, strict=True):
+            if stream is not None:
+                stream.put(row)
+
+    def end(self) -> None:
+        """Hand on what is left of every row."""
+        for stream in self._streams:
+            if stream is not None:
+                stream.end()
 
 
 def end_ids(model: Any, eos_id: int, end_of_turn: int | None) -> tuple[int, ...]:

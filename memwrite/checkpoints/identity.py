@@ -76,14 +76,14 @@ class Identity:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def same(self, other: Identity, backbone: TransformersBackbone) -> bool:
-        """Return whether both name the same backbone, spec, writer and reader.
+        """Return whether both name the same backbone, writer and reader, and states that this writer writes.
 
         Args:
-            other: may come from an older file, with a fingerprint of an older scheme.
+            other: of a state that has grown, where the writer's states grow; may come from an older file, with a fingerprint of an older scheme.
             backbone: the backbone that this identity names.
         """
         return (
-            self.spec == other.spec
+            self.spec.restore().admits(other.spec.restore())
             and self.writer.same(other.writer)
             and self.reader.same(other.reader)
             and backbone.has_fingerprint(other.backbone)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from memwrite.backbones.generation import check_options
+from memwrite.backbones.generation import RowStreams, check_options
 from memwrite.backbones.sliding_window import without_holes
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import PositionsExceeded
@@ -85,6 +85,9 @@ def _generate(
         backbone, conditioning, past, packed, copies, options
     ):
         rows = copies[group]
+        own = {**options, "max_new_tokens": count}
+        if isinstance(options.get("streamer"), RowStreams):
+            own["streamer"] = options["streamer"].rows(group)
         before = past if length or opens else _before_last(backbone, conditioning, past)
         new = _continue_group(
             backbone,
@@ -92,7 +95,7 @@ def _generate(
             _past(backbone, before, rows),
             None if ends is None or opens else ends[rows],
             {layer: c.rows(rows) for layer, c in corrections.items()},
-            {**options, "max_new_tokens": count},
+            own,
         )
         by_row |= zip(group, new.chunk(len(group)), strict=True)
     width = max(new.shape[1] for new in by_row.values())

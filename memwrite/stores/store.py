@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from memwrite.checkpoints.state_file import StateFile
 from memwrite.config import to_dict
-from memwrite.errors import InputError, StorageError
+from memwrite.errors import InputError, MemwriteError, StorageError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.backend import StoreBackend
@@ -167,7 +167,10 @@ class Store:
         return (entry for entry in self._backend.list(prefix) if not entry.expired(now))
 
     def written_by(self, memory: Memory, state: MemoryState) -> Callable[[Entry], bool]:
-        """Return a test of entries: whether `memory` would write them for the same reader, into states like `state`."""
+        """Return a test of entries: whether `memory` would write them for the same reader, into states like `state`.
+
+        Where the writer's states grow, into states of any size.
+        """
         provenance = provenance_of(memory, state)
         identity = provenance.identity
 
@@ -177,7 +180,7 @@ class Store:
                 return True
             try:
                 return identity.same(self._provenance(digest).identity, memory.backbone)
-            except StorageError:  # damaged: to be written again
+            except MemwriteError:  # damaged: to be written again
                 return False
 
         return lambda entry: same(entry.provenance)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from memwrite import Memory, MemoryState, Tokens
+from memwrite.backbones.generation import RowStreams, TextStream, text_of
 from memwrite.errors import ConfigError, InputError
 
 OPTIONS: list[dict[str, Any]] = [
@@ -174,3 +175,20 @@ def test_generation_while_training_with_checkpointing(family: str) -> None:
     new = memory.generate(memories(2), query, max_new_tokens=4)
     assert memory.model.training
     assert torch.equal(new, memory.eval().generate(memories(2), query, max_new_tokens=4))
+
+
+@each_backbone
+def test_every_row_streams_its_own_answer(family: str, attention: str) -> None:
+    """Also where rows of several lengths are generated apart, and one has no stream."""
+    memory, state = prefixed(family, attention), memories(4)
+    query = Tokens.from_rows([[70, 71], [72], [73, 74], [75]])
+    new = memory.generate(state, query, max_new_tokens=5)
+    decode, ends = memory.backbone.tokenizer.decode, memory.backbone.info.end_ids
+    said: list[list[str]] = [[] for _ in range(4)]
+    streams = [TextStream(decode, ends, pieces.append) for pieces in said]
+    streamer = RowStreams([*streams[:3], None])
+    streamed = memory.generate(state, query, max_new_tokens=5, streamer=streamer)
+    assert streamed.equal(new)
+    answers = [decode(text_of(row, ends)) for row in new.tolist()]
+    assert ["".join(pieces) for pieces in said] == [*answers[:3], ""]
+    assert len(set(answers)) == 4

@@ -140,6 +140,21 @@ def test_where_a_memory_came_from_is_told_and_its_text_is_not(place: str, tmp_pa
     assert secret.encode() not in data
 
 
+@pytest.mark.parametrize(
+    ("writer", "reader"), [("full-context", "key-value"), ("gradient", "prefix")]
+)
+def test_who_wrote_a_memory_is_known(tmp_path: Path, writer: str, reader: str) -> None:
+    """Also where states grow, so that none has the size of an empty one."""
+    parts = {"writer": {"name": writer}, "reader": {"name": reader}}
+    memory = Memory.from_config({**CONFIG, **parts})
+    other = Memory.from_config({**CONFIG, **parts, "seed": 1})
+    with Store(tmp_path / "store.db") as store:
+        store.put("a", memory, memory.write("x").state)
+        (entry,) = store.list()
+        assert store.written_by(memory, memory.writer.init(1))(entry)
+        assert not store.written_by(other, other.writer.init(1))(entry)
+
+
 def test_a_memory_is_read_by_what_it_was_written_for_alone(place: str) -> None:
     other = Memory.from_config({**CONFIG, "seed": 3})
     with Store(place) as store:
