@@ -5,10 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
+from memwrite_compress.ccm import (
+    CcmConcatConfig,
+    CcmConcatWriter,
+    CcmMergeConfig,
+    CcmMergeWriter,
+)
 from memwrite_compress.config import CompressionConfig
 from memwrite_compress.gist import GistWriter
+from memwrite_compress.kv500x import Compressor500xConfig, Compressor500xWriter
 
-__all__ = ["GIST", "CompressionConfig", "GistWriter", "memwrite_writers"]
+__all__ = [
+    "CCM_CONCAT",
+    "CCM_MERGE",
+    "COMPRESSOR_500X",
+    "GIST",
+    "CcmConcatConfig",
+    "CcmConcatWriter",
+    "CcmMergeConfig",
+    "CcmMergeWriter",
+    "CompressionConfig",
+    "Compressor500xConfig",
+    "Compressor500xWriter",
+    "GistWriter",
+    "memwrite_writers",
+]
 
 GIST = WriterPlugin(
     api=2,
@@ -20,9 +41,39 @@ GIST = WriterPlugin(
     capabilities=Capabilities(differentiable=True),
     slots="slots",
 )
+CCM_CONCAT = WriterPlugin(
+    api=2,
+    name="ccm-concat",
+    summary="key-values of learnt tokens behind each segment, side by side (CCM)",
+    config=CcmConcatConfig,
+    build=CcmConcatWriter,
+    emits="keyvalue",
+    capabilities=Capabilities(differentiable=True),
+    slots="slots",
+)
+CCM_MERGE = WriterPlugin(
+    api=2,
+    name="ccm-merge",
+    summary="key-values of learnt tokens behind each segment, their running mean (CCM)",
+    config=CcmMergeConfig,
+    build=CcmMergeWriter,
+    emits="keyvalue",
+    capabilities=Capabilities(streaming=True, differentiable=True),
+    slots="slots",
+)
+COMPRESSOR_500X = WriterPlugin(
+    api=2,
+    name="500x",
+    summary="key-values of m tokens behind the context, by a LoRA for the model without it",
+    config=Compressor500xConfig,
+    build=Compressor500xWriter,
+    emits="keyvalue",
+    capabilities=Capabilities(differentiable=True),
+    slots="slots",
+)
 
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the compressors."""
-    return [GIST]
+    return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X]

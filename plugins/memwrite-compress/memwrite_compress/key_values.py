@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,10 @@ class KeyValueCompressor(nn.Module):
     conditional = False
     #: Whether compression tokens take positions, so that the text behind them begins after them.
     counted = True
+    #: Whether a segment sees the memory of those before.
+    recurrent = True
+    #: What states have beside their slots.
+    latent: ClassVar[Mapping[str, TensorSpec]] = {}
 
     def __init__(self, config: CompressionConfig, backbone: Backbone) -> None:
         super().__init__()
@@ -47,7 +53,7 @@ class KeyValueCompressor(nn.Module):
         self._backbone = backbone
         self.tokens = learned(config.slots, info.hidden_size, config.init_std, info.state_dtype)
         self.lora = lora_of(config, backbone)
-        self.spec = self._spec(self.capacity, bounded=True)
+        self.spec = self._spec(self.capacity, self.bounded)
         #: A state whose slots stand at the first positions, and the tokens of one segment.
         self.reserved_positions = self.capacity + config.slots
 
@@ -55,6 +61,11 @@ class KeyValueCompressor(nn.Module):
     def capacity(self) -> int:
         """The number of slots of a state."""
         return self.config.slots
+
+    @property
+    def bounded(self) -> bool:
+        """Whether states have so many slots whatever is written."""
+        return True
 
     def _spec(self, slots: int, bounded: bool) -> StateSpec:
         info = self._backbone.info
@@ -67,6 +78,7 @@ class KeyValueCompressor(nn.Module):
                 "mask": (slots,),
                 "next_position": (),
                 "latent.position": TensorSpec((slots,), torch.int64, per_layer=False),
+                **self.latent,
             },
             tuple(range(info.layers)),
             info.state_dtype,
@@ -80,22 +92,18 @@ class KeyValueCompressor(nn.Module):
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         """Compress the context segment by segment."""
         for segment in segments(context, self.config.segment):
-            most = self._backbone.info.positions - self.config.slots - segment.lengths
-            state = self._rewound(state, state["next_position"] > most)
-            read = segment.mask.any(1)
-            state = self._joined(state, self._compressed(state, segment), read)
+            state = self._with_room(state, segment.lengths + self.config.slots)
+            new = self._compressed(state, segment)
+            state = self._joined(state, new, segment.mask.any(1))
         # What is read behind a memory needs positions, too.
         enough = self._backbone.info.positions * 3 // 4
         return WriteOutput(self._rewound(state, state["next_position"] > enough))
 
-    def _seen(self, state: MemoryState) -> KeyValues:
-        """Return the memory as a segment sees it."""
+    def _compressed(self, state: MemoryState, segment: PackedTokens) -> dict[str, Tensor]:
+        """Return the tensors of a state of the segment's tokens alone; of no account in rows without a segment."""
         past = key_values(state)
-        return past if bool(past.mask.any()) else past_without_slots(past)
-
-    def _compressed(self, state: MemoryState, segment: PackedTokens) -> MemoryState:
-        """Return the state of the segment's tokens alone, in the rows that have a segment."""
-        past = self._seen(state)
+        if not self.recurrent or not bool(past.mask.any()):
+            past = _without_slots(past)
         inputs, at = behind(self._backbone.embed(segment.ids), segment.lengths, self.tokens)
         run = self._backbone.forward(
             inputs,
@@ -107,22 +115,21 @@ class KeyValueCompressor(nn.Module):
         assert run is not None
         places = past.mask.shape[1] + at
         ends = state["next_position"] + segment.lengths
-        own = torch.arange(self.config.slots, device=at.device)
-        count = self.config.slots
-        return MemoryState(
-            self._spec(count, self.spec.bounded),
-            {
-                "keys": _slots(run.keys, places).to(self.spec.dtype),
-                "values": _slots(run.values, places).to(self.spec.dtype),
-                "mask": torch.ones_like(at, dtype=torch.bool),
-                "next_position": ends + count if self.counted else ends,
-                "latent.position": ends[:, None] + own,
-            },
-        )
+        return {
+            "keys": _slots(run.keys, places).to(self.spec.dtype),
+            "values": _slots(run.values, places).to(self.spec.dtype),
+            "mask": torch.ones_like(at, dtype=torch.bool),
+            "next_position": ends + self.config.slots if self.counted else ends,
+            "latent.position": ends[:, None] + torch.arange(at.shape[1], device=at.device),
+        }
 
-    def _joined(self, state: MemoryState, new: MemoryState, read: Tensor) -> MemoryState:
+    def _joined(self, state: MemoryState, new: dict[str, Tensor], read: Tensor) -> MemoryState:
         """Return the memory after a segment, in the rows `read` (B,) that had one; the others stay."""
-        return new.where(read, state)
+        return MemoryState(self.spec, new).where(read, state)
+
+    def _with_room(self, state: MemoryState, length: Tensor) -> MemoryState:
+        """Return the state, moved to the first positions in rows that have fewer than `length` (B,) left."""
+        return self._rewound(state, state["next_position"] + length > self._backbone.info.positions)
 
     def _rewound(self, state: MemoryState, rows: Tensor) -> MemoryState:
         """Give the slots of the rows (B,) bool the positions from 0 on."""
@@ -148,7 +155,7 @@ def key_values(state: MemoryState) -> KeyValues:
     return KeyValues(state["keys"], state["values"], state["mask"], state["next_position"])
 
 
-def past_without_slots(past: KeyValues) -> KeyValues:
+def _without_slots(past: KeyValues) -> KeyValues:
     """Return a past of no slots, with the same next position."""
     return replace(
         past,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memwrite.backbones.attention_observer import observing
 from memwrite.backbones.corrections import correcting
 from memwrite.backbones.transformers import TransformersBackbone
-from memwrite.protocols import LayerActivations, ProjectionDeltas
+from memwrite.protocols import KeyValues, LayerActivations, ProjectionDeltas
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def long_sequence(
     lora: nn.ModuleList,
     segments: Sequence[Sequence[int]],
     query: Sequence[int],
-    sees: Callable[[int, int], bool],
+    sees: Callable[[int, int, bool], bool],
     *,
     conditional: bool,
     counted: bool,
@@ -49,7 +49,7 @@ def long_sequence(
         lora: of the writer.
         segments: token ids.
         query: token ids.
-        sees: whether segment i, or the query as the last i, sees the tokens of an earlier segment j.
+        sees: whether segment i sees the tokens of an earlier segment j; True says that i is the query.
         conditional: the LoRA changes compression tokens alone, not the segments.
         counted: compression tokens take positions.
     """
@@ -75,7 +75,8 @@ def long_sequence(
     for place in range(size):
         for other in range(place + 1):
             own = block[place] == block[other]
-            memory = is_token[other] and sees(block[place], block[other])
+            query_asks = block[place] == len(segments)
+            memory = is_token[other] and sees(block[place], block[other], query_asks)
             visible[place, other] = own or memory
     last = len(segments)
     changed = [t if conditional else b < last for t, b in zip(is_token, block, strict=True)]
@@ -91,6 +92,54 @@ def long_sequence(
         [torch.stack([layer.keys[0][:, chosen] for layer in seen]) for chosen in places],
         [torch.stack([layer.values[0][:, chosen] for layer in seen]) for chosen in places],
     )
+
+
+def running_mean(
+    backbone: TransformersBackbone,
+    tokens: Tensor,
+    lora: nn.ModuleList,
+    segments: Sequence[Sequence[int]],
+    *,
+    recurrent: bool,
+    unrotate: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the mean keys and values (L, Hkv, m, Dh) of the tokens behind all segments, by CCM-merge.
+
+    Args:
+        backbone, tokens, lora, segments: as in `long_sequence`.
+        recurrent: a segment sees the mean of those before.
+        unrotate: keys are brought back to position 0 before they are averaged, and to their places again.
+    """
+    count = len(tokens)
+    sums: list[tuple[Tensor, Tensor]] = []
+    position = 0
+    memory: KeyValues | None = None
+    for ids in segments:
+        inputs = torch.cat([backbone.embed(torch.tensor([list(ids)]))[0], tokens])
+        changed = torch.arange(len(inputs)) >= len(ids)
+        run = backbone.forward(
+            inputs[None],
+            past=memory,
+            corrections={n: _Lora(layer, changed) for n, layer in enumerate(lora)},
+            use_cache=True,
+        ).key_values
+        assert run is not None
+        position += len(ids)
+        places = (position + torch.arange(count))[None]
+        keys = run.keys[..., -count:, :]
+        sums.append(
+            (backbone.rotate(keys, -places) if unrotate else keys, run.values[..., -count:, :])
+        )
+        mean = [torch.stack(parts).mean(0) for parts in zip(*sums, strict=True)]
+        found = backbone.rotate(mean[0], places) if unrotate else mean[0], mean[1]
+        slots = count if recurrent else 0
+        memory = KeyValues(
+            found[0][..., :slots, :],
+            found[1][..., :slots, :],
+            torch.ones(1, slots, dtype=torch.bool),
+            torch.tensor([position]),
+        )
+    return found[0][0], found[1][0]
 
 
 def run(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwrite_compress import GIST
+from memwrite_compress import CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, GIST
 from memwrite_specs import conformance
 
 
@@ -15,4 +15,30 @@ def test_gist(law) -> None:
     GIST, reader="key-value", params={"slots": 2, "segment": 4, "rank": 2, "init_std": 0.5}
 )
 def test_gist_in_segments(law) -> None:
+    law()
+
+
+@conformance(
+    CCM_CONCAT, reader="key-value", params={"slots": 2, "segment": 4, "keep": 3, "init_std": 0.5}
+)
+def test_ccm_concat(law) -> None:
+    law()
+
+
+@conformance(CCM_CONCAT, reader="key-value", params={"slots": 2, "keep": None, "init_std": 0.5})
+def test_ccm_concat_that_grows(law) -> None:
+    law()
+
+
+@conformance(CCM_MERGE, reader="key-value", params={"slots": 2, "segment": 4, "init_std": 0.5})
+def test_ccm_merge(law) -> None:
+    law()
+
+
+@conformance(
+    COMPRESSOR_500X,
+    reader="key-value",
+    params={"slots": 2, "init_std": 0.5, "autoencoding_weight": 0.5},
+)
+def test_500x(law) -> None:
     law()
