@@ -8,6 +8,7 @@ from typing import Any
 
 from memwrite.config import to_dict
 from memwrite.evaluation.controls import TITLES, table
+from memwrite.evaluation.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,13 @@ class AnswerScores:
 
 
 @dataclass(frozen=True)
-class AnswerEvaluation:
+class AnswerEvaluation(Cost):
     """What a memory answered, beside the same reader under controls.
 
     Attributes:
         contexts: examples evaluated.
-        state_floats: numbers per state, measured from its tensors; the largest where it grows with the context.
-        state_bytes: likewise.
         memory: read from the states written.
+        unwritten: from a memory that has read nothing.
         zero_state: from zeros in their place.
         shuffled_state: from the state of another context; None where there is no other.
         full_context: from the context itself before the query, by the same backbone without a memory; None
@@ -52,9 +52,8 @@ class AnswerEvaluation:
     """
 
     contexts: int
-    state_floats: int
-    state_bytes: int
     memory: AnswerScores
+    unwritten: AnswerScores
     zero_state: AnswerScores
     shuffled_state: AnswerScores | None
     full_context: AnswerScores | None
@@ -68,7 +67,8 @@ class AnswerEvaluation:
         """Return a table of the memory and its controls, and one of its groups."""
         lines = [
             f"{self.contexts} contexts with {self.memory.questions} questions, {self.memory.tokens} tokens of "
-            f"answer; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            f"answer; {self.size}",
+            self.time,
             *_table({title: getattr(self, name) for name, title in TITLES.items()}),
         ]
         if len(self.groups) > 1:

@@ -18,6 +18,7 @@ from memwrite.backbones.generation import text_of
 from memwrite.errors import InputError
 from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
 from memwrite.evaluation.controls import context_visible, evaluation_mode, parts, readings
+from memwrite.evaluation.cost import Meter
 from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
 from memwrite.state import MemoryState, Tokens
@@ -91,18 +92,19 @@ class _Evaluator:
         self._answers: dict[str, list[_Answer]] = defaultdict(list)
 
     def run(self) -> AnswerEvaluation:
-        floats, size, seen = 0, 0, 0
+        meter, seen = Meter(self._memory.backbone.info.device), 0
         for indices in track([*parts(len(self._examples), self._size())], "evaluate", "batch"):
             part = [self._examples[index] for index in indices]
             context = collate(part)["batch"].context
-            state = self._memory.write(context).state
-            floats = max(floats, state.floats // len(part))
-            size = max(size, state.nbytes // len(part))
+            state = meter.timed("write", self._memory.write, context).state
+            meter.written(state, len(part))
             others = _others([example.context for example in part])
             for name, reader, given in readings(
                 self._memory, state, self._visible, context, others
             ):
-                self._answers[name] += self._score(reader, given, part, seen)
+                if name == "full_context":
+                    meter.cached(given, len(part))
+                self._answers[name] += meter.timed(name, self._score, reader, given, part, seen)
             seen += len(part)
         if not self._answers["memory"]:
             raise InputError(
@@ -115,9 +117,9 @@ class _Evaluator:
         scores = {name: _scores(answers) for name, answers in self._answers.items()}
         return AnswerEvaluation(
             contexts=seen,
-            state_floats=floats,
-            state_bytes=size,
+            **meter.cost(),
             memory=scores["memory"],
+            unwritten=scores["unwritten"],
             zero_state=scores["zero_state"],
             shuffled_state=scores.get("shuffled_state"),
             full_context=scores.get("full_context"),
@@ -133,8 +135,8 @@ class _Evaluator:
 
     def _score(
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example], number: int
-    ) -> Iterator[_Answer]:
-        """Yield the answers to all queries of a part, whose first example has that number."""
+    ) -> list[_Answer]:
+        """Return the answers to all queries of a part, whose first example has that number."""
         batch = collate(part)["batch"]
         if self._visible is not None:
             batch.labels[..., 0] = IGNORED
@@ -142,16 +144,19 @@ class _Evaluator:
         logits, labels = aligned(output, batch.queries.to(output.logits.device), batch.labels)
         tokens, right, bits = (counts.tolist() for counts in _counts(logits, labels))
         places = [(row, column) for row, e in enumerate(part) for column in range(len(e.queries))]
-        for (row, column), decoded in zip(places, self._decode(memory, state, part), strict=True):
-            if tokens[row][column]:
-                yield _Answer(
-                    number + row,
-                    tokens[row][column],
-                    right[row][column],
-                    bits[row][column],
-                    _question(part[row], column),
-                    decoded,
-                )
+        decoded = self._decode(memory, state, part)
+        return [
+            _Answer(
+                number + row,
+                tokens[row][column],
+                right[row][column],
+                bits[row][column],
+                _question(part[row], column),
+                answer,
+            )
+            for (row, column), answer in zip(places, decoded, strict=True)
+            if tokens[row][column]
+        ]
 
     def _decode(
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example]

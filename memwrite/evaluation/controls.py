@@ -16,6 +16,7 @@ from memwrite.tasks.base import EvaluatedMemory
 #: What is read, in the order of the table: the name of a reading, and what the table calls it.
 TITLES = {
     "memory": "memory",
+    "unwritten": "unwritten",
     "zero_state": "zero state",
     "shuffled_state": "another's state",
     "full_context": "context visible",
@@ -75,11 +76,17 @@ def readings(
         others: for each context, the row of another one, whose state is the control; None leaves it out.
     """
     yield "memory", memory, state
+    yield "unwritten", memory, unwritten(memory, context.ids.shape[0])
     yield "zero_state", memory, state.map(torch.zeros_like)
     if others is not None:
         yield "shuffled_state", memory, state.rows(torch.tensor(others))
     if visible is not None:
         yield "full_context", visible, visible.write(context).state
+
+
+def unwritten(memory: EvaluatedMemory, rows: int) -> MemoryState:
+    """Return the states of so many memories that have read nothing; where they are learned they are not zeros."""
+    return memory.write(Tokens.from_rows([[]] * rows)).state
 
 
 def parts(total: int, size: int) -> Iterator[range]:

@@ -20,6 +20,7 @@ from memwrite.evaluation.controls import (
     readings,
     table,
 )
+from memwrite.evaluation.cost import Cost, Meter
 from memwrite.evaluation.scores import Scores, bits_recalled, score
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, Batch, EvaluatedMemory, Examples, collate
@@ -30,18 +31,17 @@ _QUERIES_PER_BATCH = 1024
 
 
 @dataclass(frozen=True)
-class KeyValueEvaluation:
+class KeyValueEvaluation(Cost):
     """The recall of a memory, beside the same reader under controls.
 
     Attributes:
         contexts: number of contexts evaluated.
         pairs: keys per context, each queried.
         value_length: characters per value.
-        state_floats: numbers per state, measured from its tensors.
-        state_bytes: likewise.
         surprise: bits that the memory's reader needs for one value, its characters' negative log-likelihoods
             together, each given the right ones before it; the mean over all.
         memory: read from the states written.
+        unwritten: from a memory that has read nothing.
         zero_state: from zeros in their place.
         shuffled_state: from the state of another context.
         full_context: from the context itself before the query, by the same backbone without a memory; None
@@ -51,10 +51,9 @@ class KeyValueEvaluation:
     contexts: int
     pairs: int
     value_length: int
-    state_floats: int
-    state_bytes: int
     surprise: float
     memory: Scores
+    unwritten: Scores
     zero_state: Scores
     shuffled_state: Scores
     full_context: Scores | None
@@ -101,8 +100,8 @@ class KeyValueEvaluation:
         per_float = self.bits_per_float
         rate = "" if per_float is None else f", {per_float:.3f} per number of the state"
         return [
-            f"{self.contexts} contexts of {self.pairs} pairs, each queried; state of "
-            f"{self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            f"{self.contexts} contexts of {self.pairs} pairs, each queried; {self.size}",
+            self.time,
             *table(columns, {title: _cells(getattr(self, name)) for name, title in TITLES.items()}),
             f"bits recalled: {self.bits:.1f} of {most:.1f} per context{rate}",
             f"bits gained: {self.bits_gained:.1f} of {most:.1f} per context (likelihood of the values)",
@@ -139,25 +138,30 @@ def evaluate(memory: EvaluatedMemory, examples: Examples) -> KeyValueEvaluation:
     first = examples[0]
     ranges = parts(len(examples), _QUERIES_PER_BATCH // len(first.queries))
     answers: dict[str, list[_Answers]] = {}
+    meter = Meter(memory.backbone.info.device)
     with evaluation_mode(memory):
         visible = context_visible(memory, len(first.context) + len(first.queries[0]))
         for indices in track([*ranges], "evaluate", "batch"):
             batch = collate([examples[index] for index in indices])["batch"]
-            state = memory.write(batch.context).state
+            state = meter.timed("write", memory.write, batch.context).state
+            meter.written(state, len(indices))
             # Each context with the state of the one before it, the first with that of the last.
             others = [row - 1 for row in range(len(indices))]
             for name, reader, given in readings(memory, state, visible, batch.context, others):
-                answers.setdefault(name, []).append(_answers(reader, given, batch))
+                if name == "full_context":
+                    meter.cached(given, len(indices))
+                found = meter.timed(name, _answers, reader, given, batch)
+                answers.setdefault(name, []).append(found)
     scores = {name: _scored(batches) for name, batches in answers.items()}
-    rows, pairs, length = answers["memory"][-1].targets.shape
+    _, pairs, length = answers["memory"][-1].targets.shape
     return KeyValueEvaluation(
         contexts=len(examples),
         pairs=pairs,
         value_length=length,
-        state_floats=state.floats // rows,
-        state_bytes=state.nbytes // rows,
+        **meter.cost(),
         surprise=float(torch.cat([batch.surprise for batch in answers["memory"]]).mean()),
         memory=scores["memory"],
+        unwritten=scores["unwritten"],
         zero_state=scores["zero_state"],
         shuffled_state=scores["shuffled_state"],
         full_context=scores.get("full_context"),

@@ -13,10 +13,11 @@ from memwrite.evaluation.controls import (
     evaluation_mode,
     parts,
     table,
+    unwritten,
     without_memory,
 )
+from memwrite.evaluation.cost import Cost, Meter
 from memwrite.evaluation.value_kept import Prediction, Reading, predict, share_right, summarise
-from memwrite.state import Tokens
 from memwrite.tasks.base import EvaluatedMemory, Example, Examples, collate
 from memwrite.utils.progress import track
 
@@ -27,15 +28,13 @@ M = TypeVar("M", bound=EvaluatedMemory)
 
 
 @dataclass(frozen=True)
-class LanguageEvaluation:
+class LanguageEvaluation(Cost):
     """The worth of a memory to the text that follows its context, beside controls.
 
     Attributes:
         contexts: how many.
         context_tokens: tokens of them all.
         tokens: that were predicted, of all texts.
-        state_floats: numbers per state, measured from its tensors; the largest where it grows with the context.
-        state_bytes: likewise.
         readings: "memory", "unwritten" (a memory that has read nothing), "another's state", "no memory" and
             "context visible".
         recall: share of the context's own tokens, its first left out, that are the first choice when the context is
@@ -46,8 +45,6 @@ class LanguageEvaluation:
     contexts: int
     context_tokens: int
     tokens: int
-    state_floats: int
-    state_bytes: int
     readings: Mapping[str, Reading]
     recall: float | None
     recall_without: float
@@ -62,7 +59,8 @@ class LanguageEvaluation:
         recall = "-" if self.recall is None else f"{self.recall:.1%}"
         return [
             f"{self.contexts} contexts of {self.context_tokens // self.contexts} tokens, {self.tokens} tokens behind "
-            f"them; state of {self.state_floats:,} numbers, {self.state_bytes:,} bytes",
+            f"them; {self.size}",
+            self.time,
             *table(heads, {name: _cells(reading) for name, reading in self.readings.items()}),
             f"context read again: {recall} of its tokens are the first choice, {self.recall_without:.1%} without memory",
             "value kept: 0 is no memory, 1 as good as the context in sight, below 0 harmful; agreement: first "
@@ -115,28 +113,29 @@ def _evaluate(memory: M, full: M, examples: Sequence[Example]) -> LanguageEvalua
     predictions: dict[str, list[Prediction]] = {}
     again: list[Prediction] = []
     again_without: list[Prediction] = []
-    floats = size = 0
+    meter = Meter(memory.backbone.info.device)
     longest = max(len(example.context) for example in examples)
     recalled = 2 * longest <= memory.backbone.info.positions
     for indices in track([*parts(len(examples), BATCH)], "evaluate", "batch"):
         part = [examples[index] for index in indices]
         contexts = collate(part)["batch"].context
-        state = memory.write(contexts).state
-        floats = max(floats, state.floats // len(part))
-        size = max(size, state.nbytes // len(part))
-        none = nothing.write(contexts).state
+        state = meter.timed("write", memory.write, contexts).state
+        meter.written(state, len(part))
+        none, cache = nothing.write(contexts).state, full.write(contexts).state
+        meter.cached(cache, len(part))
         readings = {
             "memory": (memory, state),
-            "unwritten": (memory, memory.write(Tokens.from_rows([[]] * len(part))).state),
+            "unwritten": (memory, unwritten(memory, len(part))),
             "another's state": (memory, state.map(lambda tensor: tensor.roll(1, 0))),
             "no memory": (nothing, none),
-            "context visible": (full, full.write(contexts).state),
+            "context visible": (full, cache),
         }
         if len(part) == 1:
             del readings["another's state"]
         texts = [example.queries[0] for example in part]
         for name, (reader, given) in readings.items():
-            predictions.setdefault(name, []).extend(predict(reader, given, texts))
+            found = meter.timed(name, predict, reader, given, texts)
+            predictions.setdefault(name, []).extend(found)
         repeated = [example.context for example in part]
         again_without += predict(nothing, none, repeated)
         if recalled:
@@ -146,8 +145,7 @@ def _evaluate(memory: M, full: M, examples: Sequence[Example]) -> LanguageEvalua
         contexts=len(examples),
         context_tokens=sum(len(example.context) for example in examples),
         tokens=sum(len(prediction.choices) for prediction in without),
-        state_floats=floats,
-        state_bytes=size,
+        **meter.cost(),
         readings={name: summarise(own, without, visible) for name, own in predictions.items()},
         recall=share_right(again) if recalled else None,
         recall_without=share_right(again_without),

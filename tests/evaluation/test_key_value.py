@@ -105,7 +105,9 @@ class Oracle:
 
     def __init__(self, bound: bool) -> None:
         self.bound = bound
-        self.backbone = SimpleNamespace(info=SimpleNamespace(positions=0))
+        self.backbone = SimpleNamespace(
+            info=SimpleNamespace(positions=0, device=torch.device("cpu"))
+        )
         self.modes: list[bool] = []
 
     def eval(self) -> None:
@@ -238,17 +240,22 @@ def test_eval_reports_as_json(run: Path) -> None:
     report = json.loads(call("eval", run, "--json").output)
     assert report.keys() == {
         "run", "seed", "task", "contexts", "pairs", "value_length", "state_floats", "state_bytes",
-        "memory", "zero_state", "shuffled_state", "full_context", "bits", "bits_per_float",
+        "cache_bytes", "write_seconds", "read_seconds", "memory", "unwritten", "zero_state", "shuffled_state", "full_context", "bits", "bits_per_float",
         "surprise", "bits_gained", "params",
     }  # fmt: skip
     scores = {"exact_match", "interval", "independent", "token_accuracy", "set_recall", "binding"}
-    for name in ("memory", "zero_state", "shuffled_state", "full_context"):
+    for name in ("memory", "unwritten", "zero_state", "shuffled_state", "full_context"):
         assert report[name].keys() == scores
         low, high = report[name]["interval"]
         assert 0 <= low <= report[name]["exact_match"] <= high <= 1
     assert (report["contexts"], report["pairs"], report["state_floats"]) == (6, 3, 2 * 16)
     assert report["state_bytes"] == 4 * report["state_floats"]
-    assert call("eval", run, "--json").output == call("eval", run, "--json").output
+    again = json.loads(call("eval", run, "--json").output)
+    assert {**again, "write_seconds": 0, "read_seconds": 0} == {
+        **report,
+        "write_seconds": 0,
+        "read_seconds": 0,
+    }
 
 
 def test_eval_in_words_with_other_contexts(run: Path) -> None:

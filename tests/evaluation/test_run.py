@@ -63,7 +63,8 @@ class Oracle:
     training = True
 
     def __init__(self, examples: Any, spoil: Any = lambda text: text) -> None:
-        info = SimpleNamespace(positions=0, eos_id=CODEC.eos_id, end_ids=(CODEC.eos_id,))
+        ends, cpu = (CODEC.eos_id,), torch.device("cpu")
+        info = SimpleNamespace(positions=0, eos_id=CODEC.eos_id, end_ids=ends, device=cpu)
         self.backbone = SimpleNamespace(info=info, tokenizer=CODEC)
         self.known = {
             (*example.context,): {
@@ -239,8 +240,8 @@ def report(*words: object) -> Any:
 def test_eval_asks_what_was_held_out(run: Path) -> None:
     found = report(run)
     assert found.keys() == {
-        "run", "seed", "task", "params", "contexts", "state_floats", "state_bytes", "memory", "zero_state",
-        "shuffled_state", "full_context", "groups",
+        "run", "seed", "task", "params", "contexts", "state_floats", "state_bytes", "cache_bytes",
+        "write_seconds", "read_seconds", "memory", "unwritten", "zero_state", "shuffled_state", "full_context", "groups",
     }  # fmt: skip
     assert (found["task"], found["contexts"], found["memory"]["questions"]) == ("babi", 2, 3)
     assert found["groups"]["file"] == found["memory"]
@@ -302,6 +303,20 @@ def test_exact_match_is_that_of_greedy_decoding(run: Path, tmp_path: Path) -> No
     found = evaluate(memory, examples).memory
     assert 0 < right < found.questions
     assert found.exact_match == right / found.questions
+
+
+def test_a_learned_beginning_is_told_from_zeros(run: Path) -> None:
+    """What a memory that has read nothing answers is the reader's own doing."""
+    found = report(run)
+    assert found["unwritten"] != found["zero_state"]
+    assert found["unwritten"]["questions"] == found["memory"]["questions"]
+    assert found["cache_bytes"] > found["state_bytes"] > 0
+    assert found["write_seconds"] > 0
+    assert found["read_seconds"] > 0
+    lines = call("eval", run).stdout.splitlines()
+    assert lines[0].endswith("% of the key-value cache")
+    assert lines[1].startswith("written in ")
+    assert any(line.startswith("unwritten") for line in lines)
 
 
 def test_the_full_context_reads_what_its_column_says(tmp_path: Path) -> None:

@@ -76,13 +76,20 @@ def fake_result(cell: Cell, exact: float = 0.5, outcome: Any = "measured") -> Me
     """As if `exact` of 100 independent answers had been right."""
     scores = Scores(exact, wilson(exact, 100), 100, exact, exact, exact)
     none = replace(scores, exact_match=0.0, binding=None)
-    recall = KeyValueEvaluation(
-        cell.contexts, cell.pairs, 2, 32, 128, 5.0, scores, none, none, None
-    )
+    recall = _recall(cell, 32, 128, 5.0, scores, none, none, none, None)
     cost = Cost(Seconds(1, 0.25, 0.5, None, None), Seconds(4, 0.5, 1.0, 0.25, 2.0), 999)
     measured = (recall, cost) if outcome == "measured" else (None, None)
     place = (cell.run.fingerprint, cell.pairs, cell.steps, cell.seed, cell.contexts)
     return Measured(*place, outcome, "" if outcome == "measured" else "a reason", *measured, "here")
+
+
+def _recall(
+    cell: Cell, floats: int, size: int, surprise: float, *scores: Scores | None
+) -> KeyValueEvaluation:
+    cost = {"state_floats": floats, "state_bytes": size, "cache_bytes": None}
+    seconds = {"write_seconds": 0.1, "read_seconds": 0.2}
+    found: Any = scores
+    return KeyValueEvaluation(cell.contexts, cell.pairs, 2, surprise, *found, **cost, **seconds)
 
 
 def any_result(cell: Cell) -> Measured:
@@ -97,8 +104,8 @@ def any_result(cell: Cell) -> Measured:
         return Seconds(batch, *(rng.lognormvariate(-3, 2) for _ in range(4)))
 
     outcome = rng.choices(["measured", "too long", "diverged"], [8, 1, 1])[0]
-    sizes = (cell.contexts, cell.pairs, 2, rng.randrange(9**6), rng.randrange(9**6))
-    recall = KeyValueEvaluation(*sizes, 9 * rng.random(), *(scores() for _ in range(4)))
+    sizes = (rng.randrange(9**6), rng.randrange(9**6))
+    recall = _recall(cell, *sizes, 9 * rng.random(), *(scores() for _ in range(5)))
     cost = Cost(seconds(1), seconds(rng.randrange(2, 99)), rng.randrange(9**8))
     result = fake_result(cell, 0, outcome)
     return replace(result, recall=recall, cost=cost) if result.recall else result

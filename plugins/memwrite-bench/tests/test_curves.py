@@ -198,14 +198,18 @@ class Notebook:
 
     training = False
     config = SimpleNamespace(writer=SimpleNamespace(name="notebook"))
-    backbone = SimpleNamespace(tokenizer=character_tokenizer(), info=SimpleNamespace(positions=0))
+    backbone = SimpleNamespace(
+        tokenizer=character_tokenizer(),
+        info=SimpleNamespace(positions=0, device=torch.device("cpu")),
+    )
 
     def eval(self) -> None: ...
 
     def train(self, mode: bool) -> None: ...
 
     def write(self, context: Tokens) -> WriteOutput:
-        kept = context.ids[:, :20].float()
+        ids = context.ids[:, :20]
+        kept = F.pad(ids, (0, 20 - ids.shape[1])).float()
         return WriteOutput(MemoryState(StateSpec("own", {"kept": (20,)}), {"kept": kept}))
 
     def read(self, state: MemoryState, queries: Tokens) -> ReadOutput:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import median
@@ -12,6 +11,7 @@ import torch
 from memwrite.evaluation.controls import context_visible
 from memwrite.memory import Memory
 from memwrite.tasks.base import Batch, Example, collate
+from memwrite.utils.timing import timed
 
 REPEATS, BATCH = 5, 32
 
@@ -102,15 +102,5 @@ def _medians(calls: Mapping[str, Callable[[], object]], device: torch.device) ->
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(1 + REPEATS):
         for name, call in calls.items():
-            _wait(device)
-            begun = time.perf_counter()
-            call()
-            _wait(device)
-            taken[name].append(time.perf_counter() - begun)
+            taken[name].append(timed(device, call)[1])
     return {name: median(seconds[1:]) for name, seconds in taken.items()}
-
-
-def _wait(device: torch.device) -> None:
-    """Wait until an accelerator has finished its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

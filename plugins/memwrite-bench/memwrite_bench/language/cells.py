@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from typing import Any
 
-import torch
 from memwrite_text import retrieve
 
 from memwrite.checkpoints.state_file import load_state
@@ -23,10 +21,9 @@ from memwrite.memory import Memory
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import Example, collate
 from memwrite.utils.hashing import exact_digest_of
+from memwrite.utils.timing import timed
 from memwrite_bench.language.candidates import FULL, Candidate
 from memwrite_bench.language.retrieval import QUERY, predict_by_retrieval
-
-T = TypeVar("T")
 
 #: Tokens of a context that are read again behind its memory, at most.
 RECALLED = 256
@@ -123,8 +120,9 @@ def measure(candidate: Candidate, beside: Memory, part: Sequence[Example]) -> Re
 
 def _measure(memory: Memory, part: Sequence[Example], candidate: Candidate) -> Result:
     contexts, sentences = collate(part)["batch"].context, candidate.sentences
+    device = memory.backbone.info.device
     texts = [example.queries[0] for example in part]
-    state, write_seconds = _timed(lambda: memory.write(contexts).state)
+    state, write_seconds = timed(device, lambda: memory.write(contexts).state)
     passages = [example.context for example in part]
 
     def read() -> list[Prediction]:
@@ -132,7 +130,7 @@ def _measure(memory: Memory, part: Sequence[Example], candidate: Candidate) -> R
             return predict(memory, state, texts)
         return predict_by_retrieval(memory, state, passages, texts, sentences)
 
-    behind, read_seconds = _timed(read)
+    behind, read_seconds = timed(device, read)
     beginnings = [passage[:RECALLED] for passage in passages]
     needed = max(map(len, passages)) + max(map(len, beginnings))
     again = sentences is None and needed <= memory.backbone.info.positions
@@ -150,7 +148,7 @@ def _measure(memory: Memory, part: Sequence[Example], candidate: Candidate) -> R
         behind=behind,
         again=predict(memory, state, beginnings) if again else [],
         failure="",
-        machine=machine(memory.backbone.info.device),
+        machine=machine(device),
     )
 
 
@@ -166,13 +164,14 @@ def _first_token(
             state = retrieve(state, asking, candidate.sentences)
         return memory.read(state, query)
 
+    device = memory.backbone.info.device
     with TemporaryDirectory() as folder:
         path = f"{folder}/state.safetensors"
         memory.save(one, path)
         pairs = [
             (
-                _timed(lambda: first(one))[1],
-                _timed(lambda: first(memory.adopt(load_state(path), path)))[1],
+                timed(device, lambda: first(one))[1],
+                timed(device, lambda: first(memory.adopt(load_state(path), path)))[1],
             )
             for _ in range(_TIMES)
         ]
@@ -180,18 +179,8 @@ def _first_token(
     if candidate.label != FULL:
         return at_hand, from_disk, None
     context = Tokens.from_rows([example.context])
-    return at_hand, from_disk, _timed(lambda: first(memory.write(context).state))[1]
+    return at_hand, from_disk, timed(device, lambda: first(memory.write(context).state))[1]
 
 
 def _first(state: MemoryState) -> MemoryState:
     return state.rows(slice(0, 1)) if state.tensors else state
-
-
-def _timed(work: Callable[[], T]) -> tuple[T, float]:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    result = work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return result, time.perf_counter() - start
