@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import memwrite
 from memwrite_server import errors, memory_routes, openai_routes
+from memwrite_server.access import Served
 from memwrite_server.limits import BodyLimit
+from memwrite_server.metrics import Measured
 from memwrite_server.service import Service
 
 #: What a browser on this machine may call an open server, so that no other site's name can be made to lead to it.
@@ -44,7 +46,10 @@ def create_app(service: Service) -> FastAPI:
     app.include_router(openai_routes.router)
     app.include_router(memory_routes.router)
     app.add_api_route("/health", _health, methods=["GET"])
-    app.add_middleware(BodyLimit, most=service.settings.body)
+    app.add_api_route("/metrics", _metrics, methods=["GET"], response_model=None)
+    settings = service.settings
+    app.add_middleware(BodyLimit, most=settings.body, seconds=settings.seconds)
+    app.add_middleware(Measured, metrics=service.metrics)
     if service.tenants.open:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=LOCAL)
     return app
@@ -53,6 +58,11 @@ def create_app(service: Service) -> FastAPI:
 async def _health() -> dict[str, str]:
     """Say that the server is up."""
     return {"status": "ok"}
+
+
+async def _metrics(service: Served) -> Response:
+    """Return the counters, as Prometheus reads them."""
+    return Response(service.metrics.text(), media_type=service.metrics.content_type)
 
 
 async def _sweep(service: Service) -> None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from typing import Any, Self
+from typing import Any, ClassVar, Literal, Self
 
 from memwrite.memory import Memory
 
 
 class Job(ABC):
-    """One request to a model.
+    """One request to a model. Its result says how many `tokens` it took.
 
     Attributes:
+        counts: what these tokens were.
         future: takes the result. Who does not want it any more cancels it.
         unwanted: set where nobody waits for the result of a job that has begun.
         streamed: whether a part of the result has been handed on already.
     """
+
+    counts: ClassVar[Literal["generated", "written"]]
 
     def __init__(self) -> None:
         self.future: Future[Any] = Future()
@@ -43,15 +46,14 @@ class Batcher:
     Args:
         memory: what runs the jobs.
         most: jobs in one batch.
+        count: is called with the number of jobs of each batch.
     """
 
-    def __init__(self, memory: Memory, most: int) -> None:
-        self._memory, self._most = memory, most
+    def __init__(self, memory: Memory, most: int, count: Callable[[int], object]) -> None:
+        self._memory, self._most, self._count = memory, most, count
         self._waiting: deque[Job] = deque()
         self._changed = threading.Condition()
         self._closed = False
-        #: How many jobs were in each batch, for the metrics to take away.
-        self.sizes: deque[int] = deque(maxlen=1024)
         self._thread = threading.Thread(target=self._work, name="memwrite-batcher", daemon=True)
         self._thread.start()
 
@@ -75,7 +77,7 @@ class Batcher:
 
     def _work(self) -> None:
         while jobs := self._next():
-            self.sizes.append(len(jobs))
+            self._count(len(jobs))
             self._do(jobs)
 
     def _next(self) -> list[Job]:

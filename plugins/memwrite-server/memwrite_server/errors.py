@@ -27,7 +27,7 @@ _TYPES = {
 }
 
 
-class ApiError(Exception):
+class ApiError(HTTPException):
     """What a request is refused with.
 
     Args:
@@ -46,15 +46,14 @@ class ApiError(Exception):
         param: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
-        self.headers = headers
+        super().__init__(status, message, headers)
+        self.code, self.param = code, param
 
     @property
     def body(self) -> dict[str, Any]:
         """Return the response's body."""
-        kind = _TYPES.get(self.status, "invalid_request_error")
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        kind = _TYPES.get(self.status_code, "invalid_request_error")
+        error = {"message": self.detail, "type": kind, "param": self.param, "code": self.code}
         return {"error": error}
 
 
@@ -67,6 +66,8 @@ def of(error: Exception) -> ApiError:
     """Return what a request is refused with where `error` was raised."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, HTTPException):
+        return ApiError(error.status_code, str(error.detail))
     if isinstance(error, PositionsExceeded):
         return ApiError(400, str(error), "context_length_exceeded")
     if isinstance(error, (InputError, IncompatiblePair)):
@@ -81,7 +82,7 @@ def of(error: Exception) -> ApiError:
 def response(error: Exception) -> JSONResponse:
     """Return the response to a request that ended in `error`."""
     own = of(error)
-    return JSONResponse(own.body, own.status, own.headers)
+    return JSONResponse(own.body, own.status_code, own.headers)
 
 
 def install(app: FastAPI) -> None:
@@ -98,11 +99,6 @@ def install(app: FastAPI) -> None:
             ApiError(400, f"{place or 'the body'}: {first['msg']}", None, place or None)
         )
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
-        return response(ApiError(error.status_code, str(error.detail)))
-
     app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(HTTPException, http)
-    for kind in (ApiError, MemwriteError, Exception):
+    for kind in (HTTPException, MemwriteError, Exception):
         app.add_exception_handler(kind, raised)

@@ -45,6 +45,8 @@ class Ask(Job):
         receive: is called with each piece of the answer as it is generated, in another thread.
     """
 
+    counts = "generated"
+
     def __init__(
         self,
         state: MemoryState,
@@ -148,6 +150,8 @@ class Write(Job):
         text: the text.
         state: one row; None for a new memory.
     """
+
+    counts = "written"
 
     def __init__(self, text: str, state: MemoryState | None = None) -> None:
         super().__init__()

@@ -20,6 +20,7 @@ from memwrite_server.batcher import Batcher, Job
 from memwrite_server.errors import ApiError
 from memwrite_server.gate import Gate
 from memwrite_server.jobs import Answer, Ask, Write, Written
+from memwrite_server.metrics import Metrics
 from memwrite_server.settings import Settings
 from memwrite_server.shelf import Shelf, left_of
 from memwrite_server.tenants import Tenants
@@ -48,11 +49,22 @@ class Service:
             memory.prefills = PrefillCache(self.settings.prefills)
         self.shelf = Shelf(store, models)
         self.gate = Gate(self.settings.waiting, self.settings.each)
+        self.metrics = Metrics()
         self.batchers = {
-            name: Batcher(memory, self.settings.batch) for name, memory in models.items()
+            name: Batcher(memory, self.settings.batch, self.metrics.batches.labels(name).observe)
+            for name, memory in models.items()
         }
+        self._watch()
         # Who changes a memory must not lose what another request writes into it.
         self._changing: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    def _watch(self) -> None:
+        self.metrics.watch("under_way", lambda: len(self.gate))
+        self.metrics.watch("waiting", lambda: sum(map(len, self.batchers.values())))
+        caches = [memory.prefills for memory in self.models.values()]
+        self.metrics.watch(
+            "prefilled_bytes", lambda: sum(cache.nbytes for cache in caches if cache is not None)
+        )
 
     def close(self) -> None:
         """Finish what has begun."""
@@ -110,7 +122,7 @@ class Service:
             try:
                 await asyncio.to_thread(self.shelf.entry, tenant, to)
             except ApiError as error:
-                if error.status != 404:
+                if error.status_code != 404:
                     raise
                 return await asyncio.to_thread(self._put, tenant, to, name, state, lifetime)
         raise ApiError(409, f"there is a memory '{to}' already: delete it first", "exists", "to")
@@ -148,7 +160,7 @@ class Service:
         Raises:
             ApiError: it took too long.
         """
-        self.batchers[model].submit(job)
+        self._submit(model, job)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(job.future), self.settings.seconds)
         except TimeoutError:
@@ -178,7 +190,7 @@ class Service:
         job = make(receive)
         job.future.add_done_callback(done)
         deadline = loop.time() + self.settings.seconds
-        self.batchers[model].submit(job)
+        self._submit(model, job)
         try:
             while True:
                 left = deadline - loop.time()
@@ -197,6 +209,16 @@ class Service:
     def admitted(self, tenant: str) -> AbstractContextManager[None]:
         """Be one of the requests to models that are under way; see `Gate.enter`."""
         return self.gate.enter(tenant)
+
+    def _submit(self, model: str, job: Job) -> None:
+        tokens = self.metrics.tokens.labels(model, job.counts)
+
+        def count(future: Future[Any]) -> None:
+            if not future.cancelled() and future.exception() is None:
+                tokens.inc(future.result().tokens)
+
+        job.future.add_done_callback(count)
+        self.batchers[model].submit(job)
 
     def _late(self) -> ApiError:
         return ApiError(

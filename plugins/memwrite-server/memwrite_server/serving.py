@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,4 +94,7 @@ def run(
         click.echo(
             f"Serving {', '.join(models)} at http://{shown}:{listening.getsockname()[1]}", err=True
         )
+        # uvicorn stops in order, and then hands the signal on, which would end the process in the middle.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: None)
         uvicorn.Server(config).run([listening])
