@@ -11,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from torch import Tensor
@@ -53,6 +53,10 @@ class Entry:
     def expired(self, now: datetime) -> bool:
         """Return whether the memory has expired by `now`."""
         return self.expires is not None and self.expires <= now
+
+    def left(self, now: datetime) -> timedelta | None:
+        """Return how long it lives from `now` on; None for good."""
+        return None if self.expires is None else self.expires - now
 
 
 @dataclass(frozen=True)

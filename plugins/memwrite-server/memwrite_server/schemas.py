@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Text = Annotated[str, Field(min_length=1)]
+#: Seconds, up to a century.
+Lifetime = Annotated[float, Field(gt=0, le=3.2e9)]
 
 
 _NOTHING: tuple[object, ...] = ([], {}, "auto", "none", {"type": "text"})
@@ -118,7 +120,7 @@ class PutRequest(_Strict):
 
     text: Text
     model: str | None = None
-    expires_in: Annotated[float, Field(gt=0)] | None = None
+    expires_in: Lifetime | None = None
     measure: bool = False
 
 
@@ -144,4 +146,4 @@ class ForkRequest(_Strict):
     """
 
     to: Text
-    expires_in: Annotated[float, Field(gt=0)] | None = None
+    expires_in: Lifetime | None = None

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -22,7 +22,7 @@ from memwrite_server.gate import Gate
 from memwrite_server.jobs import Answer, Ask, Write, Written
 from memwrite_server.metrics import Metrics
 from memwrite_server.settings import Settings
-from memwrite_server.shelf import Shelf, left_of
+from memwrite_server.shelf import Shelf
 from memwrite_server.tenants import Tenants
 
 
@@ -95,7 +95,7 @@ class Service:
         name = self.model(model)
         async with self._change(tenant, key):
             written: Written = await self.do(name, Write(text))
-            lifetime = None if expires_in is None else _seconds(expires_in)
+            lifetime = None if expires_in is None else timedelta(seconds=expires_in)
             return written, await asyncio.to_thread(
                 self._put, tenant, key, name, written.state, lifetime
             )
@@ -105,7 +105,7 @@ class Service:
         async with self._change(tenant, key):
             name, state, entry = await asyncio.to_thread(self.shelf.get, tenant, key, None)
             written: Written = await self.do(name, Write(text, state))
-            lifetime = left_of(entry)
+            lifetime = entry.left(datetime.now(UTC))
             return written, await asyncio.to_thread(
                 self._put, tenant, key, name, written.state, lifetime
             )
@@ -117,7 +117,9 @@ class Service:
             ApiError: there is something under that key.
         """
         name, state, entry = await asyncio.to_thread(self.shelf.get, tenant, key, None)
-        lifetime = left_of(entry) if expires_in is None else _seconds(expires_in)
+        lifetime = entry.left(datetime.now(UTC))
+        if expires_in is not None:
+            lifetime = timedelta(seconds=expires_in)
         async with self._change(tenant, to):
             try:
                 await asyncio.to_thread(self.shelf.entry, tenant, to)
@@ -237,15 +239,3 @@ class Service:
         self, tenant: str, key: str, model: str, state: MemoryState, lifetime: timedelta | None
     ) -> Entry:
         return self.shelf.put(tenant, key, model, state, lifetime)
-
-
-def _seconds(count: float) -> timedelta:
-    """Return a lifetime.
-
-    Raises:
-        ApiError: it is longer than any.
-    """
-    try:
-        return timedelta(seconds=count)
-    except OverflowError:
-        raise ApiError(400, f"{count:g} seconds are too long a life", None, "expires_in") from None

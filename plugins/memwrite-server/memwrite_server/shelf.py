@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from memwrite.errors import StorageError
@@ -127,13 +127,6 @@ class Shelf:
         """Return the model that wrote a memory, the preferred one where several would have."""
         names = [name for name, wrote in self._wrote.items() if wrote(entry)]
         return preferred if preferred in names else next(iter(names), None)
-
-
-def left_of(entry: Entry) -> timedelta | None:
-    """Return how long a memory has still to live; None for ever."""
-    if entry.expires is None:
-        return None
-    return max(entry.expires - datetime.now(UTC), timedelta(0))
 
 
 def _place(tenant: str, key: str) -> str:

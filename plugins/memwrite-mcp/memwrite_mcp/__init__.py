@@ -1,0 +1,1 @@
+"""Memories as tools for agents, by the Model Context Protocol."""
