@@ -182,7 +182,8 @@ _OWN = (
     StateKind(
         "prefix",
         {"memory": "M D"},
-        {"latent": "R D"},
+        {"latent": "R D", "mask": "M"},
+        {"mask": torch.bool},
         summary="vectors that are prepended to the query",
     ),
     StateKind(

@@ -18,7 +18,7 @@ class NoParams:
 
 
 class PrefixReader(nn.Module):
-    """Prepends a `prefix` state's `memory` (M, D) to the query, as embeddings."""
+    """Prepends a `prefix` state's `memory` (M, D) to the query, as embeddings; of one with a `mask`, the real ones."""
 
     accepts = frozenset({"prefix"})
 
@@ -27,7 +27,9 @@ class PrefixReader(nn.Module):
 
     def condition(self, state: MemoryState, /) -> Conditioning:
         """Return the memory as a prefix."""
-        return Conditioning(prefix=state["memory"])
+        mask = state.tensors.get("mask")
+        lengths = None if mask is None else mask.sum(1)
+        return Conditioning(prefix=state["memory"], prefix_lengths=lengths)
 
 
 class KeyValueReader(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
+from memwrite_compress.autocompressor import AutoCompressorConfig, AutoCompressorWriter
 from memwrite_compress.ccm import (
     CcmConcatConfig,
     CcmConcatWriter,
@@ -13,13 +14,18 @@ from memwrite_compress.ccm import (
 )
 from memwrite_compress.config import CompressionConfig
 from memwrite_compress.gist import GistWriter
+from memwrite_compress.icae import IcaeConfig, IcaeWriter
 from memwrite_compress.kv500x import Compressor500xConfig, Compressor500xWriter
 
 __all__ = [
+    "AUTOCOMPRESSOR",
     "CCM_CONCAT",
     "CCM_MERGE",
     "COMPRESSOR_500X",
     "GIST",
+    "ICAE",
+    "AutoCompressorConfig",
+    "AutoCompressorWriter",
     "CcmConcatConfig",
     "CcmConcatWriter",
     "CcmMergeConfig",
@@ -28,6 +34,8 @@ __all__ = [
     "Compressor500xConfig",
     "Compressor500xWriter",
     "GistWriter",
+    "IcaeConfig",
+    "IcaeWriter",
     "memwrite_writers",
 ]
 
@@ -71,9 +79,29 @@ COMPRESSOR_500X = WriterPlugin(
     capabilities=Capabilities(differentiable=True),
     slots="slots",
 )
+AUTOCOMPRESSOR = WriterPlugin(
+    api=2,
+    name="autocompressor",
+    summary="last hidden states of summary tokens behind each segment, side by side",
+    config=AutoCompressorConfig,
+    build=AutoCompressorWriter,
+    emits="prefix",
+    capabilities=Capabilities(differentiable=True),
+    slots="slots",
+)
+ICAE = WriterPlugin(
+    api=2,
+    name="icae",
+    summary="last hidden states of tokens behind each segment, by a LoRA for the model without it",
+    config=IcaeConfig,
+    build=IcaeWriter,
+    emits="prefix",
+    capabilities=Capabilities(differentiable=True),
+    slots="slots",
+)
 
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the compressors."""
-    return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X]
+    return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, AUTOCOMPRESSOR, ICAE]

@@ -12,9 +12,9 @@ from torch import Tensor
 from memwrite.errors import ConfigError
 from memwrite.protocols import Backbone
 from memwrite.state import MemoryState, TensorSpec
-from memwrite.utils.padding import real_first
 from memwrite_compress.config import CompressionConfig, at_least
 from memwrite_compress.key_values import KeyValueCompressor
+from memwrite_compress.tokens import newest
 
 
 @dataclass(frozen=True)
@@ -89,14 +89,7 @@ class CcmConcatWriter(_Ccm):
 
     def _joined(self, state: MemoryState, new: dict[str, Tensor], read: Tensor) -> MemoryState:
         mask = torch.cat([state["mask"], new["mask"] & read[:, None]], 1)
-        count = mask.sum(1)
-        room = self.capacity if self.bounded else int(count.max())
-        over = (count - room).clamp(min=0)[:, None]
-        place = torch.arange(room, device=mask.device)
-        # A row's oldest slots make way for its newest.
-        order = real_first(mask)
-        order = order.gather(1, (place + over).clamp(max=order.shape[1] - 1))
-        kept = place < count[:, None]
+        order, kept = newest(mask, self.capacity if self.bounded else None)
         tensors = {"mask": kept}
         for name in ("keys", "values"):
             both = torch.cat([state[name], new[name]], 3)
@@ -105,7 +98,8 @@ class CcmConcatWriter(_Ccm):
         places = torch.cat([state["latent.position"], new["latent.position"]], 1)
         tensors["latent.position"] = places.gather(1, order) * kept
         ends = torch.where(read, new["next_position"], state["next_position"])
-        return MemoryState(self._spec(room, self.bounded), {**tensors, "next_position": ends})
+        spec = self._spec(kept.shape[1], self.bounded)
+        return MemoryState(spec, {**tensors, "next_position": ends})
 
 
 class CcmMergeWriter(_Ccm):

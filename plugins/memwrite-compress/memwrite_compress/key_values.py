@@ -104,12 +104,13 @@ class KeyValueCompressor(nn.Module):
         past = key_values(state)
         if not self.recurrent or not bool(past.mask.any()):
             past = _without_slots(past)
-        inputs, at = behind(self._backbone.embed(segment.ids), segment.lengths, self.tokens)
+        embeddings = self._backbone.embed(segment.ids)
+        inputs, lengths, at = behind([(embeddings, segment.mask)], self.tokens)
         run = self._backbone.forward(
             inputs,
             past=past,
             corrections=adapters(self.lora, at if self.conditional else None),
-            lengths=segment.lengths + self.config.slots,
+            lengths=lengths,
             use_cache=True,
         ).key_values
         assert run is not None

@@ -142,6 +142,34 @@ def running_mean(
     return found[0][0], found[1][0]
 
 
+def summaries(
+    backbone: TransformersBackbone,
+    tokens: Tensor,
+    lora: nn.ModuleList,
+    segments: Sequence[Sequence[int]],
+    *,
+    recurrent: bool,
+    keep: int,
+) -> Tensor:
+    """Return the last hidden states (n, D) at the tokens of the last segments, by AutoCompressor or ICAE.
+
+    Args:
+        backbone, tokens, lora, segments: as in `long_sequence`; the LoRA changes all that is read.
+        recurrent: a segment is read behind what is kept of those before.
+        keep: how many segments are kept.
+    """
+    count = len(tokens)
+    memory = tokens[:0]
+    for ids in segments:
+        before = memory if recurrent else memory[:0]
+        inputs = torch.cat([before, backbone.embed(torch.tensor([list(ids)]))[0], tokens])
+        everywhere = torch.ones(len(inputs), dtype=torch.bool)
+        corrections = {n: _Lora(layer, everywhere) for n, layer in enumerate(lora)}
+        hidden = backbone.forward(inputs[None], corrections=corrections).hidden[0, -count:]
+        memory = torch.cat([memory, hidden])[-keep * count :]
+    return memory
+
+
 def run(
     backbone: TransformersBackbone,
     embeddings: Tensor,

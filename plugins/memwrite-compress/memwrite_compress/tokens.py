@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
@@ -13,28 +13,34 @@ from torch import Tensor, nn
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.protocols import Backbone, LayerAdapter, ProjectionDeltas
 from memwrite.state import PackedTokens
+from memwrite.utils.padding import real_first
 from memwrite_compress.config import CompressionConfig
 
 
-def behind(embeddings: Tensor, lengths: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Put tokens right behind the last real embedding of each row, and padding behind them.
+def behind(parts: Sequence[tuple[Tensor, Tensor]], tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the real embeddings of several parts and then the tokens next to each other, in every row.
 
     Args:
-        embeddings: (B, T, D), real ones first in their rows.
-        lengths: (B,), how many are real.
-        tokens: (m, D).
+        parts: (B, n, D) with (B, n) bool, which are real; in order.
+        tokens: (m, D), the same behind every row.
 
     Returns:
-        (B, T + m, D), and the places (B, m) of the tokens in it.
+        (B, N, D), in which padding comes last, the number (B,) of real ones, and the places (B, m) of the tokens.
     """
-    rows, length, width = embeddings.shape
-    count = len(tokens)
-    ends = lengths[:, None]
-    place = torch.arange(length + count, device=embeddings.device).expand(rows, -1)
-    source = torch.where(place < ends, place, place + length - ends).clamp(max=length + count - 1)
-    joined = torch.cat([embeddings, tokens.to(embeddings.dtype).expand(rows, -1, -1)], 1)
-    placed = joined.gather(1, source[..., None].expand(-1, -1, width))
-    return placed, ends + torch.arange(count, device=embeddings.device)
+    first = parts[0][0]
+    rows, count = len(first), len(tokens)
+    joined = [
+        *(part.to(first.dtype) for part, _ in parts),
+        tokens.to(first.dtype).expand(rows, -1, -1),
+    ]
+    masks = [
+        *(mask for _, mask in parts),
+        torch.ones(rows, count, dtype=torch.bool, device=first.device),
+    ]
+    mask = torch.cat(masks, 1)
+    lengths = mask.sum(1)
+    at = lengths[:, None] - count + torch.arange(count, device=first.device)
+    return gathered(torch.cat(joined, 1), real_first(mask)), lengths, at
 
 
 def gathered(hidden: Tensor, at: Tensor) -> Tensor:
@@ -47,6 +53,39 @@ def segments(context: PackedTokens, width: int | None) -> Iterator[PackedTokens]
     width = width or max(context.ids.shape[1], 1)
     for start in range(0, context.ids.shape[1], width):
         yield context.columns(start, start + width)
+
+
+def even_segments(context: PackedTokens, width: int | None) -> Iterator[PackedTokens]:
+    """Cut each row into as few segments of at most `width` tokens as there must be, as long as one another."""
+    lengths = context.lengths
+    width = width or max(context.ids.shape[1], 1)
+    own = -(-lengths // (-(-lengths // width)).clamp(min=1))
+    step = torch.arange(int(own.max()) if own.numel() else 0, device=lengths.device)
+    for number in range(-(-context.ids.shape[1] // width)):
+        place = number * own[:, None] + step
+        mask = (step < own[:, None]) & (place < lengths[:, None])
+        index = place.clamp(max=context.ids.shape[1] - 1)
+        yield PackedTokens(context.ids.gather(1, index).masked_fill(~mask, 0), mask)
+
+
+def newest(mask: Tensor, room: int | None) -> tuple[Tensor, Tensor]:
+    """Say which slots remain where there is room for some: the last real ones, side by side from the first place on.
+
+    Args:
+        mask: (B, S), which slots are real, the oldest first.
+        room: the number of slots that a state has; None for as many as the fullest row needs.
+
+    Returns:
+        (B, room) the old place of each slot, and (B, room) bool which are real.
+    """
+    count = mask.sum(1)
+    order = real_first(mask)
+    room = order.shape[1] if room is None else room
+    place = torch.arange(room, device=mask.device) + (count - room).clamp(min=0)[:, None]
+    kept = torch.arange(room, device=mask.device) < count[:, None]
+    if not order.shape[1]:
+        return place.new_zeros(len(mask), room), kept
+    return order.gather(1, place.clamp(max=order.shape[1] - 1)), kept
 
 
 class LayerLora(nn.Module):

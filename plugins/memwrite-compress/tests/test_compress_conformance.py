@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwrite_compress import CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, GIST
+from memwrite_compress import AUTOCOMPRESSOR, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, GIST, ICAE
 from memwrite_specs import conformance
 
 
@@ -41,4 +41,25 @@ def test_ccm_merge(law) -> None:
     params={"slots": 2, "init_std": 0.5, "autoencoding_weight": 0.5},
 )
 def test_500x(law) -> None:
+    law()
+
+
+@conformance(
+    AUTOCOMPRESSOR, reader="prefix", params={"slots": 2, "segment": 4, "keep": 3, "init_std": 0.5}
+)
+def test_autocompressor(law) -> None:
+    law()
+
+
+@conformance(
+    ICAE,
+    reader="prefix",
+    params={"slots": 2, "segment": 4, "init_std": 0.5, "autoencoding_weight": 0.5},
+)
+def test_icae(law) -> None:
+    law()
+
+
+@conformance(ICAE, reader="prefix", params={"slots": 2, "keep": None, "init_std": 0.5})
+def test_icae_that_grows(law) -> None:
     law()
