@@ -31,14 +31,14 @@ class Chunk:
         tokens: what is written, name -> (B, H, C, n).
         queries: (B, H, C, Dk), or None where nobody reads.
         real: (B, C) bool, True where a slot holds a token that is yet to be written.
-        complete: (B,) bool, whether the chunk's last slot is among those to be written.
+        complete: (B,) bool, whether the chunk's last slot is among those to be written; or one bool for all rows.
         courses: what the rule's `courses` gives.
     """
 
     tokens: Mapping[str, Tensor]
     queries: Tensor | None
     real: Tensor
-    complete: Tensor
+    complete: Tensor | bool
     courses: Sequence[Course]
 
 
@@ -100,21 +100,11 @@ def scan(
     count = state[COUNT] if COUNT in state else first.new_zeros(batch, dtype=torch.long)
     # A single token, as text is generated, takes a chunk of one slot.
     width = rule.chunk if length > 1 else 1
-    shift = count[:, None] if width > 1 else torch.zeros_like(count[:, None])
-    chunks = -(-(length + width - 1) // width) if COUNT in state else -(-length // width)
-    place = torch.arange(chunks * width, device=first.device)[None] - shift
-    inside = (place >= 0) & (place < length)
-    source = place.clamp(0, length - 1)
-    real = inside if mask is None else inside & mask.gather(1, source)
-
-    def laid_out(x: Tensor) -> Tensor:
-        """Move (B, T, H, n) to (N, B, H, C, n)."""
-        index = source[..., None, None].expand(-1, -1, *x.shape[2:])
-        return torch.unflatten(x.gather(1, index), 1, (chunks, width)).permute(1, 0, 3, 2, 4)
-
-    parts = {name: laid_out(x) for name, x in tokens.items()}
-    asked = None if queries is None else laid_out(queries)
-    written = torch.unflatten(real, 1, (chunks, width)).transpose(0, 1)
+    place = _Layout(count if width > 1 else torch.zeros_like(count), length, width)
+    real = first.new_ones(batch, length, dtype=torch.bool) if mask is None else mask
+    parts = {name: place.out(x).transpose(2, 3) for name, x in tokens.items()}
+    asked = None if queries is None else place.out(queries).transpose(2, 3)
+    written, chunks = place.out(real), place.chunks
     # A row goes on with its chunk in the first of these, and begins a new one with each of the others.
     before = F.pad(count[None], (0, 0, 0, chunks - 1))
     after = before + written.sum(-1)
@@ -122,13 +112,15 @@ def scan(
     # Taken apart at once: an index into all chunks has a gradient as large as all of them.
     pieces = {name: torch.unbind(x) for name, x in parts.items()}
     asking = [None] * chunks if asked is None else torch.unbind(asked)
+    full = after == rule.chunk
+    every, some = full.all(1).tolist(), full.any(1).tolist()
     reads, state = [], rule.begin(state)
     for i in range(chunks):
         chunk = Chunk(
             {name: x[i] for name, x in pieces.items()},
             asking[i],
             written[i],
-            after[i] == rule.chunk,
+            every[i] if every[i] == some[i] else full[i],
             [course[i] for course in courses],
         )
         read, state = rule.write(state, chunk)
@@ -139,6 +131,55 @@ def scan(
         state[COUNT] = count
     if queries is None:
         return None, state
-    joined = torch.cat(reads, 1)
-    back = (torch.arange(length, device=first.device)[None] + shift)[..., None, None]
-    return joined.gather(1, back.expand(batch, -1, *joined.shape[2:])), state
+    return place.back(torch.cat(reads, 1)), state
+
+
+class _Layout:
+    """Where tokens lie in chunks.
+
+    Args:
+        count: (B,) int64, slots of its first chunk that each row has written before.
+        length: T.
+        width: C.
+
+    Attributes:
+        chunks: N.
+    """
+
+    def __init__(self, count: Tensor, length: int, width: int) -> None:
+        least, most = (int(count.min()), int(count.max())) if len(count) else (0, 0)
+        self.chunks = -(-(length + most) // width)
+        self._length, self._width, self._shift = length, width, most
+        self._count = None if least == most else count[:, None]
+
+    def out(self, x: Tensor) -> Tensor:
+        """Move (B, T, ...) to (N, B, C, ...), with zeros in slots without a token."""
+        slots = self.chunks * self._width
+        if self._count is None:
+            behind = slots - self._length - self._shift
+            x = F.pad(x, (0, 0) * (x.ndim - 2) + (self._shift, behind))
+        else:
+            place = torch.arange(slots, device=x.device) - self._count
+            inside = _like(x, (place >= 0) & (place < self._length))
+            source = _like(x, place.clamp(0, self._length - 1)).expand(-1, -1, *x.shape[2:])
+            x = x.gather(1, source).masked_fill(~inside, 0)
+        return torch.unflatten(x, 1, (self.chunks, self._width)).transpose(0, 1)
+
+    def back(self, x: Tensor) -> Tensor:
+        """Return the T tokens of (B, N·C, ...)."""
+        if self._count is None:
+            return x[:, self._shift : self._shift + self._length]
+        place = torch.arange(self._length, device=x.device) + self._count
+        return x.gather(1, _like(x, place).expand(-1, -1, *x.shape[2:]))
+
+
+def _like(x: Tensor, places: Tensor) -> Tensor:
+    """Give (B, T) as many axes as x (B, ...) has."""
+    return places.reshape(*places.shape, *[1] * (x.ndim - 2))
+
+
+def chosen(rows: Tensor | bool, one: Tensor, other: Tensor) -> Tensor:
+    """Take `one` in the rows (B,) that are True, `other` elsewhere; or one of them whole."""
+    if isinstance(rows, bool):
+        return one if rows else other
+    return torch.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite_fastweights.cell import Cell
-from memwrite_fastweights.chunks import COUNT, Chunk, Layer
+from memwrite_fastweights.chunks import COUNT, Chunk, Layer, chosen
 from memwrite_fastweights.config import LactConfig
 from memwrite_fastweights.kinds import SWIGLU
 
@@ -71,8 +71,9 @@ class LactRule:
         if "momentum" in chunk.tokens:
             momentum = chunk.tokens["momentum"].masked_fill(~real, 0)
             after[MOMENTUM] = state[MOMENTUM] + momentum.sum((-1, -2))
-        changed = self._changed(after, torch.full_like(state[COUNT], self.chunk))
-        after = {n: _where(chunk.complete, changed.get(n, x), x) for n, x in after.items()}
+        if chunk.complete is not False:
+            changed = self._changed(after, torch.full_like(state[COUNT], self.chunk))
+            after = {n: chosen(chunk.complete, changed.get(n, x), x) for n, x in after.items()}
         reads = None if chunk.queries is None else _answer(weights, chunk.queries)
         return reads, after
 
@@ -81,7 +82,7 @@ class LactRule:
         pending = self._changed(state, count.clamp(min=1))
         return {
             **state,
-            **{n: _where(count > 0, pending[START + n], state[START + n]) for n in NAMES},
+            **{n: chosen(count > 0, pending[START + n], state[START + n]) for n in NAMES},
         }
 
     def _changed(self, state: Layer, count: Tensor) -> dict[str, Tensor]:
@@ -128,11 +129,6 @@ def orthogonal(matrices: Tensor) -> Tensor:
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return x.mT if tall else x
-
-
-def _where(rows: Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """Take `one` in the rows (B,) that are True, `other` elsewhere."""
-    return torch.where(rows.reshape(-1, *[1] * (one.ndim - 1)), one, other)
 
 
 class LactCell(Cell):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite_fastweights.cell import Cell, unit
-from memwrite_fastweights.chunks import COUNT, Chunk, Layer
+from memwrite_fastweights.chunks import COUNT, Chunk, Layer, chosen
 from memwrite_fastweights.config import TitansConfig
 from memwrite_fastweights.kinds import MATRIX, MLP
 from memwrite_fastweights.rank_one import Course
@@ -52,8 +52,7 @@ class TitansRule:
             if second is not None:
                 after[MOMENTUM + name] = momentum.last(second, None, u, x)
             if START + name in state:
-                complete = chunk.complete[:, None, None, None]
-                after[START + name] = torch.where(complete, after[name], state[START + name])
+                after[START + name] = chosen(chunk.complete, after[name], state[START + name])
         return reads, after
 
     def courses(self, tokens: Layer, real: Tensor, count: Tensor) -> tuple[Course, Course]:

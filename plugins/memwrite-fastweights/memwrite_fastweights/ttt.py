@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from memwrite_fastweights.cell import Cell
-from memwrite_fastweights.chunks import COUNT, Chunk, Layer
+from memwrite_fastweights.chunks import COUNT, Chunk, Layer, chosen
 from memwrite_fastweights.config import TttConfig
 from memwrite_fastweights.kinds import EPS, ONE, TTT_LINEAR, TTT_MLP, TWO, normed
 from memwrite_fastweights.rank_one import Course
@@ -67,17 +67,20 @@ class TttRule:
         tokens = chunk.tokens
         inputs, steps = self._descent(state, tokens["keys"], tokens["values"])
         course, summed = chunk.courses
-        complete = chunk.complete[:, None, None, None]
         reads, after = chunk.queries, dict(state)
         for name, x, u in zip(self.names, inputs, steps, strict=True):
             weights, gradient = state["W" + name], state[GRADIENT + "W" + name]
             if reads is not None:
                 reads = with_one(reads if name == self.names[0] else gelu(reads))
                 reads = course.read(weights, gradient, u, x, reads)
-            last = course.last(weights, gradient, u, x)
-            after["W" + name] = torch.where(complete, last, weights)
-            total = summed.last(gradient, None, -u, x)
-            after[GRADIENT + "W" + name] = total.masked_fill(complete, 0)
+            if chunk.complete is not False:
+                last = course.last(weights, gradient, u, x)
+                after["W" + name] = chosen(chunk.complete, last, weights)
+            begun = torch.zeros_like(gradient)
+            if chunk.complete is not True:
+                total = summed.last(gradient, None, -u, x)
+                begun = chosen(chunk.complete, begun, total)
+            after[GRADIENT + "W" + name] = begun
         if reads is not None and chunk.queries is not None:
             reads = chunk.queries + normed(reads, *self._norm(state))
         return reads, after
