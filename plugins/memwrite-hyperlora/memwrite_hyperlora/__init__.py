@@ -1,17 +1,25 @@
-"""memwrite-hyperlora: networks that make low-rank weights of a context (Generative Adapter, arXiv 2411.05877)."""
+"""memwrite-hyperlora: networks that make low-rank weights of a context (Generative Adapter, Doc-to-LoRA)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin, hookimpl
-from memwrite_hyperlora.config import GenerativeAdapterConfig, GenerativeAdapterReaderConfig
+from memwrite_hyperlora.config import (
+    DocToLoraConfig,
+    GenerativeAdapterConfig,
+    GenerativeAdapterReaderConfig,
+)
+from memwrite_hyperlora.doc_to_lora import DocToLoraWriter
 from memwrite_hyperlora.reader import GenerativeAdapterReader
 from memwrite_hyperlora.writer import GenerativeAdapterWriter
 
 __all__ = [
+    "DOC_TO_LORA",
     "GENERATIVE_ADAPTER",
     "GENERATIVE_ADAPTER_READER",
+    "DocToLoraConfig",
+    "DocToLoraWriter",
     "GenerativeAdapterConfig",
     "GenerativeAdapterReader",
     "GenerativeAdapterReaderConfig",
@@ -31,6 +39,17 @@ GENERATIVE_ADAPTER = WriterPlugin(
         streaming=True, differentiable=True, order_free=True, mergeable=True, deletion=True
     ),
 )
+DOC_TO_LORA = WriterPlugin(
+    api=2,
+    name="doc-to-lora",
+    summary="a hypernetwork makes low-rank weights of each chunk of a text (Doc-to-LoRA)",
+    config=DocToLoraConfig,
+    build=DocToLoraWriter,
+    emits="lowrank",
+    capabilities=Capabilities(
+        streaming=True, differentiable=True, order_free=True, mergeable=True, deletion=True
+    ),
+)
 GENERATIVE_ADAPTER_READER = ReaderPlugin(
     api=2,
     name="generative-adapter",
@@ -44,7 +63,7 @@ GENERATIVE_ADAPTER_READER = ReaderPlugin(
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers of low-rank weights."""
-    return [GENERATIVE_ADAPTER]
+    return [GENERATIVE_ADAPTER, DOC_TO_LORA]
 
 
 @hookimpl

@@ -19,7 +19,7 @@ class GenerativeAdapterConfig:
         key_width: Dk, width of keys; by default `rank`.
         heads: H, matrices per layer: one for each projection that the reader corrects.
         layers: of the backbone, from 0; by default all of them.
-        window: a longer context is read in windows of so many tokens, each without the others.
+        window: a longer context is read in windows of at most so many tokens, each without the others.
 
     Raises:
         ValueError: a value is out of range.
@@ -68,6 +68,61 @@ class GenerativeAdapterReaderConfig:
         check_positive(self, "alpha")
         if self.norm not in NORMS:
             raise ValueError(f"norm = '{self.norm}': {did_you_mean(self.norm, NORMS)}")
+
+
+@dataclass(frozen=True)
+class DocToLoraConfig:
+    """Configures the writer of Doc-to-LoRA (arXiv 2602.15902).
+
+    Attributes:
+        rank: r, of the correction that one chunk makes.
+        projections: which of every layer are corrected.
+        chunk: a longer context is read in chunks of at most so many tokens, each without the others.
+        chunks: how many chunks a memory holds at most.
+        width: of the latents.
+        latents: how many look at the features of each layer.
+        blocks: how often they look.
+        heads: of their attention.
+        kv_heads: of its keys and values.
+        head_width: of each.
+        residual_blocks: of the MLP between a latent and the rows that it stands for.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    rank: int = 8
+    projections: list[str] = field(default_factory=lambda: ["down"])
+    chunk: int = 512
+    chunks: int = 8
+    width: int = 512
+    latents: int = 8
+    blocks: int = 9
+    heads: int = 16
+    kv_heads: int = 4
+    head_width: int = 128
+    residual_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        check_projections(self.projections)
+        check_counts(
+            self,
+            "rank",
+            "chunk",
+            "chunks",
+            "width",
+            "latents",
+            "blocks",
+            "heads",
+            "kv_heads",
+            "head_width",
+        )
+        if self.residual_blocks < 0:
+            raise ValueError(f"residual_blocks must be at least 0, got {self.residual_blocks}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})"
+            )
 
 
 def check_counts(config: object, *names: str) -> None:

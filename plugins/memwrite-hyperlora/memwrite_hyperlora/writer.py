@@ -15,7 +15,7 @@ from memwrite.modules.low_rank import kaiming
 from memwrite.protocols import Backbone, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_hyperlora.config import GenerativeAdapterConfig
-from memwrite_hyperlora.stream import Listener
+from memwrite_hyperlora.stream import received, windows
 
 #: Added to the mean square of hidden states, as the authors do.
 EPS = 1e-6
@@ -85,19 +85,12 @@ class GenerativeAdapterWriter(nn.Module):
 
     def _sums(self, context: PackedTokens) -> Tensor:
         """Return the S (B, L, H, Dv, Dk) of the context alone, in float64."""
-        count, length = context.ids.shape
-        size = min(self._window, length)
-        ids, mask = (
-            F.pad(x, (0, -length % size)).view(count, -1, size) for x in (context.ids, context.mask)
-        )
-        rows, _ = begun = mask.any(-1).nonzero(as_tuple=True)
-        ids, mask = ids[begun], mask[begun]
-        listeners = {layer: Listener() for layer in self.spec.layers}
-        self._backbone.forward(self._backbone.embed(ids), corrections=listeners)
+        ids, mask, rows = windows(context, self._window)
+        heard = received(self._backbone, ids, self.spec.layers)
         products = torch.stack(
-            [self._products(n, layer.heard, mask) for n, layer in enumerate(listeners.values())], 1
+            [self._products(n, hidden, mask) for n, hidden in enumerate(heard)], 1
         )
-        empty = products.new_zeros(count, *products.shape[1:])
+        empty = products.new_zeros(len(context.ids), *products.shape[1:])
         return empty.index_add(0, rows, products)
 
     def _products(self, index: int, hidden: Tensor, mask: Tensor) -> Tensor:

@@ -98,12 +98,14 @@ class PerExampleLoraConfig:
 
     Attributes:
         alpha: corrections are scaled by alpha / r, r being the rank of the projection's matrices.
+        rank_scaled: False scales them by alpha itself, for states whose rank grows with what they hold (Doc-to-LoRA).
 
     Raises:
         ValueError: a value is out of range.
     """
 
     alpha: float = 16.0
+    rank_scaled: bool = True
 
     def __post_init__(self) -> None:
         _check_positive("alpha", self.alpha)

@@ -71,7 +71,9 @@ class StaticLoraReader(nn.Module):
 
 
 class PerExampleLoraReader(nn.Module):
-    """Adds (α/r)·B A x to the projections that a "lowrank" state has matrices for, each row its own. No parameters.
+    """Adds (α/r)·B A x, or α·B A x, to the projections that a "lowrank" state has matrices for, each row its own.
+
+    It has no parameters.
 
     Args:
         config: see `PerExampleLoraConfig`.
@@ -92,7 +94,10 @@ class PerExampleLoraReader(nn.Module):
         for name in names:
             _check_pair(spec, name, backbone)
         self._spec = spec
-        self._scales = {name: config.alpha / spec.shapes[f"A.{name}"][1] for name in names}
+        self._scales = {
+            name: config.alpha / (spec.shapes[f"A.{name}"][1] if config.rank_scaled else 1)
+            for name in names
+        }
 
     def condition(self, state: MemoryState, /) -> Conditioning:
         """Make each row's own corrections.
