@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from memwrite_specs import LAWS
 
 from memwrite import Memory
+from memwrite.cli.main import main
 from memwrite.plugins import registry
 from memwrite.state import KINDS
 
@@ -67,6 +71,25 @@ def test_the_example_of_a_model_that_is_handed_in_runs(
     (code,) = (code for language, code in blocks(page) if language == "python")
     assert printed(code).startswith("MemoryState(keyvalue: keys (1, ")
     assert Memory.load("normans.safetensors")[1].batch_size == 1
+
+
+def test_the_page_on_comparing_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every command of the page runs on the files that it shows, and leaves a report without a failure."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    found = blocks((ROOT / "docs" / "comparing.md").read_text())
+    files = [content for language, content in found if language != "sh"]
+    for name, content in zip(("places.jsonl", "compare.yaml", "learn.yaml"), files, strict=True):
+        Path(name).write_text(content)
+    for command in (content for language, content in found if language == "sh"):
+        program, *words = shlex.split(command)
+        result = CliRunner().invoke(main, words)
+        assert program == "memwrite"
+        assert result.exit_code == 0, result.output
+        report = json.loads(Path(words[-1], "report.json").read_text())
+        assert all(row["mean"] is not None and not row["failures"] for row in report["rows"])
 
 
 @pytest.mark.parametrize("page", HOOKS, ids=lambda page: page.stem)

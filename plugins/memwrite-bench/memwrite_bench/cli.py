@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
-from typing import Any, Protocol
 
 import click
+
+from memwrite_bench.finish import finish
 
 
 def _numbers(
@@ -31,25 +31,6 @@ def _slots(ratios: tuple[int, ...], context: int) -> tuple[int, ...]:
                 param_hint="--ratios",
             )
     return tuple(context // ratio for ratio in ratios)
-
-
-class _Report(Protocol):
-    def save(self, folder: Path) -> None: ...
-
-    def as_dict(self) -> dict[str, Any]: ...
-
-    def lines(self) -> list[str]: ...
-
-
-def _finish(report: _Report, out: Path, as_json: bool) -> None:
-    """Save a report, and print it."""
-    report.save(out)
-    if as_json:
-        click.echo(json.dumps(report.as_dict()))
-        return
-    for line in report.lines():
-        click.echo(line)
-    click.echo(f"\nreport: {out / 'index.html'}")
 
 
 @click.group()
@@ -121,7 +102,7 @@ def capacity(
             device=device,
             command=shlex.join(words),
         )
-    _finish(report, Path(out), as_json)
+    finish(report, Path(out), as_json)
 
 
 @bench.command()
@@ -216,4 +197,4 @@ def language(
             length=length,
             command=shlex.join(words),
         )
-    _finish(report, Path(out), as_json)
+    finish(report, Path(out), as_json)

@@ -1,23 +1,17 @@
-"""The grid of cells, which several processes may fill together: each claims a free cell, and done ones are kept."""
+"""The grid of cells, which several processes may fill together."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from memwrite.errors import InputError, StorageError
 from memwrite.memory import Memory
-from memwrite.utils.atomic import make_folder, write_bytes
-from memwrite.utils.progress import track
+from memwrite.utils.atomic import write_bytes
 from memwrite_bench.capacity.cells import Cell, Result, as_json, load, measure
 from memwrite_bench.capacity.runs import Run
-
-CELLS, LOCKS = "cells", "locks"
-_AT_ONCE, _FOREVER = 0, -1
+from memwrite_bench.sharing import CELLS, share
 
 
 def plan(
@@ -71,9 +65,6 @@ def _columns(run: Run, steps: Sequence[int] | None) -> list[int | None]:
 def fill(cells: Sequence[Cell], folder: Path) -> list[Result]:
     """Measure what has not been measured, beside any other process that does the same; all results, in order.
 
-    What another process has claimed is left to it; when nothing else is left, it is waited for, and taken over if
-    that process ends. A cell that is interrupted is measured again by whoever comes next.
-
     Args:
         cells: all cells of the grid.
         folder: for the files of results and claims.
@@ -82,30 +73,23 @@ def fill(cells: Sequence[Cell], folder: Path) -> list[Result]:
         StorageError: the folder cannot be written, or a result vanished from it.
         ConfigError: a run cannot be loaded.
     """
-    for part in (CELLS, LOCKS):
-        make_folder(folder / part)
-        if not os.access(folder / part, os.W_OK):
-            raise StorageError(f"the folder '{folder / part}' cannot be written")
-
     runs = {cell.run.label: cell.run for cell in cells}
 
     @lru_cache(maxsize=1)
     def memory(label: str, steps: int | None) -> Memory:
         return runs[label].memory(steps)
 
-    pending = [cell for cell in cells if load(path_of(cell, folder)) is None]
-    for patience, label in ((_AT_ONCE, "capacity"), (_FOREVER, "others' cells")):
-        claimed = []
-        for cell in track(pending, label, "cell"):
-            path = path_of(cell, folder)
-            try:
-                with FileLock(folder / LOCKS / cell.name, timeout=patience):
-                    if load(path) is None:
-                        result = measure(cell, memory(cell.run.label, cell.steps))
-                        write_bytes(path, as_json(result))
-            except Timeout:
-                claimed.append(cell)
-        pending = claimed
+    def fill_in(cell: Cell) -> None:
+        result = measure(cell, memory(cell.run.label, cell.steps))
+        write_bytes(path_of(cell, folder), as_json(result))
+
+    of_name = {cell.name: cell for cell in cells}
+    share(
+        {name: partial(fill_in, cell) for name, cell in of_name.items()},
+        lambda name: load(path_of(of_name[name], folder)) is not None,
+        folder,
+        "capacity",
+    )
     return [_loaded(path_of(cell, folder)) for cell in cells]
 
 
