@@ -20,12 +20,13 @@ from memwrite.checkpoints.state_file import StateFile, header_of, load_state, sa
 from memwrite.config import Config
 from memwrite.errors import InputError
 from memwrite.inference import generate as generating
+from memwrite.inference import predict as predicting
 from memwrite.inference import read as reading
 from memwrite.inference import write as writing
 from memwrite.inference.cache_inputs import cache_inputs
 from memwrite.inference.parts import MemoryParts
 from memwrite.inference.texts import context_tokens, prompt_tokens, texts_of
-from memwrite.protocols import ReadOutput, WriteOutput
+from memwrite.protocols import Predictions, ReadOutput, WriteOutput
 from memwrite.state import MemoryState, Tokens
 
 
@@ -245,6 +246,22 @@ class Memory(MemoryParts):
         query = self._fitting(state, query)
         conditioning, prefilled = self._entered(state)
         return reading.read(self.backbone, conditioning, query, prefilled)
+
+    def predict(self, state: MemoryState, query: Tokens, labels: Tensor) -> Predictions:
+        """Return the logits of [state; query] where a token is to be predicted, and at no other place.
+
+        Args:
+            state: B memories.
+            query: (B, T) or (B, Q, T).
+            labels: like the query's ids: the id to be predicted AT that place, -100 where nothing is. The first token of a
+                query is predicted from the memory, and left out where that has no position of its own.
+
+        Raises:
+            InputError: as in `read`.
+        """
+        query = self._fitting(state, query)
+        conditioning, prefilled = self._entered(state)
+        return predicting.predict(self.backbone, conditioning, query, labels, prefilled)
 
     @torch.no_grad()
     def generate(self, state: MemoryState, query: Tokens | None = None, **options: Any) -> Tensor:

@@ -209,6 +209,39 @@ class ReadOutput:
     first_logits: Tensor | None
 
 
+#: The label of a token that is not to be predicted.
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What is predicted at the labelled tokens of queries, each from the real token before it, or from the memory.
+
+    Attributes:
+        logits: (N, V) float32 at least.
+        labels: (N,) the ids that are to be predicted.
+        queries: (N,) the number of each one's query, the Q queries of a row being counted one after the other.
+        columns: (N,) its place among the real tokens of its query.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    queries: Tensor
+    columns: Tensor
+
+    def without_first(self) -> Predictions:
+        """Leave out what is predicted of queries' first tokens."""
+        kept = self.columns > 0
+        return Predictions(
+            self.logits[kept], self.labels[kept], self.queries[kept], self.columns[kept]
+        )
+
+    def sums(self, values: Tensor, shape: torch.Size) -> Tensor:
+        """Sum values (N,) over each query's predictions; `shape` is (B,) or (B, Q)."""
+        total = values.new_zeros(shape.numel())
+        return total.index_add(0, self.queries, values).reshape(shape)
+
+
 @dataclass(frozen=True)
 class BackboneInfo:
     """What there is to know about a backbone without touching it.

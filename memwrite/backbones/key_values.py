@@ -39,8 +39,9 @@ def fill(
         cache.bias_groups = info.heads // info.kv_heads
         keys, values = (t.to(info.dtype) for t in (past.keys, past.values))
         numbers = [layer.number for layer in layers if layer.attention is not None]
-        for index, number in enumerate(numbers):
-            cache.update(keys[:, index], values[:, index], number)
+        # The gradient of `unbind` is one stack; that of an index for each layer is zeros of the size of all layers.
+        for number, *own in zip(numbers, keys.unbind(1), values.unbind(1), strict=True):
+            cache.update(*own, number)
 
 
 def kept(

@@ -21,10 +21,10 @@ from memwrite.evaluation.controls import context_visible, evaluation_mode, parts
 from memwrite.evaluation.cost import Meter
 from memwrite.evaluation.scores import effective_count, wilson
 from memwrite.evaluation.words import word_f1, word_match
+from memwrite.protocols import Predictions
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
 from memwrite.tasks.questions import Question, QuestionsExample
-from memwrite.training.loss import aligned
 from memwrite.utils.progress import track
 
 # Limits of one batch: numbers in its logits, and tokens.
@@ -140,9 +140,9 @@ class _Evaluator:
         batch = collate(part)["batch"]
         if self._visible is not None:
             batch.labels[..., 0] = IGNORED
-        output = memory.read(state, batch.queries)
-        logits, labels = aligned(output, batch.queries.to(output.logits.device), batch.labels)
-        tokens, right, bits = (counts.tolist() for counts in _counts(logits, labels))
+        found = memory.predict(state, batch.queries, batch.labels)
+        shape = batch.queries.ids.shape[:-1]
+        tokens, right, bits = (counts.tolist() for counts in _counts(found, shape))
         places = [(row, column) for row, e in enumerate(part) for column in range(len(e.queries))]
         decoded = self._decode(memory, state, part)
         return [
@@ -162,20 +162,26 @@ class _Evaluator:
         self, memory: EvaluatedMemory, state: MemoryState, part: Sequence[Example]
     ) -> Iterator[str | None]:
         """Decode behind each prompt, no longer than the longest right answer; None where words are not scored."""
-        if not all(isinstance(example, QuestionsExample) and example.in_words for example in part):
-            yield from (None for example in part for _ in example.queries)
-            return
-        rows = [row for row, example in enumerate(part) for _ in example.queries]
-        prompts = [
-            query[: label.count(IGNORED)]
-            for example in part
+        asked = [
+            (row, query[: label.count(IGNORED)])
+            for row, example in enumerate(part)
+            if _in_words(example)
             for query, label in zip(example.queries, example.labels, strict=True)
         ]
-        queries = Tokens.from_rows(prompts)
-        new = memory.generate(state.rows(torch.tensor(rows)), queries, max_new_tokens=self._longest)
+        answers: Iterator[list[int]] = iter(())
+        if asked:
+            rows, prompts = zip(*asked, strict=True)
+            given, query = state.rows(torch.tensor(rows)), Tokens.from_rows([*prompts])
+            answers = iter(memory.generate(given, query, max_new_tokens=self._longest).tolist())
         tokenizer, ends = memory.backbone.tokenizer, memory.backbone.info.end_ids
-        for row in new.tolist():
-            yield tokenizer.decode(text_of(row, ends))
+        for example in part:
+            for _ in example.queries:
+                words = _in_words(example)
+                yield tokenizer.decode(text_of(next(answers), ends)) if words else None
+
+
+def _in_words(example: Example) -> bool:
+    return isinstance(example, QuestionsExample) and example.in_words
 
 
 def _question(example: Example, column: int) -> Question | None:
@@ -194,18 +200,13 @@ def _others(contexts: Sequence[Sequence[int]]) -> list[int] | None:
     return others
 
 
-def _counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _counts(found: Predictions, shape: torch.Size) -> tuple[Tensor, Tensor, Tensor]:
     """Return for each query (B, Q) its labelled tokens, those predicted right, and their negative log2-likelihood."""
-    labelled = labels != IGNORED
-    right = (logits.argmax(-1) == labels) & labelled
-    lost = functional.cross_entropy(
-        logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-    )
-    return (
-        labelled.sum(-1),
-        right.sum(-1),
-        lost.double().reshape(labels.shape).sum(-1) / math.log(2),
-    )
+    right = found.logits.argmax(-1) == found.labels
+    lost = functional.cross_entropy(found.logits.float(), found.labels, reduction="none")
+    each = (torch.ones_like(found.labels), right.long(), lost.double() / math.log(2))
+    tokens, rights, bits = (found.sums(values, shape) for values in each)
+    return tokens, rights, bits
 
 
 def _scores(answers: Sequence[_Answer]) -> AnswerScores:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,7 +11,24 @@ from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import InputError
 from memwrite.inference.prefill_cache import PrefillOutput
 from memwrite.protocols import Backbone, Conditioning, LayerAdapter, ReadOutput
-from memwrite.state import Tokens
+from memwrite.state import PackedTokens, Tokens
+
+
+@dataclass(frozen=True)
+class HiddenStates:
+    """What a backbone makes of queries behind a memory, before its vocabulary head; N = B or B · Q queries.
+
+    Attributes:
+        hidden: (N, T', D) last hidden states of the real tokens.
+        packed: the queries (N, T'), real tokens first.
+        order: (N, T') the column of each of them in the query as it was given.
+        first_logits: as in `ReadOutput`.
+    """
+
+    hidden: Tensor
+    packed: PackedTokens
+    order: Tensor
+    first_logits: Tensor | None
 
 
 def read(
@@ -21,6 +38,23 @@ def read(
     prefilled: PrefillOutput | None = None,
 ) -> ReadOutput:
     """Return the logits of [memory; query] for queries (B, T) or (B, Q, T); see `Memory.read`."""
+    run = hidden_states(backbone, conditioning, query, prefilled)
+    if not run.packed.ids.shape[1]:
+        none = backbone.logits(backbone.embed(run.packed.ids))
+        return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), run.first_logits)
+    logits = backbone.logits(run.hidden) * run.packed.mask[..., None]
+    full = logits.new_zeros(*query.flat().ids.shape, logits.shape[-1])
+    full = full.scatter(1, run.order[..., None].expand_as(logits), logits)
+    return ReadOutput(full.reshape(*query.ids.shape, logits.shape[-1]), run.first_logits)
+
+
+def hidden_states(
+    backbone: TransformersBackbone,
+    conditioning: Conditioning,
+    query: Tokens,
+    prefilled: PrefillOutput | None = None,
+) -> HiddenStates:
+    """Run queries (B, T) or (B, Q, T) behind their memories."""
     conditioning = without_empty_prefix(conditioning)
     packed, order = query.flat().pack()
     copies = copies_of(query)
@@ -29,20 +63,15 @@ def read(
     embeddings = backbone.embed(packed.ids)
     if backbone.supports_cache:
         done = prefilled or prefill(backbone, conditioning)
-        past, first = done.key_values, done.first_logits
-        if not packed.ids.shape[1]:
-            none = backbone.logits(embeddings)
-            return ReadOutput(none.new_zeros(*query.ids.shape, none.shape[-1]), first)
-        past = None if past is None else past.rows(copies)
-        hidden = backbone.forward(
-            embeddings, past=past, corrections=corrections, lengths=packed.lengths
-        ).hidden
+        past, hidden, first = done.key_values, embeddings, done.first_logits
+        if packed.ids.shape[1]:
+            past = None if past is None else past.rows(copies)
+            hidden = backbone.forward(
+                embeddings, past=past, corrections=corrections, lengths=packed.lengths
+            ).hidden
     else:
         hidden, first = _unrolled(backbone, conditioning, embeddings, copies)
-    logits = backbone.logits(hidden) * packed.mask[..., None]
-    full = logits.new_zeros(*query.flat().ids.shape, logits.shape[-1])
-    full = full.scatter(1, order[..., None].expand_as(logits), logits)
-    return ReadOutput(full.reshape(*query.ids.shape, logits.shape[-1]), first)
+    return HiddenStates(hidden, packed, order, first)
 
 
 def prefill(backbone: TransformersBackbone, conditioning: Conditioning) -> PrefillOutput:

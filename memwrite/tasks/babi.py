@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from memwrite.errors import InputError
 from memwrite.tasks.files import read_text
-from memwrite.tasks.questions import Passage, Question, QuestionsConfig
+from memwrite.tasks.questions import Passage, Question, QuestionsConfig, prompt
 
 _LINE = re.compile(r"([0-9]{1,9}) (.*\S.*)")
 _FACTS = re.compile(r"[0-9]{1,9}( [0-9]{1,9})*")
@@ -26,15 +26,18 @@ class BabiConfig(QuestionsConfig):
     Attributes:
         facts: expect the supporting statements behind each answer ("strong supervision" in the paper): a first
             stage of training, since where to look is learnt far sooner from many words than from one.
+        prompted: put a question as the other tasks do, see `prompt`, and not by itself.
     """
 
     in_words = False
 
     facts: bool = False
+    prompted: bool = False
 
     def read(self, path: Path) -> list[list[Passage]]:
         """Read a file, see `read_stories`."""
-        return read_stories(path, self.facts)
+        stories = read_stories(path, self.facts)
+        return [[_prompted(p) for p in story] for story in stories] if self.prompted else stories
 
 
 def read_stories(path: Path, facts: bool = False) -> list[list[Passage]]:
@@ -107,6 +110,11 @@ def _question(
             raise _fault(path, number, f"the supporting line {fact} is no statement before it")
     support = [statements[fact] for fact in lines] if facts else []
     return Question(question, (" ".join([answer, *support]),), path.name)
+
+
+def _prompted(passage: Passage) -> Passage:
+    questions = (replace(q, prompt=prompt(q.prompt)) for q in passage.questions)
+    return replace(passage, questions=tuple(questions))
 
 
 def _fault(path: Path, number: int, reason: str) -> InputError:

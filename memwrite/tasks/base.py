@@ -11,10 +11,9 @@ from torch import Tensor
 
 from memwrite.backbones.tokenizers import Tokenizer
 from memwrite.config import Config
-from memwrite.protocols import Backbone, ReadOutput, WriteOutput
+from memwrite.protocols import IGNORED as IGNORED
+from memwrite.protocols import Backbone, Predictions, ReadOutput, WriteOutput
 from memwrite.state import MemoryState, Tokens
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -145,6 +144,10 @@ class EvaluatedMemory(Protocol):
 
     def read(self, state: MemoryState, query: Tokens) -> ReadOutput:
         """Return the logits of queries behind their states."""
+        ...
+
+    def predict(self, state: MemoryState, query: Tokens, labels: Tensor) -> Predictions:
+        """Return the logits of queries behind their states where a token is labelled."""
         ...
 
     def generate(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from memwrite.errors import ConfigError
 from memwrite.tasks.files import Node, read_json
 from memwrite.tasks.questions import Passage, Question, QuestionsConfig, pieces, prompt
 
@@ -18,21 +20,46 @@ class SquadConfig(QuestionsConfig):
 
     Attributes:
         impossible: whether to keep the questions of v2.0 that have no answer; their answer is `UNANSWERABLE`.
+        articles: titles of the articles that are held out of all files, and nothing else, in place of the end of each file;
+            with `held_out` 1 everything is.
     """
 
     impossible: bool = True
+    articles: list[str] = field(default_factory=list)
 
     def read(self, path: Path) -> list[list[Passage]]:
-        """Read a file, see `read_paragraphs`; each paragraph may be held out by itself."""
-        return [[paragraph] for paragraph in read_paragraphs(path, self.impossible)]
+        """Read a file, see `read_articles`; each paragraph may be held out by itself."""
+        return [[p] for _, paragraphs in read_articles(path, self.impossible) for p in paragraphs]
+
+    def passages(self) -> tuple[list[Passage], list[Passage]]:
+        """Return the passages for training and for evaluation.
+
+        Raises:
+            ConfigError: a file cannot be read, or none has an article that is to be held out.
+            InputError: a file is damaged.
+        """
+        if not self.articles or self.held_out == 1:
+            return super().passages()
+        train: list[Passage] = []
+        held_out: list[Passage] = []
+        missing = set(self.articles)
+        for name in self.files:
+            for title, paragraphs in read_articles(Path(self.folder) / name, self.impossible):
+                (held_out if title in self.articles else train).extend(paragraphs)
+                missing.discard(title)
+        if missing:
+            raise ConfigError(
+                f"task.params.articles: no file has an article '{min(missing)}'; titles are spelt as in the files"
+            )
+        return train, held_out
 
 
-def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
-    """Read the paragraphs of a file that have questions.
+def read_articles(path: Path, impossible: bool) -> list[tuple[str, list[Passage]]]:
+    """Read the titles of a file's articles, "" where one has none, each with its paragraphs that have questions.
 
     Args:
-        path: `{"data": [{"paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`, in v2.0 with
-            an `"is_impossible"` beside the answers.
+        path: `{"data": [{"title", "paragraphs": [{"context", "qas": [{"question", "answers": [{"text"}]}]}]}]}`, in
+            v2.0 with an `"is_impossible"` beside the answers.
         impossible: whether to keep the questions that have none.
 
     Raises:
@@ -40,15 +67,25 @@ def read_paragraphs(path: Path, impossible: bool) -> list[Passage]:
         InputError: it is no such file, or has no question.
     """
     whole = read_json(path)
-    paragraphs = [
-        Passage(pieces(paragraph.get("context").text()), questions)
+    articles = [
+        (_title(article), [*_paragraphs(article, impossible)])
         for article in whole.get("data").items()
-        for paragraph in article.get("paragraphs").items()
-        if (questions := _questions(paragraph, impossible))
     ]
-    if not paragraphs:
+    if not any(paragraphs for _, paragraphs in articles):
         raise whole.fault("holds no question")
-    return paragraphs
+    return articles
+
+
+def _title(article: Node) -> str:
+    title = article.find("title")
+    return "" if title is None else title.string()
+
+
+def _paragraphs(article: Node, impossible: bool) -> Iterator[Passage]:
+    for paragraph in article.get("paragraphs").items():
+        text = paragraph.get("context").text()
+        if questions := _questions(paragraph, impossible):
+            yield Passage(pieces(text), questions)
 
 
 def _questions(paragraph: Node, impossible: bool) -> tuple[Question, ...]:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from memwrite.backbones.adapters import Adapter
 from memwrite.backbones.decoder_layers import linear_layers
@@ -16,96 +14,122 @@ from memwrite.config import BackboneConfig
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.utils.rng import seeded
 
+_NAME = "lora"
 
-class CorrectedWeight(nn.Module):
-    """Computes W + α/r·BA in place of W; at first exactly W, because B is zero (section 4.1).
+
+class Correction(nn.Module):
+    """Adds α/r·BAx to what a linear layer makes of x; at first nothing, because B is zero (section 4.1).
+
+    The product BA is never made: that, and the gradient of it, would cost a training step as much as a third of the model.
 
     Args:
-        weight: W, (out, in).
+        layer: the linear layer.
         rank: r, at least 1.
         alpha: α.
-        transposed: whether W is (in, out), as in GPT-2.
     """
 
-    def __init__(self, weight: Tensor, rank: int, alpha: float, transposed: bool) -> None:
+    def __init__(self, layer: nn.Module, rank: int, alpha: float) -> None:
         super().__init__()
-        out, into = reversed(weight.shape) if transposed else weight.shape
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self.transposed = not isinstance(layer, nn.Linear)
+        out, into = reversed(weight.shape) if self.transposed else weight.shape
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.A = nn.Parameter(kaiming(rank, into, dtype, weight.device))
         self.B = nn.Parameter(torch.zeros(out, rank, dtype=dtype, device=weight.device))
-        self._scale, self._transposed = alpha / rank, transposed
+        self.scale = alpha / rank
         self.in_force = True
 
-    def forward(self, weight: Tensor) -> Tensor:
-        """Return W with its correction, where it is in force, in the dtype of W."""
-        if not self.in_force:
-            return weight
-        change = LowRank(self.A, self.B, self._scale).weight()
-        return (weight + (change.T if self._transposed else change)).to(weight.dtype)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return what is added for inputs (..., in), computed in their dtype, as the layer itself computes: (..., out)."""
+        down, up = self.A.to(inputs.dtype), self.B.to(inputs.dtype)
+        return inputs @ down.mT @ (up.mT * self.scale)
+
+    def weight(self) -> Tensor:
+        """Return α/r·BA in the layout of the layer's weight."""
+        change = LowRank(self.A, self.B, self.scale).weight()
+        return change.T if self.transposed else change
 
 
 def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
     """Correct every linear layer of the model's blocks; the factors depend on `seed` alone.
 
-    Names of modules, hooks and second derivatives stay as they are.
+    Each layer gets its `Correction` as a module of its own.
     """
     with seeded(seed):
         for layer in linear_layers(model):
-            weight: Tensor = layer.weight  # type: ignore[assignment]
-            transposed = not isinstance(layer, nn.Linear)
-            change = CorrectedWeight(weight, config.lora_rank, config.lora_alpha, transposed)
-            parametrize.register_parametrization(layer, "weight", change)
+            layer.add_module(_NAME, Correction(layer, config.lora_rank, config.lora_alpha))
+            # Before a memory's own changes, which may be gates on the whole of what the layer makes.
+            layer.register_forward_hook(_correct, prepend=True)
+
+
+def _correct(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    correction: Correction = getattr(layer, _NAME)
+    return output + correction.forward(args[0]) if correction.in_force else None
 
 
 @torch.no_grad()
 def put(model: nn.Module, adapter: Adapter) -> None:
     """Let the corrections of a model that `attach` made begin as those of an adapter of the same rank."""
+    held = corrections(model)
     for name, correction in adapter.corrections.items():
-        held = _correction(model.get_submodule(name))
-        held.A.copy_(correction.A)
-        held.B.copy_(correction.B)
+        held[name].A.copy_(correction.A)
+        held[name].B.copy_(correction.B)
 
 
 @contextmanager
 def uncorrected(model: nn.Module) -> Iterator[None]:
     """Take every correction out of force within this."""
-    corrections = [module for module in model.modules() if isinstance(module, CorrectedWeight)]
-    for correction in corrections:
+    held = corrections(model).values()
+    for correction in held:
         correction.in_force = False
     try:
         yield
     finally:
-        for correction in corrections:
+        for correction in held:
             correction.in_force = True
 
 
+def corrections(model: nn.Module) -> dict[str, Correction]:
+    """Return the corrections of a model that `attach` made, by the names of the layers."""
+    suffix = f".{_NAME}"
+    return {
+        name.removesuffix(suffix): module
+        for name, module in model.named_modules()
+        if isinstance(module, Correction)
+    }
+
+
 def taken(model: nn.Module, config: BackboneConfig, dtype: torch.dtype) -> Adapter:
-    """Take the corrections out of a model, whose weights are then what they were before.
+    """Take the corrections out of a model, which is then what it was before.
 
     Args:
         model: corrected by `attach`.
         config: by which it was corrected.
         dtype: to round the corrections to.
     """
-    corrections, transposed = {}, False
-    for name, module in model.named_modules():
-        if parametrize.is_parametrized(module, "weight"):
-            correction = _correction(module)
-            down, up = (f.detach().to(dtype) for f in (correction.A, correction.B))
-            transposed |= not isinstance(module, nn.Linear)
-            corrections[name] = LowRank(down, up, config.lora_alpha / config.lora_rank)
-    for name in corrections:
-        layer = model.get_submodule(name)
-        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=False)
-    return Adapter(corrections, config.lora_alpha, str(config.path), transposed)
+    held = corrections(model)
+    factors = {
+        name: LowRank(c.A.detach().to(dtype), c.B.detach().to(dtype), c.scale)
+        for name, c in held.items()
+    }
+    _detach(model)
+    transposed = any(correction.transposed for correction in held.values())
+    return Adapter(factors, config.lora_alpha, str(config.path), transposed)
 
 
+@torch.no_grad()
 def merge(model: nn.Module) -> None:
     """Make the corrections part of the weights, and the model an ordinary one."""
-    for layer in linear_layers(model):
-        if parametrize.is_parametrized(layer, "weight"):
-            parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    for name, correction in corrections(model).items():
+        weight: Tensor = model.get_submodule(name).weight  # type: ignore[assignment]
+        weight.copy_(weight + correction.weight())
+    _detach(model)
 
 
-def _correction(layer: nn.Module) -> CorrectedWeight:
-    return cast(CorrectedWeight, cast(Any, layer).parametrizations.weight[0])
+def _detach(model: nn.Module) -> None:
+    for name in corrections(model):
+        layer = model.get_submodule(name)
+        delattr(layer, _NAME)
+        hooks = layer._forward_hooks
+        for key in [key for key, hook in hooks.items() if hook is _correct]:
+            del hooks[key]

@@ -133,6 +133,51 @@ def test_damaged_lines(tmp_path: Path, line: str, reason: str) -> None:
         made("qa", tmp_path, "\n")
 
 
+def test_babi_can_be_asked_as_the_other_tasks_are(tmp_path: Path) -> None:
+    plain = made("babi", tmp_path, held_out=1).evaluation()
+    found = made("babi", tmp_path, held_out=1, prompted=True).evaluation()
+    for own, other in zip(plain, found, strict=True):
+        assert spelt(other)[0] == spelt(own)[0]
+        assert spelt(other)[1] == [
+            (f"\nQuestion: {question}\nAnswer:", answer) for question, answer in spelt(own)[1]
+        ]
+
+
+def articles(titles: list[str]) -> str:
+    """A SQuAD file whose articles are of one paragraph and one question; the answer is the title."""
+    return json.dumps(
+        {
+            "data": [
+                {
+                    "title": title,
+                    "paragraphs": [
+                        {
+                            "context": f"It is {title}.",
+                            "qas": [{"question": "What?", "answers": [{"text": title}]}],
+                        }
+                    ],
+                }
+                for title in titles
+            ]
+        }
+    )
+
+
+def test_squad_can_hold_out_articles_by_their_titles(tmp_path: Path) -> None:
+    """Of every file, so that what two files share is not trained on; and nothing else."""
+    (tmp_path / "more").write_text(articles(["D", "A"]))
+    text, files = articles(["A", "B", "C", "B"]), ["file", "more"]
+    found = config("squad", tmp_path, text, files=files, articles=["B", "D"]).passages()
+    assert [[p.questions[0].answers[0] for p in part] for part in found] == [
+        ["A", "C", "A"],
+        ["B", "B", "D"],
+    ]
+    whole = config("squad", tmp_path, text, files=files, articles=["B"], held_out=1.0).passages()
+    assert [len(part) for part in whole] == [0, 6]
+    with pytest.raises(ConfigError, match="no file has an article 'E'"):
+        made("squad", tmp_path, text, files=files, articles=["E", "A"])
+
+
 def test_locomo_shares_sessions_by_evidence(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="1 of 6 questions"):
         found = made("locomo", tmp_path, held_out=1).evaluation()

@@ -94,14 +94,15 @@ def test_the_teacher_has_no_corrections_and_no_context_needs_none() -> None:
     before = teacher(memory, given)
     lora.attach(memory.model, replace(memory.config.backbone, lora_rank=2), seed=0)
     for module in memory.model.modules():
-        if isinstance(module, lora.CorrectedWeight):
+        if isinstance(module, lora.Correction):
             torch.nn.init.normal_(module.B)
     queries = Tokens.from_rows([[7, 8]])
     changed = memory.read(memory.writer.init(1), queries).logits
     after = teacher(memory, given)
     torch.testing.assert_close(after.logits, before.logits)
     torch.testing.assert_close(memory.read(memory.writer.init(1), queries).logits, changed)
-    assert teacher(memory, replace(given, context=Tokens.from_rows([[], [5]]))).first_logits is None
+    assert 0 in after.columns
+    assert 0 not in teacher(memory, replace(given, context=Tokens.from_rows([[], [5]]))).columns
 
 
 def test_plain_text_is_enough(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import ragged
@@ -15,8 +15,11 @@ from torch import nn
 from memwrite import Memory
 from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.backbones.loading import load_backbone
+from memwrite.backbones.tokenizers import ByteTokenizer
+from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError
+from memwrite.protocols import Gate, StaticAdapter
 from memwrite.training import lora
 from memwrite.training.run import train
 
@@ -56,7 +59,7 @@ def test_at_first_a_model_is_what_it_was(family: str, dtype: str) -> None:
     per_layer = 4 if family == "gpt2" else 7
     assert len(trained) == 2 * 2 * per_layer
     assert all(name.endswith((".A", ".B")) for name in trained)
-    assert [name for name, _ in model.named_modules() if "parametrizations" not in name] == names
+    assert [name for name, _ in model.named_modules() if not name.endswith(".lora")] == names
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))
@@ -79,11 +82,31 @@ def test_the_correction_has_that_rank_and_scale(family: str) -> None:
     old = layer.weight.detach().clone()
     lora.attach(model, config, seed=0)
     shaken(model)
-    change = layer.weight.detach() - old
-    assert torch.linalg.matrix_rank(change) == 3
-    part = layer.parametrizations.weight[0]
+    part: Any = layer.lora
+    inputs = torch.randn(2, 4, part.A.shape[1], dtype=torch.float64)
+    corrected = layer(inputs)
     expected = 5.0 / 3 * part.B @ part.A
-    torch.testing.assert_close(change.T if family == "gpt2" else change, expected)
+    lora.merge(model)
+    change = (layer.weight.detach() - old) if family != "gpt2" else (layer.weight.detach() - old).T
+    assert torch.linalg.matrix_rank(change) == 3
+    torch.testing.assert_close(change, expected)
+    torch.testing.assert_close(layer(inputs), corrected, atol=1e-12, rtol=0)
+
+
+def test_a_gate_of_a_memory_holds_for_the_corrected_projection() -> None:
+    """Whatever was attached first: a memory changes the model that is trained, as it does once that is merged."""
+    model, config = built("llama")
+    lora.attach(model, config, seed=0)
+    shaken(model)
+    backbone = TransformersBackbone(model, ByteTokenizer())
+    gate = {0: StaticAdapter({}, lambda _, hidden: {"q": Gate(hidden.new_full((1,), 0.5))})}
+
+    def hidden() -> torch.Tensor:
+        return backbone.forward(backbone.embed(IDS), corrections=gate).hidden
+
+    before = hidden()
+    lora.merge(model)
+    torch.testing.assert_close(hidden(), before, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("family", sorted(MODELS))
@@ -92,7 +115,7 @@ def test_second_derivatives_go_through_it(family: str) -> None:
     model, config = built(family)
     lora.attach(model, config, seed=0)
     shaken(model)
-    factor = linear_layers(model)[1].parametrizations.weight[0].B
+    factor = cast(Any, linear_layers(model)[1]).lora.B
     embeddings = model.get_input_embeddings()(IDS).detach().requires_grad_()
 
     def steepness() -> torch.Tensor:

@@ -23,6 +23,7 @@ from memwrite.tasks.correlated import CorrelatedConfig, CorrelatedTask
 from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.tasks.language import LanguageConfig, LanguageTask
 from memwrite.tasks.locomo import LocomoConfig
+from memwrite.tasks.mixed import MixedConfig, MixedTask
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.order import OrderConfig, OrderTask
 from memwrite.tasks.overwrite import OverwriteConfig, OverwriteTask
@@ -86,6 +87,13 @@ def memwrite_tasks() -> Sequence[TaskPlugin]:
         _from_files("qa", "questions on your own texts, JSONL", QaConfig, QuestionsTask),
         _from_files(
             "locomo", "questions on conversations, LoCoMo JSON", LocomoConfig, QuestionsTask
+        ),
+        TaskPlugin(
+            api=2,
+            name="mixed-questions",
+            summary="questions of squad and babi, together",
+            config=MixedConfig,
+            build=MixedTask,
         ),
         _from_files("text", "language modelling on plain text", TextConfig, TextTask),
         _from_files(
