@@ -13,7 +13,7 @@ from torch import Tensor
 
 from memwrite import Memory
 from memwrite.tasks.base import IGNORED, Batch, Example, collate
-from memwrite.training.loss import target_loss, training_loss
+from memwrite.training.loss import training_loss
 
 ROW = st.lists(st.integers(0, 99), max_size=5)
 SEGMENTED = ROW.flatmap(
@@ -77,10 +77,10 @@ RAGGED = [
 
 def outcome(memory: Memory, batch: Batch) -> tuple[list[Tensor], Tensor, Tensor]:
     """The loss with its gradients, and what was right of what was asked."""
-    output = memory.read(memory.write(batch.context).state, batch.queries)
-    loss, exact, asked = target_loss(output, batch.queries, batch.labels)
+    output = training_loss(memory, batch)
+    loss = output.losses["target"]
     weights = [weight for weight in memory.parameters() if weight.requires_grad]
-    return [loss, *torch.autograd.grad(loss, weights)], exact, asked
+    return [loss, *torch.autograd.grad(loss, weights)], output.exact, output.labelled
 
 
 def check_ragged(memory: Memory) -> None:
