@@ -23,7 +23,7 @@ from memwrite.evaluation import answers
 from memwrite.evaluation.answers import evaluate
 from memwrite.evaluation.words import normalized, word_f1, word_match
 from memwrite.plugins import TaskPlugin, hookimpl, register, registry
-from memwrite.protocols import ReadOutput, WriteOutput
+from memwrite.protocols import Predictions, WriteOutput
 from memwrite.state import MemoryState, StateSpec, Tokens
 from memwrite.tasks.babi import BabiConfig
 from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
@@ -96,7 +96,7 @@ class Oracle:
         text = CODEC.decode(query)
         return next((ids for prompt, ids in known.items() if text.startswith(prompt)), [0])
 
-    def read(self, state: MemoryState, queries: Tokens) -> ReadOutput:
+    def predict(self, state: MemoryState, queries: Tokens, labels: torch.Tensor) -> Predictions:
         """2 for the right next token and 0 for all others."""
         logits = torch.zeros(*queries.ids.shape, CODEC.vocab_size)
         for row, column in torch.cartesian_prod(*map(torch.arange, queries.ids.shape[:2])).tolist():
@@ -106,7 +106,14 @@ class Oracle:
             start = len(CODEC.encode(known[0])) if known else 0
             for place, token in zip(range(start - 1, len(ids) - 1), answer, strict=False):
                 logits[row, column, place, token] = 2
-        return ReadOutput(logits, None)
+        wanted = labels[..., 1:] != IGNORED
+        rows, columns, places = wanted.nonzero(as_tuple=True)
+        return Predictions(
+            logits[..., :-1, :][wanted],
+            labels[..., 1:][wanted],
+            rows * queries.ids.shape[1] + columns,
+            places + 1,
+        )
 
     def generate(self, state: MemoryState, queries: Tokens, max_new_tokens: int) -> torch.Tensor:
         rows = [
