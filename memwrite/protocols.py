@@ -18,6 +18,52 @@ RecurrentStates = Mapping[int, Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
+class LayerActivations:
+    """What one attention layer computed; see `Backbone.forward(observe=)`.
+
+    Attributes:
+        layer: number of the attention layer.
+        hidden: (B, T, D), what the layer's attention receives.
+        queries: (B, H, T, Dh) after norm and rotary embedding.
+        keys: (B, Hkv, S, Dh), likewise; past slots first, then the T new ones.
+        values: (B, Hkv, S, Dh).
+        scale: factor of the attention logits, queries · keys.
+        positions: (B, T) or (1, T) int64, of the queries; None where the model's layers are not told.
+        cap: logits become cap · tanh(logits / cap) before anything is added to them; None where they stay.
+    """
+
+    layer: int
+    hidden: Tensor
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    scale: float
+    positions: Tensor | None = None
+    cap: float | None = None
+
+
+@dataclass(frozen=True)
+class SlotRule(Batch):
+    """What a query sees of a memory's slots, where queries differ in that; a bias that depends on the query.
+
+    Attributes:
+        tensors: name -> (B, M, ...): all that differs from row to row, by slot.
+        apply: pure function of (tensors, what a layer computed) that gives (B, H, T, N), added to the attention logits of
+            the first N slots, of which the memory has the first M; -inf hides a slot from a query.
+    """
+
+    tensors: Mapping[str, Tensor]
+    apply: Callable[[Mapping[str, Tensor], LayerActivations], Tensor]
+
+    def __call__(self, seen: LayerActivations) -> Tensor:
+        return self.apply(self.tensors, seen)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """Apply the same change to every tensor."""
+        return replace(self, tensors={name: change(t) for name, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
 class KeyValues(Batch):
     """What a model holds of the text that it has read: past keys and values of every attention layer, after key norm and
     rotary embedding, and the states of its recurrent layers.
@@ -29,6 +75,7 @@ class KeyValues(Batch):
         next_position: (B,) int64, the position of the token that follows.
         bias: (B, L, Hkv, M), added to the attention logits of each slot; -inf hides a slot from a head. None for none.
         recurrent: None where no recurrent layer has read anything, as in a model of attention alone.
+        rule: what each query sees of the slots; None where all see the same.
     """
 
     keys: Tensor
@@ -37,6 +84,7 @@ class KeyValues(Batch):
     next_position: Tensor
     bias: Tensor | None = None
     recurrent: RecurrentStates | None = None
+    rule: SlotRule | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Self:
         """Apply the same change to every tensor."""
@@ -52,6 +100,7 @@ class KeyValues(Batch):
                 layer: {name: change(tensor) for name, tensor in states.items()}
                 for layer, states in self.recurrent.items()
             },
+            None if self.rule is None else self.rule.map(change),
         )
 
     def tensors(self) -> Iterator[Tensor]:
@@ -61,6 +110,8 @@ class KeyValues(Batch):
             yield self.bias
         for states in (self.recurrent or {}).values():
             yield from states.values()
+        if self.rule is not None:
+            yield from self.rule.tensors.values()
 
     @property
     def begun(self) -> Tensor:
@@ -292,27 +343,6 @@ class BackboneOutput:
 
     hidden: Tensor
     key_values: KeyValues | None = None
-
-
-@dataclass(frozen=True)
-class LayerActivations:
-    """What one attention layer computed; see `Backbone.forward(observe=)`.
-
-    Attributes:
-        layer: number of the attention layer.
-        hidden: (B, T, D), what the layer's attention receives.
-        queries: (B, H, T, Dh) after norm and rotary embedding.
-        keys: (B, Hkv, S, Dh), likewise; past slots first, then the T new ones.
-        values: (B, Hkv, S, Dh).
-        scale: factor of the attention logits, queries · keys.
-    """
-
-    layer: int
-    hidden: Tensor
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    scale: float
 
 
 class Backbone(Protocol):

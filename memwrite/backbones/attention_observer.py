@@ -1,7 +1,7 @@
 """What attention layers compute, handed to whoever asks: queries, keys and values after norm and rotary embedding.
 
 Models look their attention function up by the name in their config. Ours has a name of its own, calls the function that
-was configured, and before that the observer of the calling thread, if there is one.
+was configured, and before that the observer of the calling thread, if there is one, and what a memory adds to the logits.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMa
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
+from memwrite.backbones import slot_bias
 from memwrite.errors import ConfigError
 from memwrite.protocols import LayerActivations
 
@@ -26,8 +27,8 @@ Observer = Callable[[LayerActivations], None]
 
 _PREFIX = "memwrite_"
 _observer: ContextVar[Observer | None] = ContextVar("memwrite_observer", default=None)
-# What the layer's attention was given, from its entry on.
-_hidden: ContextVar[Tensor | None] = ContextVar("memwrite_hidden", default=None)
+# What the layer's attention was given, from its entry on: hidden states, and their positions if it was told.
+_given: ContextVar[tuple[Tensor, Tensor | None] | None] = ContextVar("memwrite_given", default=None)
 
 
 def install(model: Any, attention_modules: list[nn.Module]) -> str:
@@ -43,7 +44,7 @@ def install(model: Any, attention_modules: list[nn.Module]) -> str:
         if hasattr(attention, "_memwrite_layer"):  # the model has been here before
             continue
         attention._memwrite_layer = layer  # type: ignore[assignment]
-        attention.register_forward_pre_hook(_remember_hidden, with_kwargs=True)
+        attention.register_forward_pre_hook(_remember, with_kwargs=True)
     return original
 
 
@@ -69,16 +70,16 @@ def observing(observer: Observer | None, layers: int) -> Iterator[None]:
         yield
     finally:
         _observer.reset(token)
-        _hidden.set(None)
+        _given.set(None)
     if seen != layers:
         raise ConfigError(
             f"this model's attention cannot be observed: {seen} of {layers} layers called the observer"
         )
 
 
-def _remember_hidden(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    if not torch.compiler.is_compiling() and _observer.get() is not None:
-        _hidden.set(args[0] if args else kwargs["hidden_states"])
+def _remember(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    if not torch.compiler.is_compiling() and (_observer.get() is not None or slot_bias.waiting()):
+        _given.set((args[0] if args else kwargs["hidden_states"], kwargs.get("position_ids")))
 
 
 def _observed(original: str) -> Callable[..., Any]:
@@ -90,14 +91,19 @@ def _observed(original: str) -> Callable[..., Any]:
         attention_mask: Tensor | None,
         **rest: Any,
     ) -> Any:
-        observer = None if torch.compiler.is_compiling() else _observer.get()
-        if observer is not None:
-            hidden = _hidden.get()
-            assert hidden is not None
+        given = None if torch.compiler.is_compiling() else _given.get()
+        if given is not None:
+            _given.set(None)
+            hidden, positions = given
             scale = rest.get("scaling") or query.shape[-1] ** -0.5
             layer = module._memwrite_layer
             assert isinstance(layer, int)
-            observer(LayerActivations(layer, hidden, query, key, value, float(scale)))
+            cap = rest.get("softcap")
+            seen = LayerActivations(layer, hidden, query, key, value, float(scale), positions, cap)
+            observer = _observer.get()
+            if observer is not None:
+                observer(seen)
+            attention_mask = slot_bias.ruled(attention_mask, seen)
         if original == "eager":
             # Every family has an eager function of its own.
             return _eager_of(module)(module, query, key, value, attention_mask, **rest)

@@ -15,7 +15,7 @@ from transformers.cache_utils import (
 
 from memwrite.backbones.decoder_layers import DecoderLayer
 from memwrite.errors import InputError
-from memwrite.protocols import LayerAdapter
+from memwrite.protocols import LayerAdapter, SlotRule
 
 #: What models call their argument for a cache: all since transformers 5.24; most, Mamba and Falcon's layers before.
 _ARGUMENTS = ("cache", "past_key_values", "cache_params", "layer_past")
@@ -32,11 +32,13 @@ class CarriesAdapters(Cache):  # type: ignore[misc]
     Attributes:
         corrections: layer -> adapter.
         bias: (B, L, Hkv, M), added to the attention logits of the first M slots.
+        rule: gives what is added besides, to each query's own.
         bias_groups: query heads of each key head.
     """
 
     corrections: Mapping[int, LayerAdapter] | None = None
     bias: Tensor | None = None
+    rule: SlotRule | None = None
     bias_groups: int = 1
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -52,6 +54,8 @@ class CarriesAdapters(Cache):  # type: ignore[misc]
             self.corrections = {layer: c.rows(index) for layer, c in self.corrections.items()}
         if self.bias is not None:
             self.bias = self.bias[index.to(self.bias.device)]
+        if self.rule is not None:
+            self.rule = self.rule.map(lambda tensor: tensor[index.to(tensor.device)])
 
 
 class AdapterCache(CarriesAdapters, DynamicCache):  # type: ignore[misc]

@@ -35,7 +35,7 @@ def fill(
         _set_recurrent_states(cache.layers[number], states)
     # A layer without slots would not be repeated for beams.
     if past.mask.shape[1] and info.layers:
-        cache.bias = past.bias
+        cache.bias, cache.rule = past.bias, past.rule
         cache.bias_groups = info.heads // info.kv_heads
         keys, values = (t.to(info.dtype) for t in (past.keys, past.values))
         numbers = [layer.number for layer in layers if layer.attention is not None]
@@ -79,6 +79,7 @@ def kept(
         count if past is None else past.next_position + count,
         None if past is None or past.bias is None else F.pad(past.bias, (0, new.shape[1])),
         states or None,
+        None if past is None else past.rule,
     )
 
 

@@ -1,4 +1,4 @@
-"""Changes of a model's projections and attention logits from outside: hooks that are installed once and hold no state."""
+"""Changes of a model's projections from outside: hooks that are installed once and hold no state."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from memwrite.backbones import residual_hooks
+from memwrite.backbones import residual_hooks, slot_bias
 from memwrite.backbones.attention_sizes import AttentionSizes
 from memwrite.backbones.cache import cache_argument
 from memwrite.backbones.corrections import KEYWORD, drop_keyword, full_precision, in_force
@@ -179,14 +178,12 @@ def _enter(
     kwargs: dict[str, Any],
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     cache = kwargs.get(cache_argument(kwargs))
-    bias = getattr(cache, "bias", None)
     adapter = in_force(args, kwargs, decoder.block).get(layer)
     kwargs.pop(KEYWORD, None)
-    if torch.compiler.is_compiling():
-        if bias is not None:
-            raise ConfigError("a bias on a memory's slots cannot be compiled: leave out compile")
-        return args, kwargs
     hidden = args[0] if args else kwargs["hidden_states"]
+    slot_bias.enter(layer, decoder.number, hidden, cache, kwargs)
+    if torch.compiler.is_compiling():
+        return args, kwargs
     with full_precision(hidden):
         deltas = adapter(hidden) if adapter else None
     if deltas and not deltas.keys() <= known:
@@ -196,36 +193,13 @@ def _enter(
             f"{', '.join(sorted(known))})"
         )
     _deltas.set(deltas)
-    if bias is not None:
-        if "attention_mask" not in kwargs:
-            raise ConfigError("this model's attention does not take a bias on its slots")
-        kwargs["attention_mask"] = _biased(
-            kwargs["attention_mask"], bias[:, layer], hidden, cache, decoder.number
-        )
     return args, kwargs
 
 
-def _biased(mask: Tensor | None, bias: Tensor, hidden: Tensor, cache: Any, layer: int) -> Tensor:
-    """Add `bias` (B, Hkv, M) to a mask: (B, Hkv · G, T, S) in the dtype of `hidden`, whatever form the mask has."""
-    length = hidden.shape[1]
-    low = torch.finfo(hidden.dtype).min
-    slots = cache.get_seq_length(layer) + length if mask is None else mask.shape[-1]
-    if mask is None:
-        mask = torch.ones(length, slots, dtype=torch.bool, device=hidden.device)
-        mask = mask.tril(slots - length)[None, None]
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=hidden.dtype).masked_fill(~mask, low)
-    bias = F.pad(bias, (0, slots - bias.shape[-1]))[:, :, None]
-    heads = cache.bias_groups
-    # The lowest number twice would be -inf, and a row of nothing but -inf is NaN.
-    total = (mask.to(bias.dtype) + bias.clamp(min=low / 2)).clamp(min=low / 2)
-    total = torch.where(torch.isneginf(bias) | (mask <= low / 2), low, total)
-    return total.to(hidden.dtype).repeat_interleave(heads, 1)
-
-
-def _leave(_module: nn.Module, _args: Any, _output: Any) -> None:
+def _leave(_module: nn.Module, _args: Any, output: Any) -> None:
     if not torch.compiler.is_compiling():
         _deltas.set(None)
+        slot_bias.leave(failed=output is None)
 
 
 def _change(

@@ -89,7 +89,11 @@ def without_holes(past: KeyValues) -> KeyValues:
     keys, values = (
         t.gather(3, index.expand(*t.shape[:3], -1, t.shape[-1])) for t in (past.keys, past.values)
     )
-    bias = past.bias
+    bias, rule = past.bias, past.rule
     if bias is not None:
         bias = bias.gather(3, order[:, None, None].expand(*bias.shape[:3], -1))
-    return replace(past, keys=keys, values=values, mask=past.mask.gather(1, order), bias=bias)
+    if rule is not None:
+        rows = torch.arange(len(order), device=order.device)[:, None]
+        rule = rule.map(lambda tensor: tensor[rows, order])
+    mask = past.mask.gather(1, order)
+    return replace(past, keys=keys, values=values, mask=mask, bias=bias, rule=rule)

@@ -29,6 +29,10 @@ def cache_inputs(
     for what, held in (
         ("corrections of the model's projections", conditioning.corrections),
         ("a bias", None if past is None else past.bias),
+        (
+            "a rule of what each query sees",
+            None if past is None or past.rule is None else (past.rule,),
+        ),
     ):
         if held is not None and len(held):
             raise InputError(

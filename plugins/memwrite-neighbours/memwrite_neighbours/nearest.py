@@ -1,0 +1,31 @@
+"""Which slots of a layer are nearest to each query."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cosines(queries: Tensor, keys: Tensor) -> Tensor:
+    """Return the cosines (B, H, T, M) of queries (B, H, T, Dh) and keys (B, Hkv, M, Dh), whose heads serve H / Hkv each."""
+    dtype = torch.promote_types(queries.dtype, torch.float32)
+    wide, groups = queries.to(dtype), queries.shape[1] // keys.shape[1]
+    directions = F.normalize(keys.to(dtype), dim=-1).repeat_interleave(groups, 1)
+    return F.normalize(wide, dim=-1) @ directions.mT
+
+
+def nearest(similarity: Tensor, seen: Tensor, count: int, least: float | None) -> Tensor:
+    """Return which slots (B, H, T, M) bool each query looks up: the `count` most similar that it may see.
+
+    Args:
+        similarity: (B, H, T, M).
+        seen: (B, M) bool, which slots may be seen at all.
+        count: k.
+        least: no slot is looked up whose similarity is no larger; None for no such bound.
+    """
+    hidden = ~seen[:, None, None]
+    ranked = similarity.detach().masked_fill(hidden, -torch.inf)
+    best = ranked.topk(min(count, ranked.shape[-1]), -1).indices
+    chosen = torch.zeros_like(ranked, dtype=torch.bool).scatter(-1, best, True) & ~hidden
+    return chosen if least is None else chosen & (ranked > least)
