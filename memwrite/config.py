@@ -40,6 +40,8 @@ class BackboneConfig:
             layer of the blocks; a finished run holds them as a LoRA of peft's, or the sum where the weights themselves are
             in no folder.
         lora_alpha: the corrections count α/rank-fold, above 0.
+        lora_from: the first layer that is corrected, from 0. Where nothing below it learns, no gradient goes there either, and a
+            step is so much faster.
     """
 
     path: str | None = None
@@ -54,6 +56,7 @@ class BackboneConfig:
     trainable: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    lora_from: int = 0
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.type is None):
@@ -65,10 +68,10 @@ class BackboneConfig:
                 raise ConfigError(f"backbone.{key} = '{value}': {did_you_mean(value, options)}")
         if self.ngram not in NGRAMS:
             raise ConfigError(f"backbone.ngram must be from 1 to {NGRAMS[-1]}, got {self.ngram}")
-        if self.lora_rank < 0 or self.lora_alpha <= 0:
+        if self.lora_rank < 0 or self.lora_from < 0 or self.lora_alpha <= 0:
             raise ConfigError(
-                f"backbone.lora_rank must be at least 0 and backbone.lora_alpha positive, got {self.lora_rank} "
-                f"and {self.lora_alpha}"
+                f"backbone.lora_rank and lora_from must be at least 0 and backbone.lora_alpha positive, got "
+                f"{self.lora_rank}, {self.lora_from} and {self.lora_alpha}"
             )
         if self.lora_rank and self.trainable:
             raise ConfigError(

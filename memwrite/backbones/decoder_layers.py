@@ -88,9 +88,10 @@ def attention_modules(model: Any) -> list[nn.Module]:
     return [attention for _, attention in attention_layers(model)]
 
 
-def linear_layers(model: nn.Module) -> list[nn.Module]:
-    """Return every linear layer within the blocks: weights (out, in), a `Conv1D`'s (in, out)."""
-    return [m for b in blocks(model) for m in b.modules() if isinstance(m, (nn.Linear, Conv1D))]
+def linear_layers(model: nn.Module, first: int = 0) -> list[nn.Module]:
+    """Return every linear layer within the blocks, from one of them on: weights (out, in), a `Conv1D`'s (in, out)."""
+    chosen = [*blocks(model)][first:]
+    return [m for b in chosen for m in b.modules() if isinstance(m, (nn.Linear, Conv1D))]
 
 
 def blocks(model: nn.Module) -> Sequence[nn.Module]:

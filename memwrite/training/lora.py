@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.backbones.adapters import Adapter
-from memwrite.backbones.decoder_layers import linear_layers
+from memwrite.backbones.decoder_layers import blocks, linear_layers
 from memwrite.config import BackboneConfig
+from memwrite.errors import ConfigError
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.utils.rng import seeded
 
@@ -51,12 +52,21 @@ class Correction(nn.Module):
 
 
 def attach(model: nn.Module, config: BackboneConfig, seed: int) -> None:
-    """Correct every linear layer of the model's blocks; the factors depend on `seed` alone.
+    """Correct every linear layer of the model's blocks from `lora_from` on; the factors depend on `seed` alone.
 
     Each layer gets its `Correction` as a module of its own.
+
+    Raises:
+        ConfigError: the model has no such block.
     """
+    chosen = linear_layers(model, config.lora_from)
+    if not chosen:
+        raise ConfigError(
+            f"backbone.lora_from = {config.lora_from} leaves nothing to correct: the model has "
+            f"{len(blocks(model))} layers, numbered from 0"
+        )
     with seeded(seed):
-        for layer in linear_layers(model):
+        for layer in chosen:
             layer.add_module(_NAME, Correction(layer, config.lora_rank, config.lora_alpha))
             # Before a memory's own changes, which may be gates on the whole of what the layer makes.
             layer.register_forward_hook(_correct, prepend=True)

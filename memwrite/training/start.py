@@ -48,13 +48,13 @@ def begin(config: Config, speak: bool = True) -> Memory:
 
 def adapter_of(config: Config) -> Path | None:
     """Return the folder of the corrections of `training.start`, where they can be trained on as they are: those of the same
-    model, of the same rank.
+    model and layers, of the same rank.
     """
     run = Path(config.training.start or "")
     folder = run / ADAPTER_FOLDER
     if config.training.start is None or not config.backbone.lora_rank or not folder.is_dir():
         return None
-    names = ("path", "adapter", "lora_rank", "lora_alpha")
+    names = ("path", "adapter", "lora_rank", "lora_alpha", "lora_from")
     before = load_config(run / CONFIG_FILE).backbone
     same = all(getattr(before, name) == getattr(config.backbone, name) for name in names)
     return folder if same else None

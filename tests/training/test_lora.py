@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -91,6 +92,27 @@ def test_the_correction_has_that_rank_and_scale(family: str) -> None:
     assert torch.linalg.matrix_rank(change) == 3
     torch.testing.assert_close(change, expected)
     torch.testing.assert_close(layer(inputs), corrected, atol=1e-12, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook")
+def test_layers_below_the_first_corrected_one_are_left_alone() -> None:
+    """No gradient goes down to them, and the adapter that is taken names none of them."""
+    model, config = built("llama")
+    config = replace(config, lora_from=1)
+    lora.attach(model, config, seed=0)
+    shaken(model)
+    assert all(".layers.1." in name for name in lora.corrections(model))
+    reached = []
+    for layer in linear_layers(model):
+        layer.register_full_backward_hook(lambda layer, *_: reached.append(layer))
+    logits(model).sum().backward()
+    assert {id(layer) for layer in reached} <= {id(layer) for layer in linear_layers(model, 1)}
+    assert len(reached) == 7
+    assert len(lora.taken(model, config, torch.float32).corrections) == 7
+    with pytest.raises(
+        ConfigError, match="lora_from = 2 leaves nothing to correct: the model has 2 layers"
+    ):
+        lora.attach(model, replace(config, lora_from=2), seed=0)
 
 
 def test_a_gate_of_a_memory_holds_for_the_corrected_projection() -> None:

@@ -198,3 +198,93 @@ def language(
             command=shlex.join(words),
         )
     finish(report, Path(out), as_json)
+
+
+@bench.command()
+@click.argument("writers", nargs=-1)
+@click.option("--backbone", required=True, help="Model folder, run folder, or name of a model.")
+@click.option("--adapter", help="LoRA folder that is put into the model's weights.")
+@click.option("--files", multiple=True, required=True, help="With questions; may be given again.")
+@click.option(
+    "--task",
+    type=click.Choice(["squad", "qa", "locomo"]),
+    default="squad",
+    show_default=True,
+    help="What the files are: see the tasks of that name.",
+)
+@click.option(
+    "--article", "articles", multiple=True, help="Only this article of SQuAD; may be given again."
+)
+@click.option("--out", required=True, help="Folder for measurements and report.")
+@click.option(
+    "--slots",
+    callback=_numbers,
+    default="8,16,32",
+    show_default=True,
+    help="Budgets, for each writer that counts its slots.",
+)
+@click.option(
+    "--sentences",
+    callback=_numbers,
+    default="1,2",
+    show_default=True,
+    help="Budgets of bm25, found for each question.",
+)
+@click.option(
+    "--contexts", default=24, show_default=True, type=click.IntRange(min=1), help="Passages."
+)
+@click.option("--device", help="cpu, cuda, ...; cpu by default.")
+@click.option("--dtype", help="Of the model: float32 by default, bfloat16, ...")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def questions(
+    writers: tuple[str, ...],
+    backbone: str,
+    adapter: str | None,
+    files: tuple[str, ...],
+    task: str,
+    articles: tuple[str, ...],
+    out: str,
+    slots: tuple[int, ...],
+    sentences: tuple[int, ...],
+    contexts: int,
+    device: str | None,
+    dtype: str | None,
+    as_json: bool,
+) -> None:
+    """Ask memories of passages on a language model that answers from a text in sight, and make one report.
+
+    WRITERS are as in `memwrite bench language`. The model alone and the whole KV cache are asked beside them.
+
+    OUT gets index.html with everything in it, report.json with all answers, and one file per measurement in cells. The same
+    command goes on with what is unfinished.
+    """
+    from memwrite.config import part_config
+    from memwrite.plugins import registry
+    from memwrite.utils.progress import show_progress
+    from memwrite_bench.questions import questions as measure
+
+    params = {
+        "files": list(files),
+        **({"articles": list(articles)} if articles else {"held_out": 1.0}),
+    }
+    config = part_config(registry().task(task).config, params, "task.params")
+    chosen = {"path": backbone, "adapter": adapter, "device": device, "dtype": dtype}
+    options = {"--adapter": adapter, "--task": task, "--device": device, "--dtype": dtype}
+    words = ["memwrite", "bench", "questions", *writers, "--backbone", backbone]
+    words += [word for file in files for word in ("--files", file)]
+    words += [word for title in articles for word in ("--article", title)]
+    words += ["--out", out, "--slots", ",".join(map(str, slots))]
+    words += ["--sentences", ",".join(map(str, sentences)), "--contexts", str(contexts)]
+    words += [word for name, value in options.items() if value for word in (name, value)]
+    with show_progress():
+        report = measure(
+            {name: value for name, value in chosen.items() if value is not None},
+            config,
+            Path(out),
+            writers=writers,
+            slots=slots,
+            sentences=sentences,
+            passages=contexts,
+            command=shlex.join(words),
+        )
+    finish(report, Path(out), as_json)
