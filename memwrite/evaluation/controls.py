@@ -102,7 +102,8 @@ def parts(total: int, size: int) -> Iterator[range]:
 def table(columns: Sequence[str], rows: Mapping[str, Sequence[str]]) -> list[str]:
     """Lay out named rows of cells below the names of their columns."""
     width = max(16, *(len(name) + 1 for name in rows))
+    widths = [max(17, len(column) + 2) for column in columns]
     return [
-        (name.ljust(width) + "".join(cell.rjust(17) for cell in cells)).rstrip()
+        (name.ljust(width) + "".join(map(str.rjust, cells, widths))).rstrip()
         for name, cells in {"": columns, **rows}.items()
     ]

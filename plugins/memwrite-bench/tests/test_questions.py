@@ -71,6 +71,8 @@ def test_a_report_has_the_anchors_and_every_budget(squad: Path) -> None:
     removed, visible, *_ = made.rows
     assert removed.state_bytes == 0 < visible.state_bytes
     assert len({*removed.answers[::2]}) == 1  # nothing of the passage is known to it
+    heads = made.lines()[0].split("  ")
+    assert {"F1 with an answer (3)", "F1 without an answer (3)"} <= {head.strip() for head in heads}
     made.save(squad.parent / "out")
     page = (squad.parent / "out" / "index.html").read_text()
     assert "context visible" in page
