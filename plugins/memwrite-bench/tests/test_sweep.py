@@ -91,6 +91,7 @@ def test_a_writer_gets_a_reader_of_its_states(config: Path, tmp_path: Path) -> N
         ("full-context", "key-value"),
         ("no-memory", "no-memory"),
     ]
+    assert plan(config, ["writer.name=forward,ridge"], tmp_path)[1].name.startswith("writer=ridge-")
     (kept,) = plan(config, ["writer.name=full-context", "reader.name=prefix"], tmp_path)
     assert kept.config.reader.name == "prefix"
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from memwrite.evaluation.page import ACCENT, plain
 from memwrite_bench.lines import End, look, name_lines
+from memwrite_bench.sweep.points import short
 
 
 class Compared(Protocol):
@@ -73,7 +74,7 @@ def _dots(axes: Axes, rows: Sequence[Compared], metric: str) -> None:
 def _lines(axes: Axes, rows: Sequence[Compared], key: str, metric: str) -> None:
     lines: dict[str, list[Compared]] = {}
     for row in rows:
-        rest = [f"{k.rpartition('.')[2]} {v}" for k, v in row.values.items() if k != key]
+        rest = [f"{short(k)} {v}" for k, v in row.values.items() if k != key]
         lines.setdefault(", ".join(rest), []).append(row)
     ends: list[End] = []
     for index, (name, own) in enumerate(lines.items()):

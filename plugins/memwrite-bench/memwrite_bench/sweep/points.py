@@ -97,6 +97,12 @@ def alternatives(value: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def short(key: str) -> str:
+    """Return the last word of a key; of `writer.name` the first, which tells more."""
+    parent, _, last = key.rpartition(".")
+    return parent if last == "name" else last
+
+
 def _file(source: str | Path) -> Path:
     path = Path(source)
     return path / CONFIG_FILE if path.is_dir() else path
@@ -114,7 +120,7 @@ def _with_reader(config: Config, named: bool) -> Config:
 
 def _name(values: Mapping[str, str], config: Config, run: Path | None) -> str:
     """Return what was swept in a few characters, and a digest of everything that a result depends on."""
-    said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in values.items())
+    said = ",".join(f"{short(key)}={value}" for key, value in values.items())
     described = to_dict(config)
     del described["training"]["out"]
     text = json.dumps([described, None if run is None else str(run.resolve())], sort_keys=True)

@@ -16,7 +16,7 @@ from memwrite.evaluation.page import render, svg
 from memwrite.utils.atomic import write_bytes
 from memwrite_bench.capacity.figures import FEWEST_RUNS, t_interval
 from memwrite_bench.sweep import plots
-from memwrite_bench.sweep.points import Point
+from memwrite_bench.sweep.points import Point, short
 from memwrite_bench.sweep.work import Result
 
 PAGE, DATA, PLOT = "index.html", "report.json", "sweep.svg"
@@ -61,7 +61,7 @@ class Row:
     @property
     def name(self) -> str:
         """What it is called in a plot."""
-        return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in self.values.items())
+        return ", ".join(f"{short(key)} {value}" for key, value in self.values.items())
 
 
 @dataclass(frozen=True)
