@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from torch import Tensor
 
 from memwrite import build
@@ -14,8 +15,8 @@ from memwrite.backbones.conversation import Place
 from memwrite.backbones.generation import TextStream, text_of
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.build import Components
+from memwrite.checkpoints import hub, run_folder
 from memwrite.checkpoints import open as opening
-from memwrite.checkpoints import run_folder
 from memwrite.checkpoints.state_file import StateFile, header_of, load_state, save_state
 from memwrite.config import Config
 from memwrite.errors import InputError
@@ -30,8 +31,11 @@ from memwrite.protocols import Predictions, ReadOutput, WriteOutput
 from memwrite.state import MemoryState, Tokens
 
 
-class Memory(MemoryParts):
+class Memory(MemoryParts, ModelHubMixin, library_name=hub.LIBRARY, tags=[*hub.TAGS]):
     """A backbone with a writer and a reader that fit.
+
+    `from_pretrained`, `save_pretrained` and `push_to_hub` take and leave run folders, with a model card, as other libraries
+    do with the Hugging Face hub.
 
     Args:
         backbone: the language model.
@@ -46,6 +50,7 @@ class Memory(MemoryParts):
         chat: whether a plain question is a user's message. It is where the model has a chat template, unless the memory
             was configured for a task, whose prompts have a form of their own, or was opened from a state file whose
             context is a mere text. A context that lives on as keys and values is then the beginning of that message.
+        origin: the run folder that it came from; None for none.
 
     Raises:
         IncompatiblePair: the reader does not read what the writer emits.
@@ -73,8 +78,36 @@ class Memory(MemoryParts):
         if not isinstance(source, (str, Path)) or not Path(source).is_dir():
             return cls._of(build.from_source(source, overrides, backbone))
         memory = cls._of(run_folder.open_run(Path(source), overrides, backbone))
-        memory.trained = True
+        memory.trained, memory.origin = True, Path(source)
         return memory
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]  # no arguments beyond these: a misspelt one is an error
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        force_download: bool = False,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        overrides: Sequence[str] = (),
+    ) -> Memory:
+        """Do as `from_config` does with a run folder, or with a repository of the hub, which is downloaded if it is not here.
+
+        Raises:
+            ConfigError: there is none, or the hub cannot be reached; or as in `from_config`.
+        """
+        name = str(pretrained_model_name_or_path)
+        folder = hub.fetch(name, revision, cache_dir, force_download, local_files_only, token)
+        return cls.from_config(folder, overrides)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        hub.save_repository(self.components, self.origin, save_directory)
+
+    def generate_model_card(self, **data: Any) -> ModelCard:
+        """Return the card of this memory, out of its run's own record; `data` are further metadata, as in license="mit"."""
+        return hub.model_card(self.components, self.origin, **data)
 
     @classmethod
     def _of(cls, parts: Components) -> Memory:

@@ -52,12 +52,34 @@ def save_run(memory: Components, folder: Path, adapter: Adapter | None = None) -
         metadata = {"backbone": memory.backbone.fingerprint, "dtype": config.backbone.dtype}
         if not _runs_from(memory, folder):
             _remove(folder / MODEL_FOLDER)
-    if weights := _part_weights(memory):
-        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, metadata))
-    else:
-        _remove(folder / WEIGHTS_FILE)
+    _save_weights(memory, folder, metadata)
     text = yaml.safe_dump(to_dict(config), sort_keys=False)
     write_bytes(folder / CONFIG_FILE, text.encode())
+
+
+def copy_run(memory: Components, origin: Path, folder: Path) -> None:
+    """Write the run folder that `memory` came from, with the weights that it has now; it depends on `origin` no more.
+
+    Args:
+        memory: of the run folder
+        origin: which is left as it is.
+        folder: where.
+
+    Raises:
+        StorageError: a place cannot be read or written.
+    """
+    make_folder(folder)
+    metadata: dict[str, str] = {}
+    with saving(folder):
+        if (origin / WEIGHTS_FILE).exists():
+            with safe_open(origin / WEIGHTS_FILE, "pt") as file:
+                metadata = file.metadata() or {}
+        if (origin / ADAPTER_FOLDER).is_dir():
+            shutil.copytree(origin / ADAPTER_FOLDER, folder / ADAPTER_FOLDER, dirs_exist_ok=True)
+    if (origin / MODEL_FOLDER).is_dir():
+        _save_model(memory, folder / MODEL_FOLDER)
+    _save_weights(memory, folder, metadata)
+    write_bytes(folder / CONFIG_FILE, (origin / CONFIG_FILE).read_bytes())
 
 
 def open_run(
@@ -95,6 +117,13 @@ def _check_backbone_unchanged(config: Config, folder: Path) -> None:
                 f"backbone.{name} cannot be changed: '{folder}' holds a model of its own; to go on from its weights, "
                 f"train '{folder / CONFIG_FILE}' with training.start={folder}"
             )
+
+
+def _save_weights(memory: Components, folder: Path, metadata: Mapping[str, str]) -> None:
+    if weights := _part_weights(memory):
+        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, dict(metadata)))
+    else:
+        _remove(folder / WEIGHTS_FILE)
 
 
 def _save_model(memory: Components, folder: Path) -> None:

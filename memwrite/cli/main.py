@@ -110,6 +110,7 @@ def _register() -> None:
     from memwrite.cli.forget import forget
     from memwrite.cli.imports import export, import_
     from memwrite.cli.plugins import plugins
+    from memwrite.cli.push import push
     from memwrite.cli.store import store
     from memwrite.cli.train import train
     from memwrite.cli.write import write
@@ -121,6 +122,7 @@ def _register() -> None:
         ask,
         chat,
         plugins,
+        push,
         train,
         evaluate,
         import_,

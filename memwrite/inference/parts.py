@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Self, cast
 
 from torch import Tensor, nn
@@ -43,6 +44,7 @@ class MemoryParts(nn.Module):
         self.prefills: PrefillCache | None = None
         self.chat = backbone.tokenizer.has_template and config.task is None
         self.trained = False
+        self.origin: Path | None = None
         self._written_by = ""
         self._writer_digest = CachedDigest(lambda: digest_of(self.writer.state_dict()))
 
