@@ -34,10 +34,12 @@ def begin(config: Config, speak: bool = True) -> Memory:
     """
     if config.training.start is None:
         return Memory.from_config(config)
-    start = Start(config.training.start, adapter_of(config) is None)
+    whole = adapter_of(config) is None
+    start = Start(config.training.start, whole)
     backbone = load_backbone(config.backbone, config.seed)
-    # What another run made of the model is in no folder that the config names.
-    backbone.needs_saving |= start.put("backbone", backbone.model) > 0
+    if whole:
+        # What another run made of the model is in no folder that the config names.
+        backbone.needs_saving |= start.put("backbone", backbone.model) > 0
     memory = Memory.from_config(config, backbone=backbone)
     for part in ("writer", "reader"):
         start.put(part, getattr(memory, part))
@@ -65,7 +67,7 @@ class Start:
 
     Args:
         run: its folder.
-        backbone: whether the backbone's are wanted.
+        backbone: whether the backbone's are wanted; they are not where its corrections are trained on.
 
     Raises:
         ConfigError: it is no folder of a finished run.
@@ -76,7 +78,7 @@ class Start:
         folder = Path(run)
         if not (folder / CONFIG_FILE).exists():
             raise ConfigError(f"training.start: '{run}' is not the folder of a finished run")
-        self._run = run
+        self._run, self._whole = run, backbone
         self._weights: dict[str, Tensor] = {}
         if backbone and any((folder / own).is_dir() for own in (MODEL_FOLDER, ADAPTER_FOLDER)):
             model = load_backbone(BackboneConfig(path=run)).model
@@ -116,7 +118,7 @@ class Start:
             "not needed here": sorted(unused),
         }
         rest = "; ".join(f"{what}: {_grouped(names)}" for what, names in leftovers.items() if names)
-        if not self._taken:
+        if not self._taken and self._whole:
             raise ConfigError(
                 f"training.start: no weight of '{self._run}' fits: {rest or 'it has none'}"
             )

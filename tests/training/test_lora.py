@@ -168,7 +168,7 @@ def test_a_run_trained_by_lora_is_a_plain_model_folder(tmp_path: Path) -> None:
     assert moved == {n for n in begun if ".h." in n and n.endswith(".weight") and "ln_" not in n}
 
 
-def lora_run(tmp_path: Path, **training: object) -> dict[str, Any]:
+def described_lora_run(tmp_path: Path, **training: object) -> dict[str, Any]:
     """A config that corrects a model which is in a folder."""
     ragged.install()
     config = ragged.described(tmp_path / "run", steps=2)
@@ -183,7 +183,7 @@ def lora_run(tmp_path: Path, **training: object) -> dict[str, Any]:
 
 def test_corrections_of_a_model_that_is_there_are_kept_by_themselves(tmp_path: Path) -> None:
     """In peft's format, rounded as the run says; the run folder, or its name as a model's, is the corrected model."""
-    config = lora_run(tmp_path, save_dtype="float16")
+    config = described_lora_run(tmp_path, save_dtype="float16")
     out = train(config)
     assert {path.name for path in out.iterdir()} >= {"adapter", "config.yaml"}
     assert not (out / "backbone").exists()
@@ -204,11 +204,25 @@ def test_corrections_of_a_model_that_is_there_are_kept_by_themselves(tmp_path: P
         Memory.from_config(out, [f"backbone.adapter={out / 'adapter'}"])
 
 
-def test_corrections_are_trained_on_as_they_are(tmp_path: Path) -> None:
-    """From another run's, of the same model and rank; those of another rank count as weights of the model."""
+@pytest.mark.parametrize("writer", ["own", "full-context"])
+def test_corrections_are_trained_on_as_they_are(
+    tmp_path: Path, writer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From another run's, of the same model and rank, also where the run has no other weights; those of another rank count
+    as weights of the model.
+    """
+
+    def lora_run(tmp_path: Path, **training: object) -> dict[str, Any]:
+        config = described_lora_run(tmp_path, **training)
+        if writer != "own":
+            config |= {"writer": {"name": writer}, "reader": {"name": "key-value"}}
+        return config
+
     first = train(lora_run(tmp_path))
     on = {"out": str(tmp_path / "on"), "start": str(first), "learning_rate": 1e-12}
+    capsys.readouterr()
     second = train(lora_run(tmp_path, **on))
+    assert "Started from" not in capsys.readouterr().err  # nothing was left over
     kept, more = (
         safetensors.torch.load_file(run / "adapter" / "adapter_model.safetensors")
         for run in (first, second)
