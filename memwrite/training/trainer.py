@@ -132,10 +132,20 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
             super()._save_checkpoint(*arguments, **options)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        # The inherited way refuses tensors that share memory, as tied embeddings do.
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        safetensors.torch.save_model(self.model, str(folder / WEIGHTS))
+        if frozen := self._frozen():
+            # These a training begins with, whatever it resumes from.
+            own = {n: t for n, t in self.model.state_dict().items() if n not in frozen}
+            safetensors.torch.save_file(own, folder / WEIGHTS)
+        else:
+            # The inherited way refuses tensors that share memory, as tied embeddings do.
+            safetensors.torch.save_model(self.model, str(folder / WEIGHTS))
+
+    def _frozen(self) -> set[str]:
+        """Return the names of the weights that are not trained."""
+        named = self.model.named_parameters(remove_duplicate=False)
+        return {name for name, weight in named if not weight.requires_grad}
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
@@ -143,7 +153,12 @@ class _MemoryTrainer(Trainer):  # type: ignore[misc]
         PartialState().wait_for_everyone()
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        safetensors.torch.load_model(model or self.model, Path(resume_from_checkpoint) / WEIGHTS)
+        path = Path(resume_from_checkpoint) / WEIGHTS
+        if frozen := self._frozen():
+            missing, _ = self.model.load_state_dict(safetensors.torch.load_file(path), strict=False)
+            assert set(missing) <= frozen
+        else:
+            safetensors.torch.load_model(model or self.model, path)
         if self.model.advance is not None:
             self.model.advance.restore()
 

@@ -21,7 +21,7 @@ from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.config import BackboneConfig
 from memwrite.errors import ConfigError
 from memwrite.protocols import Gate, StaticAdapter
-from memwrite.training import lora
+from memwrite.training import lora, trainer
 from memwrite.training.run import train
 
 IDS = torch.arange(12).reshape(2, 6)
@@ -237,3 +237,32 @@ def test_corrections_are_trained_on_as_they_are(
     of_first, of_third = (Memory.from_config(run).model.state_dict() for run in (first, third))
     for name, tensor in of_first.items():
         torch.testing.assert_close(of_third[name], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_a_checkpoint_holds_what_is_trained_and_resumes_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model that is corrected is where it was, and is not written again and again."""
+    config = described_lora_run(tmp_path, steps=4, every=2)
+    whole = train(config)
+    config["training"]["out"] = str(tmp_path / "parts")
+
+    class Stop(trainer.Log):
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step == 3:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "Log", Stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(config)
+    (checkpoint,) = (tmp_path / "parts" / "checkpoints").glob("*-2")
+    held = safetensors.torch.load_file(checkpoint / trainer.WEIGHTS)
+    of_model = [name for name in held if name.startswith("memory.model.")]
+    assert of_model
+    assert all(".lora." in name for name in of_model)
+    parts = train(config)
+    for name in ("adapter/adapter_model.safetensors", "weights.safetensors"):
+        expected, found = (safetensors.torch.load_file(run / name) for run in (whole, parts))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[key], found[key]) for key in expected)
