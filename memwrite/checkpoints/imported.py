@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -47,6 +48,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise StorageError(f"'{path}' is truncated or damaged: {error}") from None
+
+
+def read_torch_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of an untrusted file of `torch.save`; nothing else in it is unpickled.
+
+    Raises:
+        StorageError: the file is missing or damaged, or holds something else.
+    """
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
+    except Exception as error:  # a damaged or hostile file makes torch raise errors of every kind
+        raise StorageError(f"'{path}' is damaged, or holds more than tensors: {error}") from None
+    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
+        raise StorageError(f"'{path}' should hold tensors by name")
+    return weights
 
 
 def backbone_of(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
+from memwrite_compress import released
 from memwrite_compress.autocompressor import AutoCompressorConfig, AutoCompressorWriter
 from memwrite_compress.ccm import (
     CcmConcatConfig,
@@ -36,6 +37,7 @@ __all__ = [
     "GistWriter",
     "IcaeConfig",
     "IcaeWriter",
+    "memwrite_importers",
     "memwrite_writers",
 ]
 
@@ -105,3 +107,20 @@ ICAE = WriterPlugin(
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the compressors."""
     return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, AUTOCOMPRESSOR, ICAE]
+
+
+@hookimpl
+def memwrite_importers() -> Sequence[ImporterPlugin]:
+    """Declare the importers of the authors' own checkpoints."""
+    return [
+        ImporterPlugin(
+            api=2,
+            name="autocompressor",
+            summary="AutoCompressor's models",
+            load=released.autocompressor,
+        ),
+        ImporterPlugin(api=2, name="ccm", summary="CCM's adapters", load=released.ccm),
+        ImporterPlugin(
+            api=2, name="icae", summary="adapters of ICAE's second version", load=released.icae
+        ),
+    ]

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from memwrite_compress import naive
 from memwrite_compress.key_values import KeyValueCompressor
-from memwrite_specs.testing import HYBRIDS, MODELS, tolerance
+from memwrite_specs.testing import FAMILIES, HYBRIDS, MODELS, NEWER_FAMILIES, tolerance
 from torch.nn import functional as F
 
 from memwrite import Memory, Tokens
@@ -22,9 +22,11 @@ QUERY = [20, 21, 22]
 
 def build(family: str = "gpt2", writer: str = "gist", **params: Any) -> Memory:
     """Return a memory whose writer has weights as if it were trained."""
+    others = FAMILIES | NEWER_FAMILIES
+    backbone = MODELS.get(family) or {"type": family.split(":")[0], "params": others[family]}
     memory = Memory.from_config(
         {
-            "backbone": {**MODELS[family], "dtype": "float64", "attention": "eager"},
+            "backbone": {**backbone, "dtype": "float64", "attention": "eager"},
             "writer": {"name": writer, "params": {"slots": 2, "init_std": 0.5, **params}},
             "reader": {"name": "key-value"},
         }
@@ -167,6 +169,30 @@ def test_neither_padding_nor_neighbours_matter(data: Any) -> None:
             torch.testing.assert_close(found[part][row], tensor[0], **tolerance(family))
             if not real:
                 assert torch.equal(found[part][row], start[part][row])
+
+
+@pytest.mark.parametrize("family", FAMILIES | NEWER_FAMILIES)
+def test_rows_are_alone_on_every_family(family: str) -> None:
+    """With sliding windows, norms of keys, layers without positions and biases; beside a longer row and twice."""
+    for name, params in (("ccm-concat", {"keep": 2}), ("ccm-merge", {})):
+        memory = build(family, name, segment=4, rank=2, **params)
+        rows = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [14, 15]]
+        state = memory.write(Tokens.from_rows(rows)).state
+        state = memory.write(Tokens.from_rows([[16, 17], [18, 19, 20]]), state).state
+        answers = memory.read(state, Tokens.from_rows([QUERY] * 2)).logits
+        alone = memory.write(Tokens.from_rows(rows[1:])).state
+        alone = memory.write(Tokens.from_rows([[18, 19, 20]]), alone).state
+        expected = memory.read(alone, Tokens.from_rows([QUERY])).logits
+        torch.testing.assert_close(answers[1:], expected, **tolerance(family))
+
+
+def test_replaced_key_values_rise_by_a_layer() -> None:
+    """In two layers a second segment's gist knows nothing of the first; a mean does."""
+    for name, remembers in (("gist", False), ("500x", False), ("ccm-merge", True)):
+        memory = build("llama", name, segment=3)
+        contexts = Tokens.from_rows([[5, 6, 7, 8, 9, 10], [11, 12, 13, 8, 9, 10]])
+        values = memory.write(contexts).state["values"]
+        assert torch.allclose(values[0], values[1]) != remembers
 
 
 def test_it_can_be_written_on_and_on() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memwrite.checkpoints.imported import read_json
+from memwrite.checkpoints.imported import read_json, read_torch_weights
 from memwrite.config import part_config
 from memwrite.errors import ConfigError, StorageError
 from memwrite.plugins import Exported, Imported, registry
@@ -58,19 +58,7 @@ def load(folder: Path, base: Path | None) -> Imported:
         "writer": {"name": "delta", "params": writer},
         "reader": {"name": "lora", "params": reader},
     }
-    return Imported(config, _renamed(_weights(folder / WEIGHTS_FILE), fields, folder))
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise StorageError(f"'{path}' cannot be read: {error.strerror}") from None
-    except Exception as error:  # a damaged or hostile file makes torch raise errors of every kind
-        raise StorageError(f"'{path}' is damaged, or holds more than tensors: {error}") from None
-    if not isinstance(weights, dict) or not all(isinstance(t, Tensor) for t in weights.values()):
-        raise StorageError(f"'{path}' should hold tensors by name")
-    return weights
+    return Imported(config, _renamed(read_torch_weights(folder / WEIGHTS_FILE), fields, folder))
 
 
 def renamed(official: str, tensor: Tensor, fields: Mapping[str, Any]) -> tuple[str, Tensor] | None:
