@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin, hookimpl
+from memwrite.plugins import (
+    Capabilities,
+    ImporterPlugin,
+    ReaderPlugin,
+    WriterPlugin,
+    hookimpl,
+)
+from memwrite_hyperlora import released_adapter, released_hypernetwork
 from memwrite_hyperlora.config import (
     DocToLoraConfig,
     GenerativeAdapterConfig,
@@ -24,6 +31,7 @@ __all__ = [
     "GenerativeAdapterReader",
     "GenerativeAdapterReaderConfig",
     "GenerativeAdapterWriter",
+    "memwrite_importers",
     "memwrite_readers",
     "memwrite_writers",
 ]
@@ -70,3 +78,22 @@ def memwrite_writers() -> Sequence[WriterPlugin]:
 def memwrite_readers() -> Sequence[ReaderPlugin]:
     """Declare Generative Adapter's reader."""
     return [GENERATIVE_ADAPTER_READER]
+
+
+@hookimpl
+def memwrite_importers() -> Sequence[ImporterPlugin]:
+    """Declare the importers of the authors' own checkpoints."""
+    return [
+        ImporterPlugin(
+            api=2,
+            name="generative-adapter",
+            summary="adapters of Generative Adapter's own training",
+            load=released_adapter.load,
+        ),
+        ImporterPlugin(
+            api=2,
+            name="doc-to-lora",
+            summary="hypernetworks of Doc-to-LoRA's own training",
+            load=released_hypernetwork.load,
+        ),
+    ]

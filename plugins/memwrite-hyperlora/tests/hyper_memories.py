@@ -28,12 +28,18 @@ def made(
     dtype: str = "float64",
     attention: str = "eager",
     noise: float = 0.3,
+    sizes: Mapping[str, Any] = LLAMA,
 ) -> Memory:
     """Make a memory of a random Llama; `noise` moves every weight, those that start with zeros too."""
     torch.manual_seed(0)
     memory = Memory.from_config(
         {
-            "backbone": {"type": "llama", "params": LLAMA, "dtype": dtype, "attention": attention},
+            "backbone": {
+                "type": "llama",
+                "params": dict(sizes),
+                "dtype": dtype,
+                "attention": attention,
+            },
             "writer": writer,
             "reader": reader,
         }
