@@ -28,6 +28,7 @@ def write_file(
     out: str,
     batch_size: int,
     days: float | None,
+    keep: int,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -59,7 +60,7 @@ def write_file(
         check_keeps(memory)
         memory.chat = memory.chat and not raw
         with Store(out) as store:
-            tally = write_documents(memory, path, store, batch_size, lifetime)
+            tally = write_documents(memory, path, store, batch_size, lifetime, keep)
             size = store.size()
     except MemwriteError:
         if first:

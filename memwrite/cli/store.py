@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from memwrite.stores import Entry
 
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
@@ -18,6 +22,17 @@ def store() -> None:
     """
 
 
+def _tell(entry: Entry, as_json: bool) -> None:
+    from memwrite.stores.store import entry_fields
+
+    fields = entry_fields(entry)
+    if as_json:
+        click.echo(json.dumps(fields))
+        return
+    until = f"  until {fields['expires']}" if entry.expires else ""
+    click.echo(f"{entry.key}  {entry.nbytes} bytes  {fields['created']}{until}")
+
+
 @store.command("list")
 @click.argument("place")
 @click.option("--prefix", default="", help="Print only keys that begin so.")
@@ -25,16 +40,39 @@ def store() -> None:
 def list_(place: str, prefix: str, as_json: bool) -> None:
     """Print a line for each memory in the store PLACE, by key."""
     from memwrite.stores import Store
-    from memwrite.stores.store import entry_fields
 
     with Store(place, make=False) as opened:
         for entry in opened.list(prefix):
-            fields = entry_fields(entry)
-            if as_json:
-                click.echo(json.dumps(fields))
-                continue
-            until = f"  until {fields['expires']}" if entry.expires else ""
-            click.echo(f"{entry.key}  {entry.nbytes} bytes  {fields['created']}{until}")
+            _tell(entry, as_json)
+
+
+@store.command()
+@click.argument("place")
+@click.argument("key")
+@_JSON
+def history(place: str, key: str, as_json: bool) -> None:
+    """Print a line for each earlier state that the store PLACE keeps of the memory KEY, newest first."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        opened.provenance(key)  # refuses a key under which there is nothing
+        for entry in opened.history(key):
+            _tell(entry, as_json)
+
+
+@store.command()
+@click.argument("place")
+@click.argument("key")
+@click.option(
+    "--steps", default=1, show_default=True, type=click.IntRange(min=1), help="Puts to go back."
+)
+def rollback(place: str, key: str, steps: int) -> None:
+    """Put back the state that the memory KEY in the store PLACE had, and remove what came after it."""
+    from memwrite.stores import Store
+
+    with Store(place, make=False) as opened:
+        opened.rollback(key, steps)
+        _tell(opened.find([key])[key], as_json=False)
 
 
 @store.command()

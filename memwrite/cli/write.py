@@ -44,6 +44,13 @@ if TYPE_CHECKING:
 )
 @click.option("--days", type=click.FloatRange(min=0), help="Until what --input writes expires.")
 @click.option(
+    "--keep",
+    default=0,
+    show_default=True,
+    type=click.IntRange(min=0),
+    help="Earlier states that --input keeps of a memory that it writes again.",
+)
+@click.option(
     "--raw", is_flag=True, help="Write mere text, to be continued, also for a model that chats."
 )
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
@@ -56,6 +63,7 @@ def write(
     out: str,
     batch_size: int,
     days: float | None,
+    keep: int,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -76,7 +84,7 @@ def write(
     if documents is not None:
         from memwrite.cli.documents import write_file
 
-        write_file(source, overrides, Path(documents), out, batch_size, days, raw, as_json)
+        write_file(source, overrides, Path(documents), out, batch_size, days, keep, raw, as_json)
         return
     assert context is not None
     change_state(source, overrides, context, onto, out, as_json, raw=raw)

@@ -18,13 +18,32 @@ class StoreBackend(Protocol):
     name: str
 
     def put(
-        self, provenances: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
+        self,
+        provenances: Sequence[tuple[str, bytes]],
+        records: Sequence[tuple[Entry, bytes]],
+        keep: int = 0,
     ) -> None:
-        """Keep records, each in place of any that has its key; the provenances first, each under its digest."""
+        """Keep records in their order, the provenances first, each under its digest.
+
+        Each record takes the place of the one under its key. That one becomes the newest of the earlier records of the
+        key, of which `keep` are left; but one that had expired when the new record was created goes, with all before it.
+        """
         ...
 
     def get(self, key: str) -> bytes | None:
         """Return the record of a key, if there is one."""
+        ...
+
+    def states(self, key: str) -> Sequence[bytes]:
+        """Return the record of a key and its earlier records, newest first; none where there is no record."""
+        ...
+
+    def rollback(self, key: str, steps: int, now: datetime) -> bool:
+        """Put back the record of `steps` records ago, counting those that live, and drop what came after it.
+
+        Returns:
+            Whether there was such a record, behind one that lives.
+        """
         ...
 
     def provenance(self, digest: str) -> bytes | None:
@@ -40,15 +59,18 @@ class StoreBackend(Protocol):
         ...
 
     def delete(self, keys: Sequence[str]) -> int:
-        """Remove records without a trace, and return how many were there."""
+        """Remove records and their earlier ones without a trace, and return how many keys had one."""
         ...
 
-    def expire(self, now: datetime) -> int:
-        """Remove what has expired by `now`, and return how many records that were."""
+    def expire(self, now: datetime, prefix: str = "") -> int:
+        """Remove what has expired by `now` under keys that begin with `prefix`, and return from how many.
+
+        A record takes its earlier ones with it. An earlier one that expires goes alone and is not counted.
+        """
         ...
 
-    def size(self) -> tuple[int, int]:
-        """Return the number of records and of their bytes."""
+    def size(self, prefix: str = "") -> tuple[int, int]:
+        """Return the number of keys that begin with `prefix`, and of the bytes of all their records, earlier ones too."""
         ...
 
     def close(self) -> None:

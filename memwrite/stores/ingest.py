@@ -68,6 +68,7 @@ def write_documents(
     store: Store,
     batch_size: int = 64,
     lifetime: timedelta | None = None,
+    keep: int = 0,
 ) -> Tally:
     """Write every document of a JSONL file into the store, except those that are there.
 
@@ -81,6 +82,7 @@ def write_documents(
         batch_size: documents, at most, that are written together. The states do not depend on it, except for
             rounding in the last digits.
         lifetime: how long what is written stays; by default for good.
+        keep: how many earlier states a key has at most when it is written, see `Store.put`.
 
     Raises:
         InputError: the file cannot be read, holds no document, or is a stream and several processes would share it.
@@ -96,7 +98,7 @@ def write_documents(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
     )
     check_shared(path, processes.num_processes)
-    work = _Work(memory, store, lifetime, store.written_by(memory, memory.writer.init(1)))
+    work = _Work(memory, store, lifetime, keep, store.written_by(memory, memory.writer.init(1)))
     first = processes.is_main_process
     with counting(count_lines(path), "write", "document", shown=first) as bar:
         turn = 0
@@ -133,6 +135,7 @@ class _Work:
     memory: Memory
     store: Store
     lifetime: timedelta | None
+    keep: int
     is_ours: Callable[[Entry], bool]
     tally: Tally = field(default_factory=Tally)
 
@@ -160,6 +163,7 @@ class _Work:
                 state.rows(torch.tensor(new, dtype=torch.int64)),
                 texts=[documents[row].text for row in new],
                 lifetime=self.lifetime,
+                keep=self.keep,
             )
             self.tally.written += len(new)
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
 from threading import Lock
 
 import memwrite
 from memwrite.errors import StorageError
-from memwrite.stores.record import Entry, entry_of, stamp
+from memwrite.stores.sql_backend import Session, SqlBackend
 
 #: "MemW", the mark of our SQLite files.
 APPLICATION = 0x4D656D57
@@ -20,7 +19,6 @@ APPLICATION = 0x4D656D57
 #: add columns that may be left empty, tables and indices.
 VERSION = 1
 _TIMEOUT = 60.0
-_PAGE = 500
 _SCHEMA = {
     "memories": """CREATE TABLE memories (
         key TEXT PRIMARY KEY, recipe TEXT NOT NULL, created TEXT NOT NULL, expires TEXT, source TEXT,
@@ -29,15 +27,24 @@ _SCHEMA = {
     "recipes": "CREATE TABLE recipes (digest TEXT PRIMARY KEY, data BLOB NOT NULL) STRICT",
     "expiring": "CREATE INDEX expiring ON memories (expires) WHERE expires IS NOT NULL",
 }
+#: Minor version 1 adds the table of earlier records. A file gets it with the first record that is kept so.
+_HISTORY = {
+    "earlier": """CREATE TABLE earlier (
+        key TEXT NOT NULL, number INTEGER NOT NULL, recipe TEXT NOT NULL, created TEXT NOT NULL, expires TEXT,
+        source TEXT, data BLOB NOT NULL, PRIMARY KEY (key, number)
+    ) STRICT"""
+}
 _COLUMNS = {
     "memories": {"key", "recipe", "created", "expires", "source", "data"},
     "recipes": {"digest", "data"},
+    "earlier": {"key", "number", "recipe", "created", "expires", "source", "data"},
 }
-_ENTRY = "SELECT key, recipe, created, expires, source, length(data) AS nbytes FROM memories"
 
 
-class SqliteBackend:
-    """A `StoreBackend` with a write-ahead log, which is on the disk before a write is acknowledged.
+class SqliteBackend(SqlBackend):
+    """An `SqlBackend` with a write-ahead log, which is on the disk before a write is acknowledged.
+
+    The pages of what is removed are overwritten with zeros, in the log too.
 
     A file that may not be written, or whose folder or disk may not, can still be read. Only its owner may read a new
     file: a memory is as private as the text that it was written from.
@@ -59,94 +66,6 @@ class SqliteBackend:
         with self._reading():
             pass
 
-    def put(
-        self, provenances: Sequence[tuple[str, bytes]], records: Sequence[tuple[Entry, bytes]]
-    ) -> None:
-        """Keep all of them or none; see `StoreBackend.put`."""
-        rows = [
-            (
-                e.key,
-                e.provenance,
-                stamp(e.created),
-                e.expires and stamp(e.expires),
-                e.text_digest,
-                data,
-            )
-            for e, data in records
-        ]
-        with self._transaction() as connection:
-            # The same provenance may say that the backbone is in another folder now.
-            connection.executemany(
-                "INSERT INTO recipes (digest, data) VALUES (?, ?) ON CONFLICT (digest) "
-                "DO UPDATE SET data = excluded.data WHERE data != excluded.data",
-                provenances,
-            )
-            connection.executemany(
-                "INSERT OR REPLACE INTO memories (key, recipe, created, expires, source, data) "
-                "VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
-            )
-
-    def get(self, key: str) -> bytes | None:
-        """Return the record of a key, if there is one."""
-        return self._one("SELECT data FROM memories WHERE key = ?", key)
-
-    def provenance(self, digest: str) -> bytes | None:
-        """Return the provenance of that digest, if there is one."""
-        return self._one("SELECT data FROM recipes WHERE digest = ?", digest)
-
-    def find(self, keys: Sequence[str]) -> dict[str, Entry]:
-        """Return the entries of those keys that are there."""
-        entries: dict[str, Entry] = {}
-        for start in range(0, len(keys), _PAGE):
-            page = keys[start : start + _PAGE]
-            holes = ", ".join("?" * len(page))
-            with self._reading() as connection:
-                rows = connection.execute(f"{_ENTRY} WHERE key IN ({holes})", page).fetchall()
-            entries |= {row["key"]: self._entry(row) for row in rows}
-        return entries
-
-    def list(self, prefix: str) -> Iterator[Entry]:
-        """Yield the entries whose keys begin with `prefix`, by key.
-
-        They are read a page at a time, so that reading a long list blocks nobody.
-        """
-        last, strictly = prefix, ">="
-        while True:
-            query = f"{_ENTRY} WHERE key {strictly} ? ORDER BY key LIMIT ?"
-            with self._reading() as connection:
-                rows = connection.execute(query, (last, _PAGE)).fetchall()
-            for row in rows:
-                if not row["key"].startswith(prefix):
-                    return
-                yield self._entry(row)
-            if len(rows) < _PAGE:
-                return
-            last, strictly = rows[-1]["key"], ">"
-
-    def delete(self, keys: Sequence[str]) -> int:
-        """Remove records, and return how many were there; their pages are overwritten with zeros, in the log too."""
-        with self._transaction() as connection:
-            rows = [(key,) for key in keys]
-            removed = connection.executemany("DELETE FROM memories WHERE key = ?", rows).rowcount
-        self._truncate_log()
-        return removed
-
-    def expire(self, now: datetime) -> int:
-        """Remove what has expired by `now` as `delete` does, and return how many records that were."""
-        with self._transaction() as connection:
-            query = "DELETE FROM memories WHERE expires <= ?"
-            removed = connection.execute(query, (stamp(now),)).rowcount
-        self._truncate_log()
-        return removed
-
-    def size(self) -> tuple[int, int]:
-        """Return the number of records and of their bytes."""
-        query = "SELECT count(*), coalesce(sum(length(data)), 0) FROM memories"
-        with self._reading() as connection:
-            count, nbytes = connection.execute(query).fetchone()
-        return count, nbytes
-
     def close(self) -> None:
         """Close the file."""
         with self._lock:
@@ -154,15 +73,17 @@ class SqliteBackend:
                 self._connection.close()
             self._connection = None
 
-    def _one(self, query: str, name: str) -> bytes | None:
-        with self._reading() as connection:
-            row = connection.execute(query, (name,)).fetchone()
-        return None if row is None else bytes(row[0])
+    def _has_history(self, session: Session, make: bool) -> bool:
+        query = "SELECT name FROM sqlite_schema WHERE type = 'table' AND name = 'earlier'"
+        there = session.execute(query, {}).fetchone() is not None
+        if make and not there:
+            version = session.execute("PRAGMA user_version", {}).fetchone()["user_version"]
+            session.execute(f"PRAGMA user_version = {max(version, VERSION | 1 << 8)}", {})
+            for statement in _HISTORY.values():
+                session.execute(statement, {})
+        return there or make
 
-    def _entry(self, row: sqlite3.Row) -> Entry:
-        return entry_of(dict(row), row["nbytes"], f"{self.name}: {row['key']}")
-
-    def _truncate_log(self) -> None:
+    def _wiped(self) -> None:
         # Until then the log may hold pages as they were; a busy reader puts it off to the next checkpoint.
         with self._reading() as connection:
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -257,7 +178,8 @@ class SqliteBackend:
                 f"'{self.name}' is a store of version {major}, but memwrite {memwrite.__version__} reads version "
                 f"{VERSION}: install a newer memwrite"
             )
-        if not (_extends_schema(connection) if minor else _schema(connection) == _SCHEMA):
+        known = {0: _SCHEMA, 1: _SCHEMA | _HISTORY}.get(minor)
+        if not (_schema(connection) == known if known else _extends_schema(connection)):
             raise StorageError(f"'{self.name}' is a database, but not a store of memories")
 
 
@@ -273,6 +195,8 @@ def _extends_schema(connection: sqlite3.Connection) -> bool:
         return False
     for table, required in _COLUMNS.items():
         columns = {row["name"]: row for row in connection.execute(f"PRAGMA table_xinfo({table})")}
+        if not columns and table in _HISTORY:
+            continue
         others = [column for name, column in columns.items() if name not in required]
         if not required <= columns.keys() or any(
             column["hidden"] or (column["notnull"] and column["dflt_value"] is None)

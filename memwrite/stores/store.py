@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ from memwrite.errors import InputError, MemwriteError, StorageError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.backend import StoreBackend
-from memwrite.stores.record import Entry, Provenance, check_key, pack, restore, unpack
+from memwrite.stores.record import LONGEST_KEY, Entry, Provenance, check_key, pack, restore, unpack
 from memwrite.stores.sqlite_backend import SqliteBackend
 
 _CACHED_PROVENANCES = 16
@@ -28,8 +29,8 @@ class Size:
     """How much a store holds.
 
     Attributes:
-        memories: their number, those included that have expired and were not removed yet.
-        nbytes: of all of them.
+        memories: their number, those included that have expired and were not removed yet; earlier states do not count.
+        nbytes: of all of them, earlier states included.
     """
 
     memories: int
@@ -53,6 +54,7 @@ class Store:
 
     def __init__(self, place: str | Path, make: bool = True) -> None:
         self._backend = _open(place, make)
+        self._prefix = ""
         self.name = self._backend.name
         self._provenance = lru_cache(_CACHED_PROVENANCES)(self._read_provenance)
 
@@ -64,8 +66,11 @@ class Store:
         *,
         text: str | None = None,
         lifetime: timedelta | None = None,
+        keep: int = 0,
     ) -> None:
         """Keep a state under `key`, in place of what was there.
+
+        What was there is kept as an earlier state, if `keep` is not zero, and `rollback` puts it back.
 
         Args:
             key: 1 to 200 bytes of printable text.
@@ -73,14 +78,16 @@ class Store:
             state: one row.
             text: the text that was written; its sha256 is kept.
             lifetime: after which it is gone; by default it stays.
+            keep: how many earlier states the key has at most from now on. With none, the default, those that were kept
+                before are removed, too.
 
         Raises:
-            InputError: the key is no key, the lifetime is too long, or the state has several rows.
+            InputError: the key is no key, the lifetime is too long, `keep` is negative, or the state has several rows.
             IncompatiblePair: the memory's reader does not accept such a state.
             StorageError: the place cannot be used.
         """
         texts = None if text is None else [text]
-        self.put_rows([key], memory, state, texts=texts, lifetime=lifetime)
+        self.put_rows([key], memory, state, texts=texts, lifetime=lifetime, keep=keep)
 
     def put_rows(
         self,
@@ -90,6 +97,7 @@ class Store:
         *,
         texts: Sequence[str] | None = None,
         lifetime: timedelta | None = None,
+        keep: int = 0,
     ) -> None:
         """Keep each row of `state` under its key, all at once; see `put`.
 
@@ -100,6 +108,8 @@ class Store:
             raise InputError(
                 f"the state holds {state.batch_size} rows, but {len(keys)} keys were given"
             )
+        if keep < 0:
+            raise InputError(f"keep={keep} is no number of earlier states: give 0 or more")
         memory.check_state(state)
         provenance = provenance_of(memory, state)
         now = datetime.now(UTC)
@@ -107,14 +117,14 @@ class Store:
         records = []
         for row, key in enumerate(keys):
             entry = Entry(
-                key=check_key(key),
+                key=self._place(key),
                 provenance=provenance.digest,
                 created=now,
                 expires=expires,
                 text_digest=None if texts is None else text_digest(texts[row]),
             )
             records.append((entry, pack(entry, state.rows(slice(row, row + 1)), self.name)))
-        self._backend.put([(provenance.digest, provenance.pack(self.name))], records)
+        self._backend.put([(provenance.digest, provenance.pack(self.name))], records, keep)
 
     def get(self, key: str, memory: Memory) -> MemoryState:
         """Return the state under `key`, on the device of the `memory` that is to read it, and may write on in it.
@@ -145,12 +155,13 @@ class Store:
             StorageError: there is none, or it is damaged.
         """
         where = f"{self.name}: {key}"
-        data = self._backend.get(check_key(key))
+        place = self._place(key)
+        data = self._backend.get(place)
         if data is None:
             raise StorageError(f"'{self.name}' holds nothing under '{key}'")
         entry, tensors = unpack(data, where)
-        if entry.key != key:
-            raise StorageError(f"'{self.name}' is damaged: under '{key}' lies '{entry.key}'")
+        if entry.key != place:
+            raise StorageError(f"'{self.name}' is damaged: under '{place}' lies '{entry.key}'")
         if entry.expired(datetime.now(UTC)):
             raise StorageError(f"'{self.name}' holds nothing under '{key}': it has expired")
         return restore(entry, tensors, self._provenance(entry.provenance), where)
@@ -158,13 +169,77 @@ class Store:
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of those keys under which there is something."""
         now = datetime.now(UTC)
-        entries = self._backend.find([check_key(key) for key in keys])
-        return {key: entry for key, entry in entries.items() if not entry.expired(now)}
+        entries = self._backend.find([self._place(key) for key in keys]).values()
+        return {e.key: e for e in map(self._seen, entries) if not e.expired(now)}
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the entries under keys that begin with `prefix`, by key."""
         now = datetime.now(UTC)
-        return (entry for entry in self._backend.list(prefix) if not entry.expired(now))
+        entries = self._backend.list(self._prefix + prefix)
+        return (self._seen(entry) for entry in entries if not entry.expired(now))
+
+    def history(self, key: str) -> Sequence[Entry]:
+        """Return the entries of the earlier states of `key`, newest first; none where there is nothing under it.
+
+        Raises:
+            StorageError: a state is damaged.
+        """
+        return [self._seen(entry) for entry, _ in self.states(key)[1:]]
+
+    def states(self, key: str) -> Sequence[tuple[Entry, bytes]]:
+        """Return the record of `key` and its earlier records with their entries, newest first, but for those that have expired.
+
+        Raises:
+            StorageError: one is damaged.
+        """
+        now, place = datetime.now(UTC), self._place(key)
+        records = [
+            (unpack(data, f"{self.name}: {key}")[0], data) for data in self._backend.states(place)
+        ]
+        for entry, _ in records:
+            if entry.key != place:
+                raise StorageError(f"'{self.name}' is damaged: under '{place}' lies '{entry.key}'")
+        if not records or records[0][0].expired(now):
+            return []
+        return [(entry, data) for entry, data in records if not entry.expired(now)]
+
+    def rollback(self, key: str, steps: int = 1) -> None:
+        """Put the state back that `key` had `steps` puts ago, and remove those that came after it without a trace.
+
+        Args:
+            key: of the memory.
+            steps: 1 for the newest entry of `history`, 2 for the one behind it, and so on.
+
+        Raises:
+            InputError: `steps` is less than one.
+            StorageError: so many earlier states are not there.
+        """
+        if steps < 1:
+            raise InputError(f"steps={steps} is no number of puts to go back: give 1 or more")
+        if not self._backend.rollback(self._place(key), steps, datetime.now(UTC)):
+            raise StorageError(
+                f"'{self.name}' keeps fewer than {steps} earlier states of '{key}': `history` lists them, and "
+                f"`put(..., keep=n)` keeps up to n"
+            )
+
+    def within(self, name: str) -> Store:
+        """Return a view of the part of this store that belongs to a tenant: a store with keys of its own.
+
+        This store has them under the name, a slash and the key. A view reaches nothing else, and views with other names
+        share nothing with it. A view is closed with its store.
+
+        Args:
+            name: printable text without a slash; the view's keys are shorter by its bytes and one more.
+
+        Raises:
+            InputError: the name cannot be one.
+        """
+        if "/" in check_key(name):
+            raise InputError(f"the name '{name}' has a slash: that could be another name's key")
+        view = copy(self)
+        view._prefix, view.name = f"{self._prefix}{name}/", f"{self.name}, {name}"
+        check_key(f"{view._prefix}k")
+        return view
 
     def written_by(self, memory: Memory, state: MemoryState) -> Callable[[Entry], bool]:
         """Return a test of entries: whether `memory` would write them for the same reader, into states like `state`.
@@ -199,16 +274,16 @@ class Store:
         return {**entry_fields(entry), **header}
 
     def delete(self, *keys: str) -> int:
-        """Remove what is under these keys, without a trace, and return how many there were."""
-        return self._backend.delete([check_key(key) for key in keys])
+        """Remove what is under these keys, earlier states too, without a trace, and return how many keys had something."""
+        return self._backend.delete([self._place(key) for key in keys])
 
     def expire(self) -> int:
-        """Remove what has expired, without a trace, and return how many that were."""
-        return self._backend.expire(datetime.now(UTC))
+        """Remove what has expired, its earlier states too, without a trace, and return from how many keys."""
+        return self._backend.expire(datetime.now(UTC), self._prefix)
 
     def size(self) -> Size:
         """Return how much there is."""
-        return Size(*self._backend.size())
+        return Size(*self._backend.size(self._prefix))
 
     def close(self) -> None:
         """Close the store."""
@@ -224,6 +299,23 @@ class Store:
         at: TracebackType | None,
     ) -> None:
         self.close()
+
+    def _place(self, key: str) -> str:
+        """Return where the backend has what this store, or this view of one, has under `key`.
+
+        Raises:
+            InputError: it is no key, or too long for this view.
+        """
+        check_key(key)
+        place = self._prefix + key
+        if len(place.encode()) > LONGEST_KEY:
+            room = LONGEST_KEY - len(self._prefix.encode())
+            raise InputError(f"the key '{key[:40]}…' is too long here: {room} bytes at most")
+        return place
+
+    def _seen(self, entry: Entry) -> Entry:
+        """Return an entry of the backend with the key that it has here."""
+        return replace(entry, key=entry.key[len(self._prefix) :]) if self._prefix else entry
 
     def _read_provenance(self, digest: str) -> Provenance:
         data = self._backend.provenance(digest)

@@ -7,7 +7,6 @@ import os
 import signal
 import sqlite3
 import tempfile
-from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -18,42 +17,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
-from support import MODELS
+from stored import CONFIG, GONE, MEMORY, PLACES, some
 
 from memwrite import Memory, MemoryState
 from memwrite.errors import InputError, StorageError
 from memwrite.stores import Store
 from memwrite.stores.store import text_digest
 
-CONFIG = {
-    "backbone": MODELS["llama"],
-    "writer": {"name": "gradient", "params": {"slots": 2}},
-    "reader": {"name": "prefix"},
-}
-MEMORY = Memory.from_config(CONFIG)
-PLACES: dict[str, Callable[[Path], str]] = {
-    "sqlite": lambda folder: str(folder / "store.db"),
-    "folder": lambda folder: f"file://{folder}/store",
-    "objects": lambda folder: f"memory://{folder}/store",
-}
-GONE = timedelta(seconds=-1)
-KEYS = st.sampled_from(["a", "ab", "b", "..", "../b", "a/b", "%2F", "ü ñ", "x" * 200, "'; DROP"])
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return PLACES[request.param](tmp_path)
-
-
-def some(number: int) -> MemoryState:
-    """A state that differs from those of other numbers."""
-    spec = MEMORY.writer.spec
-    values = torch.randn(1, *spec.shapes["memory"], generator=torch.Generator().manual_seed(number))
-    return MemoryState(spec, {"memory": values})
+KEYS = st.sampled_from(["a", "ab", "b", "..", "../b", "a/b", "%2F", "ü ñ", "x" * 190, "'; DROP"])
 
 
 class Stored(RuleBasedStateMachine):
-    """Against a dictionary."""
+    """Against lists of states, newest first; views of tenants among the keys, each against its own part."""
 
     kind = "sqlite"
 
@@ -61,57 +36,105 @@ class Stored(RuleBasedStateMachine):
     def open(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.place = PLACES[self.kind](Path(self.folder.name))
-        self.store = Store(self.place)
-        self.held: dict[str, tuple[int, bool]] = {}
+        self.root = Store(self.place)
+        self.tenant = ""
+        self.chains: dict[str, list[tuple[int, bool]]] = {}
 
-    @rule(key=KEYS, number=st.integers(0, 3), gone=st.booleans())
-    def put(self, key: str, number: int, gone: bool) -> None:
-        self.store.put(key, MEMORY, some(number), lifetime=GONE if gone else None)
-        self.held[key] = number, gone
+    @property
+    def store(self) -> Store:
+        return self.root.within(self.tenant) if self.tenant else self.root
 
-    @rule(keys=st.lists(KEYS, unique=True, min_size=1, max_size=3))
-    def put_rows(self, keys: list[str]) -> None:
+    @property
+    def held(self) -> dict[str, list[tuple[int, bool]]]:
+        """What the store that is being used should hold."""
+        before = f"{self.tenant}/" if self.tenant else ""
+        found = {k.removeprefix(before): c for k, c in self.chains.items() if k.startswith(before)}
+        return found
+
+    def alive(self, key: str) -> list[int]:
+        chain = self.held.get(key, [(0, True)])
+        return [] if chain[0][1] else [number for number, gone in chain if not gone]
+
+    def keep(self, key: str, state: tuple[int, bool], keep: int) -> None:
+        place = f"{self.tenant}/{key}" if self.tenant else key
+        chain = self.chains.get(place, [])
+        self.chains[place] = [state, *([] if not chain or chain[0][1] else chain[:keep])]
+
+    @rule(tenant=st.sampled_from(["", "", "a", "ab", "%2F", "..", "ü"]))
+    def turn_to(self, tenant: str) -> None:
+        self.tenant = tenant
+
+    @rule(key=KEYS, number=st.integers(0, 9), gone=st.booleans(), keep=st.integers(0, 3))
+    def put(self, key: str, number: int, gone: bool, keep: int) -> None:
+        lifetime = GONE if gone else None
+        self.store.put(key, MEMORY, some(number), lifetime=lifetime, keep=keep)
+        self.keep(key, (number, gone), keep)
+
+    @rule(keys=st.lists(KEYS, unique=True, min_size=1, max_size=3), keep=st.integers(0, 2))
+    def put_rows(self, keys: list[str], keep: int) -> None:
         rows = MemoryState.stack([some(n) for n in range(len(keys))])
-        self.store.put_rows(keys, MEMORY, rows, texts=keys)
-        self.held |= {key: (number, False) for number, key in enumerate(keys)}
+        self.store.put_rows(keys, MEMORY, rows, texts=keys, keep=keep)
+        for number, key in enumerate(keys):
+            self.keep(key, (number, False), keep)
 
     @rule(key=KEYS)
     def get(self, key: str) -> None:
-        number, gone = self.held.get(key, (0, True))
-        if gone:
+        alive = self.alive(key)
+        if alive:
+            assert torch.equal(self.store.get(key, MEMORY)["memory"], some(alive[0])["memory"])
+        else:
             with pytest.raises(StorageError, match="holds nothing"):
                 self.store.get(key, MEMORY)
-        else:
-            assert torch.equal(self.store.get(key, MEMORY)["memory"], some(number)["memory"])
+        told = [e.nbytes for e in self.store.history(key)]
+        assert len(told) == len(alive[1:])
+        assert all(told)
+
+    @rule(key=KEYS, steps=st.integers(1, 3))
+    def rollback(self, key: str, steps: int) -> None:
+        if len(self.alive(key)) <= steps:
+            with pytest.raises(StorageError, match="earlier states"):
+                self.store.rollback(key, steps)
+            return
+        self.store.rollback(key, steps)
+        chain = self.held[key]
+        place = [turn for turn, (_, gone) in enumerate(chain) if not gone][steps]
+        self.chains[f"{self.tenant}/{key}" if self.tenant else key] = chain[place:]
+        self.get(key)
 
     @rule(prefix=st.sampled_from(["", "a", "a/", "..", "zz"]))
     def look(self, prefix: str) -> None:
-        alive = sorted(key for key, (_, gone) in self.held.items() if not gone)
+        alive = sorted(key for key in self.held if self.alive(key))
         assert [e.key for e in self.store.list(prefix)] == [
             k for k in alive if k.startswith(prefix)
         ]
-        assert sorted(self.store.find([*self.held, "nobody"])) == alive
-        assert self.store.size().memories == len(self.held)
+        asked = [key for key in self.held if len(key.encode()) <= 190]
+        assert sorted(self.store.find([*asked, "nobody"])) == [k for k in alive if k in asked]
+        size = self.store.size()
+        assert size.memories == len(self.held)
+        assert (size.nbytes == 0) == (not self.held)
 
     @rule(key=KEYS)
     def delete(self, key: str) -> None:
         assert self.store.delete(key) == (key in self.held)
-        self.held.pop(key, None)
+        self.chains.pop(f"{self.tenant}/{key}" if self.tenant else key, None)
 
     @rule()
     def expire(self) -> None:
-        gone = [key for key, (_, gone) in self.held.items() if gone]
+        gone = [key for key, chain in self.held.items() if chain[0][1]]
         assert self.store.expire() == len(gone)
-        for key in gone:
-            del self.held[key]
+        for key, chain in self.held.items():
+            place = f"{self.tenant}/{key}" if self.tenant else key
+            self.chains[place] = [state for state in chain if not state[1]]
+            if key in gone:
+                del self.chains[place]
 
     @rule()
     def reopen(self) -> None:
-        self.store.close()
-        self.store = Store(self.place, make=False)
+        self.root.close()
+        self.root = Store(self.place, make=False)
 
     def teardown(self) -> None:
-        self.store.close()
+        self.root.close()
         self.folder.cleanup()
 
 
@@ -119,7 +142,7 @@ class Stored(RuleBasedStateMachine):
 def test_a_store_is_a_dictionary_that_lasts(kind: str) -> None:
     machine: Any = type("Stored", (Stored,), {"kind": kind})
     case = machine.TestCase
-    case.settings = settings(max_examples=10, stateful_step_count=12, deadline=None)
+    case.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
     case("runTest").runTest()
 
 
