@@ -138,6 +138,16 @@ class TransformersBackbone:
             getattr(module, "gradient_checkpointing", False) for module in self.model.modules()
         )
 
+    @property
+    def reads_rows_apart(self) -> bool:
+        """Say whether rows of several lengths can be read in one run and go on from there, each as by itself."""
+        return (
+            self.supports_cache
+            and self.windows.size is None
+            and not any(layer.recurrent for layer in self._layers)
+            and getattr(self._config, ngram_embedding.ATTRIBUTE, 1) == 1
+        )
+
     def encode(self, text: str) -> list[int]:
         """See `Backbone.encode`."""
         return self.tokenizer.encode(text)

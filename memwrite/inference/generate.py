@@ -1,4 +1,4 @@
-"""Generate under a conditioning: rows that need no padding are continued together."""
+"""Generate under a conditioning: rows that need no padding behind their memories are continued together."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.errors import PositionsExceeded
 from memwrite.inference.prefill_cache import PrefillOutput
 from memwrite.inference.read import copies_of, prefill, without_empty_prefix
+from memwrite.inference.read_ahead import can_read_ahead, read_ahead
 from memwrite.protocols import BackboneInfo, Conditioning, KeyValues, LayerAdapter
 from memwrite.state import Tokens
 
@@ -77,13 +78,17 @@ def _generate(
 ) -> Tensor:
     check_options(options)
     packed, copies = query.flat().packed(), copies_of(query)
+    held = copies
     corrections = conditioning.corrections or {}
     end = backbone.info.eos_id
     by_row: dict[int, Tensor] = {}
     ends = _last_of_prefix(conditioning)
-    for length, count, opens, group in _groups(
-        backbone, conditioning, past, packed, copies, options
-    ):
+    groups = _groups(backbone, conditioning, past, packed, copies, held, options)
+    if len(groups) > 1 and can_read_ahead(backbone, packed, options):
+        past, packed = read_ahead(backbone, conditioning, past, packed, copies)
+        held = torch.arange(len(copies), device=copies.device)
+        groups = _groups(backbone, conditioning, past, packed, copies, held, options)
+    for length, count, opens, group in groups:
         rows = copies[group]
         own = {**options, "max_new_tokens": count}
         if isinstance(options.get("streamer"), RowStreams):
@@ -92,7 +97,7 @@ def _generate(
         new = _continue_group(
             backbone,
             packed.ids[group, :length],
-            _past(backbone, before, rows),
+            _past(backbone, before, held[group]),
             None if ends is None or opens else ends[rows],
             {layer: c.rows(rows) for layer, c in corrections.items()},
             own,
@@ -110,9 +115,19 @@ def _groups(
     past: KeyValues | None,
     packed: Tokens,
     copies: Tensor,
+    held: Tensor,
     options: Mapping[str, Any],
 ) -> list[tuple[int, int, bool, list[int]]]:
     """Return query length, number of new tokens, whether it opens a text, and rows of each group generated together.
+
+    Args:
+        backbone: the language model.
+        conditioning: of the states.
+        past: what stands before the queries.
+        packed: (B, T), the queries.
+        copies: for each of them the row of its state.
+        held: for each of them the row of `past`.
+        options: of generation.
 
     Rows of one length at a time, so that no padding comes between a memory and its continuation, and of one number of
     new tokens, so that no row is cut off at the room of another. Under a sliding window the rows of a group have
@@ -128,9 +143,9 @@ def _groups(
     used = lengths + opens.to(lengths.dtype)
     memory = torch.zeros_like(lengths)
     if past is not None:
-        used = used + past.next_position[copies]
+        used = used + past.next_position[held]
         if backbone.windows.size is not None:
-            memory = past.mask.sum(1)[copies]
+            memory = past.mask.sum(1)[held]
     counts = [_count(backbone.info, each, options) for each in used.tolist()]
     groups: dict[tuple[int, int, int, bool], list[int]] = {}
     keys = zip(lengths.tolist(), memory.tolist(), counts, opens.tolist(), strict=True)

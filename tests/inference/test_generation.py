@@ -192,3 +192,23 @@ def test_every_row_streams_its_own_answer(family: str, attention: str) -> None:
     answers = [decode(text_of(row, ends)) for row in new.tolist()]
     assert ["".join(pieces) for pieces in said] == [*answers[:3], ""]
     assert len(set(answers)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"), [({}, 1), ({"num_beams": 2}, 1), ({"repetition_penalty": 1.5}, 3)]
+)
+def test_rows_of_several_lengths_are_continued_together(
+    options: dict[str, Any], runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless an option asks what their tokens were; that each is continued as alone is tested above."""
+    memory, state = prefixed("llama", "sdpa"), memories(4)
+    rows, done = [], memory.backbone.generate
+
+    def counted(ids: Tensor, **given: Any) -> Tensor:
+        rows.append(len(ids))
+        return done(ids, **given)
+
+    monkeypatch.setattr(memory.backbone, "generate", counted)
+    query = Tokens.from_rows([[70, 71], [72], [73, 74, 75], [76]])
+    memory.generate(state, query, max_new_tokens=3, **options)
+    assert (len(rows), sum(rows)) == (runs, 4)

@@ -10,7 +10,7 @@ from fastapi import FastAPI, Response
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import memwrite
-from memwrite_server import errors, memory_routes, openai_routes
+from memwrite_server import errors, memory_routes, openai_routes, page_routes
 from memwrite_server.access import Served
 from memwrite_server.limits import BodyLimit
 from memwrite_server.metrics import Measured
@@ -45,6 +45,7 @@ def create_app(service: Service) -> FastAPI:
     errors.install(app)
     app.include_router(openai_routes.router)
     app.include_router(memory_routes.router)
+    app.include_router(page_routes.router)
     app.add_api_route("/health", _health, methods=["GET"])
     app.add_api_route("/metrics", _metrics, methods=["GET"], response_model=None)
     settings = service.settings

@@ -68,9 +68,9 @@ class Ask(Job):
 
     @property
     def group(self) -> Hashable:
-        """Rows of one length generate together without padding; see `inference.generate`."""
+        """Prompts of about one length go together; how they are padded is the core's business."""
         own = None if self.seed is None else id(self)
-        length = self.prompt.ids.shape[1]
+        length = self.prompt.ids.shape[1].bit_length()
         return self.state.spec, length, tuple(sorted(self.options.items())), own
 
     @classmethod

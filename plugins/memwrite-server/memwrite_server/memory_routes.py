@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query
 from memwrite.stores import Entry
 from memwrite_server.access import Served, Tenant
 from memwrite_server.jobs import Answer, Ask, Written
+from memwrite_server.measure import Measure, Worth
 from memwrite_server.schemas import AppendRequest, AskRequest, ForkRequest, PutRequest
 from memwrite_server.service import Service
 
@@ -37,7 +38,11 @@ async def put(key: str, request: PutRequest, service: Served, tenant: Tenant) ->
         written, entry = await service.put(
             tenant, key, request.text, request.model, request.expires_in
         )
-        return _written(service, key, entry, written)
+        answer = _written(service, key, entry, written)
+        if request.measure:
+            worth: Worth = await service.do(service.model(request.model), Measure(request.text))
+            answer |= {"value_kept": worth.value, "cache_bytes": worth.cache_bytes}
+        return answer
 
 
 @router.get("/{key:path}")
