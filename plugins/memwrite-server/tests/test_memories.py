@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from running_server import Running, Serve, running, tiny
@@ -131,3 +133,39 @@ def test_every_kind_of_state_is_kept_and_asked(serve: Serve, writer: str, reader
         assert got.status_code == 200, got.text
         assert got.json()["state_bytes"] == expected.nbytes
     assert said(server, "boat") == memory.ask(expected, "Where?", max_new_tokens=9)
+
+
+def test_nothing_is_lost_of_texts_that_are_appended_at_once(serve: Serve) -> None:
+    server = serve({"tiny": tiny({"name": "full-context"}, "key-value")}, tenants=("ava",))
+    with server.http() as client, ThreadPoolExecutor(8) as pool:
+        client.put("/v1/memories/boat", json={"text": "a"})
+
+        def append(_: int) -> int:
+            got = client.post("/v1/memories/boat/append", json={"text": "b"})
+            size: int = got.json()["state_bytes"]
+            return size
+
+        assert len({*pool.map(append, range(8))}) == 8
+
+
+def test_a_memory_is_measured_beside_none_and_the_whole_cache(serve: Serve) -> None:
+    """A memory that is the whole cache keeps all of the value, and one that knows nothing keeps none."""
+    text = "The boat is called Ava. " * 4 + "The boat is called Ava."
+    models = {
+        "all": tiny({"name": "full-context"}, "key-value"),
+        "some": tiny({"name": "forward", "params": {"slots": 4}}),
+    }
+    server = serve(models, tenants=("ava",))
+    with server.http() as client:
+
+        def put(model: str, text: str) -> Any:
+            body = {"text": text, "model": model, "measure": True}
+            return client.put("/v1/memories/boat", json=body).json()
+
+        whole, part = put("all", text), put("some", text)
+        assert whole["value_kept"] == pytest.approx(1)
+        assert part["value_kept"] != pytest.approx(1)
+        assert part["cache_bytes"] == whole["cache_bytes"] == whole["state_bytes"]
+        assert part["state_bytes"] < part["cache_bytes"]
+        assert put("all", "One sentence")["value_kept"] is None
+        assert "value_kept" not in client.get("/v1/memories/boat").json()
