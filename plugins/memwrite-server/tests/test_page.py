@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from running_server import Running, Serve, tiny
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 TEXT = (
     "The boat is called Ava. She lies in the old harbour. Nobody sails her. The boat is called Ava."
 )
