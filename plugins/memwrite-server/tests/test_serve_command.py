@@ -19,6 +19,7 @@ import yaml
 from click.testing import CliRunner
 from running_server import MODEL, WRITER
 
+from memwrite import Memory
 from memwrite.cli.main import main
 
 
@@ -77,20 +78,23 @@ def test_a_kill_loses_nothing_acknowledged_and_a_stop_nothing_begun(config: Path
     with served(config, "--tokens", str(tokens)) as (process, url):
         listed = httpx2.get(f"{url}/v1/memories", params={"limit": 1000}, headers=headers).json()
         assert acknowledged <= {memory["id"] for memory in listed["data"]}
+        memory, key = Memory.from_config(config), min(acknowledged)
+        state = memory.write(f"Text {key}.").state
+        expected = memory.ask(state, "Text", raw=True, max_new_tokens=200)
         with openai.OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0) as own:
             stream = own.completions.create(
                 model="mine",
                 prompt="Text",
                 max_tokens=200,
                 stream=True,
-                extra_body={"memory": next(iter(acknowledged))},
+                extra_body={"memory": key},
             )
             first = next(stream)
             process.send_signal(signal.SIGTERM)
-            *_, last = stream
-        assert first.choices[0].text
-        assert last.choices[0].finish_reason == "length"
-        assert process.wait(10) == 0
+            said = [first, *stream]
+        assert "".join(chunk.choices[0].text for chunk in said) == expected
+        assert said[-1].choices[0].finish_reason is not None
+        assert process.wait(60) == 0
         with pytest.raises(httpx2.ConnectError):
             httpx2.get(f"{url}/health")
 
