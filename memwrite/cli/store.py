@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,6 +107,28 @@ def get(place: str, key: str, out: str) -> None:
     with Store(place, make=False) as opened:
         save_state(Path(out), opened.file(key))
     click.echo(out)
+
+
+@store.command()
+@click.argument("place")
+@click.argument("other")
+@click.option("--prefix", default="", help="Copy only keys that begin so.")
+@click.option("--replace", is_flag=True, help="Replace what else OTHER holds under the same keys.")
+@_JSON
+def copy(place: str, other: str, prefix: str, replace: bool, as_json: bool) -> None:
+    """Copy what the store PLACE holds into the store OTHER, with its history.
+
+    Each is a file or a URL. OTHER is made if it is not there, and keeps what it holds under other keys. Every record is
+    checked. The same command again copies what is missing, so it may be interrupted.
+    """
+    from memwrite.stores.copying import copy_store
+
+    done = copy_store(place, other, prefix, replace)
+    click.echo(
+        json.dumps(asdict(done))
+        if as_json
+        else f"{done.copied} memories copied ({done.nbytes} bytes), {done.already} there already"
+    )
 
 
 @store.command()

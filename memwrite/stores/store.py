@@ -44,6 +44,10 @@ class Store:
     store. The text is never in it, but who has a state and the model can recall the text: a store is as private
     as what was written.
 
+    Attributes:
+        backend: what keeps the bytes; it knows keys of the whole store only.
+        name: of the place.
+
     Args:
         place: path of a file, an SQLite database; or a URL that fsspec knows, as in "s3://bucket/memories".
         make: whether to make the store if it is not there.
@@ -53,9 +57,9 @@ class Store:
     """
 
     def __init__(self, place: str | Path, make: bool = True) -> None:
-        self._backend = _open(place, make)
+        self.backend = _open(place, make)
         self._prefix = ""
-        self.name = self._backend.name
+        self.name = self.backend.name
         self._provenance = lru_cache(_CACHED_PROVENANCES)(self._read_provenance)
 
     def put(
@@ -124,7 +128,7 @@ class Store:
                 text_digest=None if texts is None else text_digest(texts[row]),
             )
             records.append((entry, pack(entry, state.rows(slice(row, row + 1)), self.name)))
-        self._backend.put([(provenance.digest, provenance.pack(self.name))], records, keep)
+        self.backend.put([(provenance.digest, provenance.pack(self.name))], records, keep)
 
     def get(self, key: str, memory: Memory) -> MemoryState:
         """Return the state under `key`, on the device of the `memory` that is to read it, and may write on in it.
@@ -156,7 +160,7 @@ class Store:
         """
         where = f"{self.name}: {key}"
         place = self._place(key)
-        data = self._backend.get(place)
+        data = self.backend.get(place)
         if data is None:
             raise StorageError(f"'{self.name}' holds nothing under '{key}'")
         entry, tensors = unpack(data, where)
@@ -169,13 +173,13 @@ class Store:
     def find(self, keys: Sequence[str]) -> dict[str, Entry]:
         """Return the entries of those keys under which there is something."""
         now = datetime.now(UTC)
-        entries = self._backend.find([self._place(key) for key in keys]).values()
+        entries = self.backend.find([self._place(key) for key in keys]).values()
         return {e.key: e for e in map(self._seen, entries) if not e.expired(now)}
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Yield the entries under keys that begin with `prefix`, by key."""
         now = datetime.now(UTC)
-        entries = self._backend.list(self._prefix + prefix)
+        entries = self.backend.list(self._prefix + prefix)
         return (self._seen(entry) for entry in entries if not entry.expired(now))
 
     def history(self, key: str) -> Sequence[Entry]:
@@ -194,7 +198,7 @@ class Store:
         """
         now, place = datetime.now(UTC), self._place(key)
         records = [
-            (unpack(data, f"{self.name}: {key}")[0], data) for data in self._backend.states(place)
+            (unpack(data, f"{self.name}: {key}")[0], data) for data in self.backend.states(place)
         ]
         for entry, _ in records:
             if entry.key != place:
@@ -216,7 +220,7 @@ class Store:
         """
         if steps < 1:
             raise InputError(f"steps={steps} is no number of puts to go back: give 1 or more")
-        if not self._backend.rollback(self._place(key), steps, datetime.now(UTC)):
+        if not self.backend.rollback(self._place(key), steps, datetime.now(UTC)):
             raise StorageError(
                 f"'{self.name}' keeps fewer than {steps} earlier states of '{key}': `history` lists them, and "
                 f"`put(..., keep=n)` keeps up to n"
@@ -275,19 +279,19 @@ class Store:
 
     def delete(self, *keys: str) -> int:
         """Remove what is under these keys, earlier states too, without a trace, and return how many keys had something."""
-        return self._backend.delete([self._place(key) for key in keys])
+        return self.backend.delete([self._place(key) for key in keys])
 
     def expire(self) -> int:
         """Remove what has expired, its earlier states too, without a trace, and return from how many keys."""
-        return self._backend.expire(datetime.now(UTC), self._prefix)
+        return self.backend.expire(datetime.now(UTC), self._prefix)
 
     def size(self) -> Size:
         """Return how much there is."""
-        return Size(*self._backend.size(self._prefix))
+        return Size(*self.backend.size(self._prefix))
 
     def close(self) -> None:
         """Close the store."""
-        self._backend.close()
+        self.backend.close()
 
     def __enter__(self) -> Self:
         return self
@@ -318,7 +322,7 @@ class Store:
         return replace(entry, key=entry.key[len(self._prefix) :]) if self._prefix else entry
 
     def _read_provenance(self, digest: str) -> Provenance:
-        data = self._backend.provenance(digest)
+        data = self.backend.provenance(digest)
         if data is None:
             raise StorageError(f"'{self.name}' is damaged: it lacks the provenance {digest}")
         return Provenance.unpack(digest, data, f"{self.name}: provenance {digest}")
