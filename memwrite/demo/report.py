@@ -10,7 +10,7 @@ from memwrite.config import to_dict
 from memwrite.demo.article import ArticleResults
 from memwrite.demo.measure import Results
 from memwrite.demo.pairs import PairResults
-from memwrite.evaluation.page import ACCENT, INK, MUTED, embedded, label, plain, png, render
+from memwrite.evaluation.page import ACCENT, INK, MUTED, label, plain, render, svg
 from memwrite.evaluation.recall import differences
 from memwrite.utils.atomic import write_bytes
 from memwrite.utils.extras import extra
@@ -32,10 +32,10 @@ def save_report(
         results=results,
         pairs=pairs,
         article=article,
-        value_plot=article and embedded(png(_value_plot(article))),
+        value_plot=article and svg(_value_plot(article)),
         pieces=differences(results.text, results.main.text),
-        steps_plot=embedded(png(_steps_plot(results))),
-        vectors_plot=embedded(png(_vectors_plot(results))),
+        steps_plot=svg(_steps_plot(results)),
+        vectors_plot=svg(_vectors_plot(results)),
         config=json.dumps(results.as_dict()["config"], indent=2),
         machine=results.as_dict()["machine"],
     )

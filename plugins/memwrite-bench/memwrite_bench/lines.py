@@ -6,8 +6,11 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-# Okabe and Ito's palette without its yellow, which is too pale for a line.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+# Okabe and Ito's palette without its yellow, which is too pale for a line, and what differs from it in Tol's muted one.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"),
+    *("#882255", "#999933", "#332288", "#44AA99", "#AA4499", "#661100", "#888888"),
+)
 _MARKERS = "osD^vP*"
 _LABEL_GAP = 0.055
 

@@ -1,4 +1,4 @@
-"""The capacity report: index.html with everything in it, report.json, and the plots as PNG files."""
+"""The capacity report: index.html with everything in it, report.json, and the plots as SVG files."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 
 from memwrite.config import to_dict
 from memwrite.evaluation.machine import machine
-from memwrite.evaluation.page import embedded, png, render
+from memwrite.evaluation.page import render, svg
 from memwrite.utils.atomic import write_bytes
 from memwrite_bench.capacity import plots, tables
 from memwrite_bench.capacity.cells import Cell, Result
+from memwrite_bench.capacity.conclusions import conclusions
 from memwrite_bench.capacity.runs import Run
 from memwrite_bench.capacity.summary import Group, summarise
 
@@ -54,24 +55,27 @@ class Report:
         return tables.plain_text(tables.summary(self.groups))
 
     def save(self, folder: Path) -> None:
-        """Write index.html, report.json and the PNG files into `folder`; the page goes last.
+        """Write index.html, report.json and the SVG files into `folder`; the page goes last.
 
         Raises:
             StorageError: the place cannot be written.
         """
-        drawn = {name: png(figure) for name, figure in self._figures().items()}
+        drawn = {name: svg(figure) for name, figure in self._figures().items()}
         for name, image in drawn.items():
-            write_bytes(folder / f"{name}.png", image)
+            write_bytes(folder / f"{name}.svg", image.encode())
         write_bytes(folder / DATA, json.dumps(self.as_dict(), indent=1).encode())
         page = render(
             Path(__file__).with_name("capacity.html"),
             "memwrite capacity report",
             "72rem",
             report=self,
-            plots={name: embedded(image) for name, image in drawn.items()},
+            conclusions=conclusions(self.groups),
+            plots=drawn,
             summary=tables.summary(self.groups),
             recall=tables.recall(self.groups),
+            information=tables.information(self.groups),
             time=tables.time(self.groups),
+            batch_time=tables.batch_time(self.groups),
             bytes=tables.sizes(self.groups),
             controls=tables.controls(self.groups),
             failures=[
@@ -94,7 +98,8 @@ class Report:
             ),
             "bits-gained": plots.against_pairs(groups, "bits_gained", "bits gained per context"),
             "binding": plots.against_pairs(groups, "binding", "binding", chance=True),
-            "time": plots.times(groups),
+            "write-time": plots.times(groups, "write", "prefill", "WRITE of one context, ms"),
+            "read-time": plots.times(groups, "read", "visible_read", "READ of one query, ms"),
             "bytes": plots.sizes(groups),
             "controls": plots.controls(groups),
         }

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 
 from memwrite_bench.capacity.summary import Group, Row
 
@@ -27,8 +29,8 @@ def bits(value: float) -> str:
 
 
 def rate(value: float) -> str:
-    """Format a number with three significant digits."""
-    return f"{value:.3g}"
+    """Format a number with three significant digits and no exponent."""
+    return f"{Decimal(f'{value:.3g}'):f}"
 
 
 def count(value: float) -> str:
@@ -36,9 +38,11 @@ def count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-def milliseconds(value: float) -> str:
-    """Format seconds as milliseconds."""
-    return f"{1000 * value:.3g}"
+def duration(value: float) -> str:
+    """Format seconds as "0.42 ms", "38 ms", "1.5 s" or "150 s"."""
+    number, unit = (1000 * value, "ms") if value < 0.9995 else (value, "s")
+    digits = max(0, 1 - math.floor(math.log10(number))) if number else 0
+    return f"{number:,.{digits}f} {unit}"
 
 
 def times(value: float) -> str:
@@ -73,28 +77,26 @@ def _interval(row: Row) -> str:
 _RECALL: Mapping[str, Column] = {
     "exact match": _of("exact_match", share),
     "95% interval": _interval,
-    "characters": _of("token_accuracy", share),
     "set recall": _of("set_recall", share),
     "binding": _of("binding", share),
+}
+_BITS: Mapping[str, Column] = {
     "bits recalled": _of("bits_recalled", bits),
     "bits gained": _of("bits_gained", bits),
     "bits per float": _of("bits_per_float", rate),
     "gained per float": _of("bits_gained_per_float", rate),
 }
 _TIME: Mapping[str, Column] = {
-    "WRITE, ms": _of("write", milliseconds),
-    "prefill, ms": _of("prefill", milliseconds),
+    "WRITE": _of("write", duration),
     "WRITE / prefill": _of("write_ratio", times),
-    "READ, ms": _of("read", milliseconds),
-    "visible, ms": _of("visible_read", milliseconds),
+    "READ": _of("read", duration),
     "READ / visible": _of("read_ratio", times),
-    "batch": _of("batch", count),
-    "WRITE of batch, ms": _of("batch_write", milliseconds),
-    "prefill of batch, ms": _of("batch_prefill", milliseconds),
-    "WRITE / prefill of batch": _of("batch_write_ratio", times),
-    "READ of batch, ms": _of("batch_read", milliseconds),
-    "visible of batch, ms": _of("batch_visible_read", milliseconds),
-    "READ / visible of batch": _of("batch_read_ratio", times),
+}
+_BATCH: Mapping[str, Column] = {
+    "contexts": _of("batch", count),
+    "WRITE": _of("batch_write", duration),
+    "WRITE / prefill": _of("batch_write_ratio", times),
+    "READ / visible": _of("batch_read_ratio", times),
 }
 _BYTES: Mapping[str, Column] = {
     "state numbers": _of("state_floats", count),
@@ -110,11 +112,10 @@ _CONTROLS: Mapping[str, Column] = {
 
 
 def summary(groups: Sequence[Group]) -> Table:
-    """Tabulate each group at the N that it was trained on, at every K, and the most bits per float it came to at any N."""
-    heads = ["runs", "writer", "seeds", "trained on", "K", "state numbers", "exact match"]
-    heads += ["runs' range", "95% interval", "over", "binding", "bits gained", "bits per float"]
+    """Tabulate each group at the N that it was trained on, at every K."""
+    heads = ["runs", "N, K", "exact match", "95% interval", "over", "bytes", "bits per float"]
     return Table(
-        [*heads, "most bits per float, at N"],
+        heads,
         [
             _summary_row(group, row)
             for group in groups
@@ -128,37 +129,13 @@ def _summary_row(group: Group, row: Row) -> list[str]:
     exact = row.figures["exact_match"]
     return [
         group.name,
-        group.writer,
-        str(group.seeds),
-        f"N={group.pairs}" + (f", K={_range(group.steps)}" if group.steps else ""),
-        _steps(row),
-        _mean(row, "state_floats", count),
-        _mean(row, "exact_match", share),
-        f"{share(exact.least)} to {share(exact.most)}" if exact and len(exact.runs) > 1 else "–",
+        f"{row.pairs}" + ("" if row.steps is None else f", {row.steps}"),
+        _of("exact_match", share)(row),
         _interval(row),
         exact.interval.over if exact and exact.interval else "–",
-        _mean(row, "binding", share),
-        _mean(row, "bits_gained", bits),
+        _mean(row, "state_bytes", count),
         _mean(row, "bits_per_float", rate),
-        _most(group, row.steps),
     ]
-
-
-def _most(group: Group, steps: int | None) -> str:
-    points = [
-        (mean, row)
-        for row in group.rows
-        if row.steps == steps
-        if (mean := row.mean("bits_per_float")) is not None
-    ]
-    if not points:
-        return "–"
-    mean, row = max(points, key=lambda point: point[0])
-    return f"{rate(mean)} at {row.pairs}"
-
-
-def _range(steps: Sequence[int]) -> str:
-    return str(steps[0]) if len(steps) == 1 else f"{steps[0]} to {steps[-1]}"
 
 
 def recall(groups: Sequence[Group]) -> Table:
@@ -166,9 +143,19 @@ def recall(groups: Sequence[Group]) -> Table:
     return _full(groups, _RECALL)
 
 
+def information(groups: Sequence[Group]) -> Table:
+    """Tabulate what was recalled in bits, at every N and K."""
+    return _full(groups, _BITS)
+
+
 def time(groups: Sequence[Group]) -> Table:
-    """Tabulate how long WRITE and READ took, at every N and K."""
+    """Tabulate how long WRITE and READ of one context took, at every N and K."""
     return _full(groups, _TIME)
+
+
+def batch_time(groups: Sequence[Group]) -> Table:
+    """Tabulate how long WRITE and READ of many contexts at once took, at every N and K."""
+    return _full(groups, _BATCH)
 
 
 def sizes(groups: Sequence[Group]) -> Table:
