@@ -111,13 +111,13 @@ def test_the_example_of_a_hook_runs(
 
 
 def test_every_hook_has_a_page() -> None:
-    """The table of hooks names every hook and page."""
+    """The table of hooks names every hook and page; the tutorial is of several."""
     from memwrite.plugins.hooks import Hooks
 
     hooks = {name for name in vars(Hooks) if name.startswith("memwrite_")}
     text = (ROOT / "docs" / "plugins" / "index.md").read_text()
     assert hooks == set(re.findall(r"^\| `(memwrite_\w+)`", text, re.MULTILINE))
-    assert {page.name for page in HOOKS} == set(
+    assert {page.name for page in HOOKS} - {"tutorial.md"} == set(
         re.findall(r"\]\((\w+\.md)\) \|$", text, re.MULTILINE)
     )
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor
 
-from memwrite.errors import ConfigError
-from memwrite.protocols import Backbone, BackboneInfo
+from memwrite.protocols import BackboneInfo
 from memwrite.state import StateKind, StateSpec
 
 NEIGHBOURS = StateKind(
@@ -29,13 +25,3 @@ def spec_of(info: BackboneInfo, slots: int) -> StateSpec:
         dtype=info.state_dtype,
         bounded=False,
     )
-
-
-def moved(
-    backbone: Backbone, keys: Tensor, by: Tensor, layers: Sequence[int] | None = None
-) -> Tensor:
-    """Move keys (B, L, Hkv, M, Dh) by (B, M) positions; they stay where a model's positions are no rotations."""
-    try:
-        return backbone.rotate(keys, by, layers)
-    except ConfigError:
-        return keys

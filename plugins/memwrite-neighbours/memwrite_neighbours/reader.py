@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.modules.layers import chosen_layers
+from memwrite.modules.positions import moved
 from memwrite.protocols import Backbone, Conditioning, KeyValues, LayerActivations, SlotRule
 from memwrite.state import MemoryState, StateSpec
 from memwrite_neighbours.config import ExtendedMindConfig, MemorizingConfig
-from memwrite_neighbours.kind import NEIGHBOURS, moved
+from memwrite_neighbours.kind import NEIGHBOURS
 from memwrite_neighbours.nearest import cosines, nearest
 
 

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.errors import ConfigError
+from memwrite.modules.positions import moved
 from memwrite.protocols import Backbone, KeyValues, WriteOutput
 from memwrite.state import MemoryState, PackedTokens
 from memwrite.utils.padding import real_first
 from memwrite_neighbours.config import NeighboursConfig
-from memwrite_neighbours.kind import moved, spec_of
+from memwrite_neighbours.kind import spec_of
 
 
 class NeighboursWriter(nn.Module):
