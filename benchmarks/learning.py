@@ -1,7 +1,7 @@
 """What memories of every family learn around one frozen model: trainings one after the other, and a table of those that are done.
 
-    python benchmarks/families.py train runs/families
-    python benchmarks/families.py table runs/families
+    python benchmarks/learning.py train runs/learning
+    python benchmarks/learning.py table runs/learning
 
 Each is a `memwrite train` in a process of its own, until it answers 99 % of held-out queries or its steps are over. A training that
 was interrupted goes on, and one that is done is left alone. `commands` prints all of them. `overwrite` starts from what was trained on `kv`.
@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -68,7 +69,7 @@ RECIPES: dict[str, tuple[str, ...]] = {
     "titans": ("configs/titans-kv.yaml",),
     "ttt-linear": _writer("ttt-linear", "chunk=8"),
     "mesa": _writer("mesa", "solver=cg", "iterations=10"),
-    "lact": (*_writer("lact", "learning_rate=30", steps=1000), "reader.params.alpha=2048"),
+    "lact": (*_writer("lact", "learning_rate=30", steps=600), "reader.params.alpha=2048"),
     "associative": ("configs/associative-kv.yaml",),
     "delta": _writer("delta", "beta_bias=0.0", "forgetting=none", steps=3000),
     "titans-mlp": _writer("titans-mlp", "chunk=1"),
@@ -123,9 +124,19 @@ def trainings(
                 yield Training(task, memory, seed, runs)
 
 
+def evaluation(run: Path) -> dict[str, Any]:
+    """Return what `memwrite eval RUN --examples 512 --seed 1` says, kept in the run folder once it was measured."""
+    kept = run / "evaluation.json"
+    if not kept.exists():
+        measured = evaluate_run(run, seed=1, examples=512).as_dict()
+        kept.write_text(json.dumps(measured) + "\n")
+    report: dict[str, Any] = json.loads(kept.read_text())
+    return report
+
+
 def row(training: Training) -> str:
     """Return what a finished training has learned as a row of a table."""
-    report = evaluate_run(training.out, seed=1, examples=512).as_dict()
+    report = evaluation(training.out)
     memory = Memory.from_config(training.out).eval()
     exact, zero, other = (
         report[n]["exact_match"] for n in ("memory", "zero_state", "shuffled_state")
