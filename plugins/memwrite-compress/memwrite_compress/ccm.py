@@ -14,7 +14,7 @@ from memwrite.protocols import Backbone
 from memwrite.state import MemoryState, TensorSpec
 from memwrite_compress.config import CompressionConfig, at_least
 from memwrite_compress.key_values import KeyValueCompressor
-from memwrite_compress.tokens import newest
+from memwrite_compress.tokens import newest, slots_of
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ class CcmConcatWriter(_Ccm):
         tensors = {"mask": kept}
         for name in ("keys", "values"):
             both = torch.cat([state[name], new[name]], 3)
-            index = order[:, None, None, :, None].expand(*both.shape[:3], -1, both.shape[-1])
-            tensors[name] = both.gather(3, index) * kept[:, None, None, :, None]
+            tensors[name] = slots_of(both, order) * kept[:, None, None, :, None]
         places = torch.cat([state["latent.position"], new["latent.position"]], 1)
         tensors["latent.position"] = places.gather(1, order) * kept
         ends = torch.where(read, new["next_position"], state["next_position"])

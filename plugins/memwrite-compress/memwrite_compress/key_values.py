@@ -15,7 +15,7 @@ from memwrite.modules.memory_tokens import learned
 from memwrite.protocols import Backbone, KeyValues, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec, TensorSpec
 from memwrite_compress.config import CompressionConfig
-from memwrite_compress.tokens import adapters, behind, lora_of, segments
+from memwrite_compress.tokens import adapters, behind, lora_of, segments, slots_of
 
 
 class KeyValueCompressor(nn.Module):
@@ -117,8 +117,8 @@ class KeyValueCompressor(nn.Module):
         places = past.mask.shape[1] + at
         ends = state["next_position"] + segment.lengths
         return {
-            "keys": _slots(run.keys, places).to(self.spec.dtype),
-            "values": _slots(run.values, places).to(self.spec.dtype),
+            "keys": slots_of(run.keys, places).to(self.spec.dtype),
+            "values": slots_of(run.values, places).to(self.spec.dtype),
             "mask": torch.ones_like(at, dtype=torch.bool),
             "next_position": ends + self.config.slots if self.counted else ends,
             "latent.position": ends[:, None] + torch.arange(at.shape[1], device=at.device),
@@ -164,9 +164,3 @@ def _without_slots(past: KeyValues) -> KeyValues:
         values=past.values[..., :0, :],
         mask=past.mask[:, :0],
     )
-
-
-def _slots(tensor: Tensor, places: Tensor) -> Tensor:
-    """Return (B, L, Hkv, S, Dh) at slots (B, m)."""
-    index = places[:, None, None, :, None].expand(*tensor.shape[:3], -1, tensor.shape[-1])
-    return tensor.gather(3, index)

@@ -48,6 +48,12 @@ def gathered(hidden: Tensor, at: Tensor) -> Tensor:
     return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
+def slots_of(tensor: Tensor, at: Tensor) -> Tensor:
+    """Return keys or values (B, L, Hkv, S, Dh) at slots (B, m): (B, L, Hkv, m, Dh)."""
+    index = at[:, None, None, :, None].expand(*tensor.shape[:3], -1, tensor.shape[-1])
+    return tensor.gather(3, index)
+
+
 def segments(context: PackedTokens, width: int | None) -> Iterator[PackedTokens]:
     """Cut a context into segments of `width` tokens; None leaves it whole."""
     width = width or max(context.ids.shape[1], 1)
