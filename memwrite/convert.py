@@ -1,16 +1,26 @@
-"""Convert released checkpoints into run folders, and run folders into the formats of other projects."""
+"""Convert released checkpoints into run folders, run folders and states into the formats of other projects, and back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from memwrite.backbones.loading import load_backbone
+from memwrite.checkpoints import peft_state
 from memwrite.checkpoints.run_folder import CONFIG_FILE
-from memwrite.errors import ConfigError, StorageError
+from memwrite.config import BackboneConfig, Config, PartConfig
+from memwrite.errors import ConfigError, InputError, StorageError
 from memwrite.memory import Memory
+from memwrite.modules.low_rank import LowRank
 from memwrite.plugins import Exported, Imported, registry
+from memwrite.state import MemoryState
+
+#: The format of states that `export_state` writes and `import_state` reads.
+PEFT = "peft"
 
 
 def import_run(importer: str, folder: str | Path, out: str | Path, base: str | Path | None) -> None:
@@ -73,6 +83,66 @@ def export_run(format: str, run: str | Path, out: str | Path) -> None:
     memory = Memory.from_config(run)
     exported = Exported(memory.config, memory.state_dict(), memory.writer.spec, memory.backbone)
     plugin.save(exported, Path(out))
+
+
+@torch.no_grad()
+def export_state(path: str | Path, out: str | Path) -> None:
+    """Write the memory in the state file `path` as the folder `out`, an adapter for peft: a cartridge, or a LoRA.
+
+    Raises:
+        InputError: the file holds several memories.
+        ConfigError: peft has no form for such a memory.
+        StorageError: the file cannot be used, or `out` exists or cannot be written.
+    """
+    if Path(out).exists():
+        raise StorageError(f"'{out}' exists already: name another folder")
+    memory, state = Memory.load(path)
+    if state.batch_size not in (None, 1):
+        raise InputError(f"'{path}' holds {state.batch_size} memories, and an adapter is one")
+    backbone = memory.config.backbone
+    if backbone.adapter is not None:
+        raise ConfigError(
+            "this memory's model has an adapter (backbone.adapter), and peft would read the memory without it"
+        )
+    base = str(backbone.path or backbone.type)
+    peft_state.save(memory.reader.condition(state), memory.backbone, base, Path(out))
+
+
+@torch.no_grad()
+def import_state(folder: str | Path, out: str | Path, base: str | Path | None) -> None:
+    """Make the state file `out` of an adapter of peft, a cartridge or a LoRA; its reader is the one for its kind.
+
+    Args:
+        folder: as peft saves it.
+        out: the state file.
+        base: the language model that the adapter is for.
+
+    Raises:
+        ConfigError: there is no `base`, or the adapter was made for another model or is of another type.
+        StorageError: a file is missing or damaged, or names another model than `base`.
+    """
+    if base is None:
+        raise ConfigError("an adapter needs its language model: name its folder with --base")
+    described = BackboneConfig(path=str(base))
+    backbone = load_backbone(described)
+    state = peft_state.load(Path(folder), backbone)
+    plugin = registry().reader_of(state.spec.kind)
+    reader = plugin.build(plugin.config(), backbone, state.spec)
+    config = Config(described, reader=PartConfig(plugin.name))
+    memory = Memory(backbone, None, reader, config).eval()
+    conditioning = memory.reader.condition(state)
+    if conditioning.corrections:
+        state = _as_read(
+            state, peft_state.low_rank(conditioning.corrections, backbone.info.hidden_size)
+        )
+    memory.save(state, out)
+
+
+def _as_read(state: MemoryState, read: Mapping[tuple[int, str], LowRank]) -> MemoryState:
+    """Return low-rank weights divided by what the reader multiplies them by, so that it reads them as they are."""
+    scales = {f"B.{name}": change.scale for (_, name), change in read.items()}
+    tensors = {n: tensor / scales.get(n, 1.0) for n, tensor in state.tensors.items()}
+    return replace(state, tensors=tensors)
 
 
 def _load(memory: Memory, weights: Mapping[str, Tensor], source: str) -> None:

@@ -63,11 +63,12 @@ class Adapter:
         for name, correction in self.corrections.items():
             _add(model, name, correction, self.base)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, notes: Mapping[str, str] | None = None) -> None:
         """Write a folder that peft reads.
 
         Args:
             folder: is made if it is not there.
+            notes: go into the metadata of the weights.
 
         Raises:
             StorageError: it cannot be written.
@@ -90,7 +91,8 @@ class Adapter:
             "bias": "none",
             "inference_mode": True,
         }
-        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, {"format": "pt"}))
+        named = {"format": "pt", **(notes or {})}
+        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, named))
         write_bytes(folder / CONFIG_FILE, json.dumps(settings, indent=2).encode())
 
 

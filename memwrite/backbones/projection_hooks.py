@@ -122,6 +122,17 @@ class Projections:
         weight: Any = packed.module.weight
         return packed.parts(weight if isinstance(packed.module, Conv1D) else weight.T)[name].T
 
+    def module(self, layer: int, name: str) -> nn.Module:
+        """Return the module that computes one projection and nothing else.
+
+        Raises:
+            ConfigError: the model has no such module.
+        """
+        packed = self._layers[layer].get(name)
+        if packed is None or packed.names != (name,):
+            raise ConfigError(f"layer {layer} of this model has no module of its own for '{name}'")
+        return packed.module
+
     def names(self, layer: int) -> frozenset[str]:
         """Return the names of the projections of one layer."""
         return frozenset(self._layers[layer])

@@ -223,6 +223,17 @@ class TransformersBackbone:
         """Return the names of the projections of one layer that can be changed."""
         return self._projections.names(layer)
 
+    def projection_module(self, layer: int, name: str) -> str:
+        """Return the name, within the model, of the linear layer that computes one projection and nothing else.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        module = self._projections.module(layer, name)
+        names = {own: name for name, own in self.model.named_modules()}
+        found: str = names[module]
+        return found
+
     def rotate(self, keys: Tensor, by: Tensor, layers: Sequence[int] | None = None) -> Tensor:
         """See `Backbone.rotate`."""
         return rotary.rotate(self.model, keys, by, layers)

@@ -1,4 +1,4 @@
-"""`memwrite import` and `memwrite export`: run folders from and into the formats of others."""
+"""`memwrite import` and `memwrite export`: run folders and states from and into the formats of others."""
 
 from __future__ import annotations
 
@@ -8,23 +8,37 @@ import click
 @click.command("import")
 @click.argument("importer")
 @click.argument("folder")
-@click.option("--out", required=True, help="Run folder to make.")
+@click.option("--out", required=True, help="Run folder to make; with 'peft', state file.")
 @click.option("--base", help="Folder with the language model's config.json and tokenizer.")
 def import_(importer: str, folder: str, out: str, base: str | None) -> None:
-    """Make a run folder of the weights in FOLDER, which are of the format IMPORTER (see `memwrite plugins`)."""
-    from memwrite.convert import import_run
+    """Make a run folder of the weights in FOLDER, which are of the format IMPORTER (see `memwrite plugins`).
 
-    import_run(importer, folder, out, base)
+    With IMPORTER `peft`, make a state file of a cartridge or a LoRA.
+    """
+    from memwrite.convert import PEFT, import_run, import_state
+
+    if importer == PEFT:
+        import_state(folder, out, base)
+    else:
+        import_run(importer, folder, out, base)
     click.echo(f"Saved to {out}")
 
 
 @click.command("export")
-@click.argument("format")
-@click.argument("run")
-@click.option("--out", required=True, help="Folder to make.")
-def export(format: str, run: str, out: str) -> None:
-    """Write the memory of the run folder RUN in the format FORMAT (see the importers in `memwrite plugins`)."""
-    from memwrite.convert import export_run
+@click.argument("source")
+@click.argument("out")
+@click.option(
+    "--format", required=True, help="'peft' for a state file; an importer for a run folder."
+)
+def export(source: str, out: str, format: str) -> None:
+    """Write SOURCE as the folder OUT, in the format of another project.
 
-    export_run(format, run, out)
+    A state file becomes an adapter for `peft`. A run folder becomes what one of the importers reads (see `memwrite plugins`).
+    """
+    from memwrite.convert import PEFT, export_run, export_state
+
+    if format == PEFT:
+        export_state(source, out)
+    else:
+        export_run(format, source, out)
     click.echo(f"Saved to {out}")

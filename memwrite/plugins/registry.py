@@ -92,11 +92,18 @@ class Registry:
             PluginError: there is no such writer.
             IncompatiblePair: no installed reader reads its states.
         """
-        kind = self.writer(writer).emits
+        return self.reader_of(self.writer(writer).emits, f" of writer '{writer}'")
+
+    def reader_of(self, kind: str, whose: str = "") -> ReaderPlugin:
+        """Return the reader to take for states of a kind; `whose` they are goes into the message.
+
+        Raises:
+            IncompatiblePair: no installed reader reads them.
+        """
         readers = [r for r in self.readers.all() if reads_kind(r.accepts, kind)]
         if not readers:
             raise IncompatiblePair(
-                f"no installed reader reads the '{kind}' states of writer '{writer}': see `memwrite plugins`"
+                f"no installed reader reads the '{kind}' states{whose}: see `memwrite plugins`"
             )
         return min(readers, key=lambda reader: (kind not in reader.accepts, reader.name))
 

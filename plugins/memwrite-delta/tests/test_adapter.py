@@ -90,7 +90,7 @@ def test_there_and_back(name: str, base: Path, tmp_path: Path) -> None:
     """Imported, saved as a run, opened, exported, imported again: the same memory, which does something."""
     first = adapter(tmp_path / "first", **SETTINGS[name])
     assert imported(first, base, tmp_path / "run").exit_code == 0
-    words = ["export", "delta", str(tmp_path / "run"), "--out", str(tmp_path / "second")]
+    words = ["export", str(tmp_path / "run"), str(tmp_path / "second"), "--format", "delta"]
     result = CliRunner().invoke(main, words)
     assert result.exit_code == 0, result.output
     assert imported(tmp_path / "second", base, tmp_path / "again").exit_code == 0
