@@ -19,6 +19,7 @@ from memwrite_kv.scores.expected_attention import ExpectedAttention, ExpectedAtt
 from memwrite_kv.scores.first_and_last import FirstAndLast, FirstAndLastConfig
 from memwrite_kv.scores.key_diversity import KeyDiversity
 from memwrite_kv.scores.key_norm import KeyNorm
+from memwrite_kv.scores.ladder import Ladder, LadderConfig
 from memwrite_kv.scores.last_queries import LastQueries, LastQueriesConfig
 from memwrite_kv.scores.random import Random
 from memwrite_kv.scores.reconstruction import ReconstructionConfig, ReconstructionWriter
@@ -95,6 +96,7 @@ WRITERS = [
     selection("keydiff", "slots whose keys are unlike the others", BudgetConfig, KeyDiversity),
     selection("knorm", "slots whose keys have a small norm", BudgetConfig, KeyNorm),
     selection("streaming-llm", "the first slots and the last", FirstAndLastConfig, FirstAndLast),
+    selection("lacache", "in each layer other stretches of the text", LadderConfig, Ladder),
     _plugin("mean-pool", "means of neighbouring slots", BudgetConfig, MeanPoolWriter),
     selection("random-slots", "control: slots without any reason", BudgetConfig, Random),
 ]

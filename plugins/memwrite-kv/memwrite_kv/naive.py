@@ -107,6 +107,19 @@ def first_and_last(seen: Seen) -> list[list[float]]:
     return [[float(slot) for slot in range(seen.keys.shape[1])] for _ in seen.keys]
 
 
+def ladder(seen: Seen, layer: int, slots: int, sinks: int, step: int) -> list[list[float]]:
+    """Return LaCache's score: 1 on the steps of this layer, and the later, the better."""
+    count = seen.keys.shape[1]
+    length = max(math.ceil(max(count - sinks, 1) * step / max(slots - sinks, 1)), step)
+    starts = list(range(length - step + 1))
+    start = starts[layer % len(starts)]
+    row = []
+    for slot in range(count):
+        on_step = (slot - sinks) % length in range(start, start + step)
+        row.append(float(on_step) + slot / count)
+    return [row for _ in seen.keys]
+
+
 def chosen(scores: list[float], slots: int, sinks: int, recent: int) -> list[int]:
     """Return which slots a head keeps, in order."""
     count = len(scores)

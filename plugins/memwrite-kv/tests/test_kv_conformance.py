@@ -33,6 +33,11 @@ def test_streaming_llm(law) -> None:
     law()
 
 
+@conformance(BY_NAME["lacache"], reader="key-value", params={"slots": 4, "step": 1})
+def test_lacache(law) -> None:
+    law()
+
+
 @conformance(BY_NAME["random-slots"], reader="key-value", params={"slots": 4})
 def test_random_slots(law) -> None:
     law()

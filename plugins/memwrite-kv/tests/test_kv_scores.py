@@ -98,6 +98,14 @@ SCORES: dict[str, tuple[dict[str, Any], Callable[[Memory], Oracle]]] = {
         {"rewind": False, "sinks": 1},
         lambda m: Oracle(m, lambda seen, _: naive.first_and_last(seen)),
     ),
+    "lacache": (
+        {"step": 2},
+        lambda m: Oracle(m, lambda seen, layer: naive.ladder(seen, layer, SLOTS, 1, 2)),
+    ),
+    "lacache of single tokens": (
+        {"step": 1, "sinks": 0},
+        lambda m: Oracle(m, lambda seen, layer: naive.ladder(seen, layer, SLOTS, 0, 1)),
+    ),
 }
 
 
@@ -146,3 +154,29 @@ def test_sampled_queries_give_the_share_that_they_pay() -> None:
     asked = states[2]["latent.asked"][0, 0, 0]
     position = states[2]["latent.position"][0, 0, 0].tolist()
     assert asked.tolist() == [sum(p <= t for t in (3, 7, 11, 15, 19)) for p in position]
+
+
+def test_the_layers_of_a_ladder_see_every_token() -> None:
+    """Eight slots of 24 tokens: one sink, and a fourth layer would see what is left."""
+    from memwrite_kv.candidates import Candidates
+    from memwrite_kv.scores.ladder import Ladder, LadderConfig
+
+    score, seen = Ladder(LadderConfig(slots=9, sinks=1, step=2)), set()
+    for layer in range(6):
+        empty = torch.zeros(1, 1, 25, 4)
+        candidates = Candidates(
+            layer,
+            empty,
+            empty,
+            torch.ones(1, 25, dtype=torch.bool),
+            empty[..., 0],
+            empty,
+            1.0,
+            None,
+            {},
+            0,
+        )
+        kept = (score(candidates).score[0, 0, 1:] >= 1).nonzero().flatten().tolist()
+        assert len(kept) == 8
+        seen |= {*kept}
+    assert seen == {*range(24)}

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from memwrite.modules.layers import chosen_layers
+from memwrite.modules.nearest import cosines, nearest, without_positions
 from memwrite.modules.positions import moved
 from memwrite.protocols import Backbone, Conditioning, KeyValues, LayerActivations, SlotRule
 from memwrite.state import MemoryState, StateSpec
 from memwrite_neighbours.config import ExtendedMindConfig, MemorizingConfig
 from memwrite_neighbours.kind import NEIGHBOURS
-from memwrite_neighbours.nearest import cosines, nearest
 
 
 class ExtendedMindReader(nn.Module):
@@ -58,7 +58,7 @@ class ExtendedMindReader(nn.Module):
         if seen.layer not in self._layers:
             return _nothing(seen, keys.shape[2])
         if self.config.positions == "own":
-            queries = _without_positions(self._backbone, seen)
+            queries = without_positions(self._backbone, seen)
         similarity = cosines(queries, keys)
         chosen = nearest(similarity, tensors["seen"], self.config.nearest, self.config.similarity)
         return torch.zeros_like(similarity).masked_fill(~chosen, -torch.inf)
@@ -106,7 +106,7 @@ class MemorizingReader(nn.Module):
         if seen.layer not in self._layers:
             return _nothing(seen, keys.shape[2])
         factor = self.scale[seen.layer].exp()[:, None, None]
-        similarity = cosines(_without_positions(self._backbone, seen), keys)
+        similarity = cosines(without_positions(self._backbone, seen), keys)
         chosen = nearest(similarity, tensors["seen"], self.config.nearest, None)
         slots = keys.shape[2]
         own = _logits(seen)
@@ -132,12 +132,3 @@ def _logits(seen: LayerActivations) -> Tensor:
     groups = seen.queries.shape[1] // seen.keys.shape[1]
     logits = seen.queries @ seen.keys.repeat_interleave(groups, 1).mT * seen.scale
     return logits if seen.cap is None else seen.cap * (logits / seen.cap).tanh()
-
-
-def _without_positions(backbone: Backbone, seen: LayerActivations) -> Tensor:
-    """Return the queries (B, H, T, Dh) as at position 0."""
-    at = seen.positions
-    if at is None:
-        return seen.queries
-    shape = (seen.queries.shape[0], seen.queries.shape[2])
-    return moved(backbone, seen.queries[:, None], -at.expand(shape), [seen.layer])[:, 0]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin, hookimpl
 from memwrite.state import StateKind
-from memwrite_pool.config import PoolConfig
+from memwrite_pool.config import PoolConfig, PoolReaderConfig
 from memwrite_pool.pool import POOL
-from memwrite_pool.reader import PoolReader, PoolReaderConfig
+from memwrite_pool.reader import PoolReader
 from memwrite_pool.writer import PoolWriter
 
 __all__ = [
@@ -37,7 +37,7 @@ WRITER = WriterPlugin(
 READER = ReaderPlugin(
     api=2,
     name="pool",
-    summary="every layer sees its own memory tokens before the text (MemoryLLM)",
+    summary="every layer sees its own memory tokens before the text (MemoryLLM, M+)",
     config=PoolReaderConfig,
     build=PoolReader,
     accepts=PoolReader.accepts,

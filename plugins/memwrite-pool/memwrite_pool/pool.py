@@ -10,7 +10,8 @@ from memwrite.state import StateKind
 POOL = StateKind(
     "pool",
     {"hidden": "L N D", "writes": "", "seed": ""},
-    dtypes={"writes": torch.int64, "seed": torch.int64},
+    {"long": "L R D", "made": "L N", "long_made": "L R"},
+    dtypes=dict.fromkeys(("writes", "seed", "made", "long_made"), torch.int64),
     summary="hidden states that stand before the text in each layer; of these each write forgets some at random",
 )
 
@@ -32,29 +33,54 @@ def draws(seeds: Tensor, writes: Tensor, layers: int, slots: int) -> Tensor:
     return torch.stack(rows).to(seeds.device)
 
 
-def renewed(pool: Tensor, new: Tensor, count: Tensor, first: Tensor, draw: Tensor) -> Tensor:
-    """Return the pool after a write: the slots that survive, in their order, and the new ones behind them.
+def renewed(count: Tensor, first: Tensor, draw: Tensor) -> Tensor:
+    """Return where each slot of a pool comes from: (B, L or 1, N), a place in the pool, or N and more for a new one.
 
-    As many are forgotten as there are new ones, each as likely as any other. A pool that is empty is filled with the new
-    ones, over and over, and what is left with the last of them.
+    The slots that survive come first, in their order, and the new ones behind them. As many are forgotten as there are
+    new ones, each as likely as any other. A pool that is empty is filled with the new ones, over and over, and what is
+    left with the last of them.
 
     Args:
-        pool: (B, L, N, D).
-        new: (B, L, n, D), a row's new ones first.
-        count: (B,), how many each row has; one that has none stays as it is.
-        first: (B,) bool, whether its pool is empty.
+        count: (B,), how many new ones each row has; where there are none the pool stays as it is.
+        first: (B,) bool, whether the pool is empty.
         draw: (B, L or 1, N) random numbers.
     """
-    layers, slots = pool.shape[1:3]
-    number = count[:, None, None]
-    place = torch.arange(slots, device=pool.device)
-    rank = draw.argsort(-1).argsort(-1)
-    survivors = (rank < number).to(torch.uint8).argsort(dim=-1, stable=True)
+    slots, number = draw.shape[-1], count[:, None, None]
+    place = torch.arange(slots, device=draw.device)
+    survivors = _forgotten(draw, number).to(torch.uint8).argsort(dim=-1, stable=True)
     behind = place - (slots - number)
     kept = torch.where(behind < 0, survivors, slots + behind)
     some = number.clamp(min=1)
     whole = slots // some * some
     tiled = torch.where(place < whole, place % some, place - slots + some)
-    index = torch.where(first[:, None, None] & (number > 0), slots + tiled, kept)
-    index = index.expand(-1, layers, -1)[..., None].expand(-1, -1, -1, pool.shape[-1])
-    return torch.cat([pool, new], 2).gather(2, index)
+    return torch.where(first[:, None, None] & (number > 0), slots + tiled, kept)
+
+
+def remembered(count: Tensor, first: Tensor, draw: Tensor, size: int) -> Tensor:
+    """Return where each slot of a long-term memory comes from: (B, L or 1, R), a place in it, or R and more in the pool.
+
+    What the pool forgets comes behind what is there, and what came first goes.
+
+    Args:
+        count: as for `renewed`.
+        first: likewise; an empty pool forgets nothing.
+        draw: likewise.
+        size: R.
+    """
+    number = count.masked_fill(first, 0)[:, None, None]
+    order = (~_forgotten(draw, number)).to(torch.uint8).argsort(dim=-1, stable=True)
+    shifted = (torch.arange(size, device=draw.device) + number).expand(*order.shape[:2], -1)
+    beyond = (shifted - size).clamp(0, draw.shape[-1] - 1)
+    return torch.where(shifted < size, shifted, size + order.gather(-1, beyond))
+
+
+def picked(tensor: Tensor, other: Tensor, index: Tensor) -> Tensor:
+    """Take slots (B, L, ·, ...) of two tensors (B, L, N, ...) and (B, L, n, ...), the places in the second behind N."""
+    both = torch.cat([tensor, other], 2)
+    index = index.expand(-1, both.shape[1], -1)
+    index = index.reshape(*index.shape, *[1] * (both.ndim - 3))
+    return both.gather(2, index.expand(*index.shape[:3], *both.shape[3:]))
+
+
+def _forgotten(draw: Tensor, number: Tensor) -> Tensor:
+    return draw.argsort(-1).argsort(-1) < number

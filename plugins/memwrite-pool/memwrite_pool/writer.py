@@ -10,7 +10,7 @@ from memwrite.protocols import Backbone, ProjectionDeltas, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_pool.config import PoolConfig
 from memwrite_pool.layers import key_values
-from memwrite_pool.pool import POOL, draws, renewed
+from memwrite_pool.pool import POOL, draws, picked, remembered, renewed
 
 
 class PoolWriter(nn.Module):
@@ -35,14 +35,25 @@ class PoolWriter(nn.Module):
                 f"'{info.architecture}' has recurrent layers, before which no memory tokens can stand: take the writer "
                 f"native-state"
             )
-        if config.slots >= info.positions:
+        if config.slots + config.long >= info.positions:
             raise ConfigError(
-                f"writer.params.slots={config.slots} leave a question none of the model's {info.positions} positions"
+                f"writer.params.slots={config.slots} and long={config.long} leave a question none of the model's "
+                f"{info.positions} positions"
             )
         self.config = config
         self.reserved_positions = config.tokens
         self._backbone = backbone
-        shapes = {"hidden": (info.layers, config.slots, info.hidden_size), "writes": (), "seed": ()}
+        shapes: dict[str, tuple[int, ...]] = {
+            "hidden": (info.layers, config.slots, info.hidden_size),
+            "writes": (),
+            "seed": (),
+        }
+        if config.long:
+            shapes |= {
+                "long": (info.layers, config.long, info.hidden_size),
+                "made": (info.layers, config.slots),
+                "long_made": (info.layers, config.long),
+            }
         self.spec = StateSpec(POOL.name, shapes, tuple(range(info.layers)), info.state_dtype)
         #: Added to the last n tokens as they enter each layer.
         self.position = nn.Parameter(torch.zeros(info.hidden_size, dtype=info.state_dtype))
@@ -87,14 +98,15 @@ class PoolWriter(nn.Module):
             pool.shape[1] if self.config.per_layer else 1,
             pool.shape[2],
         )
-        return MemoryState(
-            state.spec,
-            {
-                "hidden": renewed(pool, new, count, ~begun, draw),
-                "writes": state["writes"] + (count > 0),
-                "seed": state["seed"],
-            },
-        )
+        writes, index = state["writes"] + (count > 0), renewed(count, ~begun, draw)
+        tensors = {"hidden": picked(pool, new, index), "writes": writes, "seed": state["seed"]}
+        if self.config.long:
+            made = writes[:, None, None].expand(*new.shape[:3])
+            tensors["made"] = picked(state["made"], made, index)
+            index = remembered(count, ~begun, draw, self.config.long)
+            tensors["long"] = picked(state["long"], pool, index)
+            tensors["long_made"] = picked(state["long_made"], state["made"], index)
+        return MemoryState(state.spec, tensors)
 
 
 class _Making:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from memwrite_pool import naive
 from memwrite_pool.layers import key_values
-from memwrite_pool.pool import draws, renewed
+from memwrite_pool.pool import draws, picked, renewed
 from memwrite_pool.writer import PoolWriter
 
 from memwrite import Memory, Tokens
@@ -104,7 +104,7 @@ def test_a_slot_survives_j_writes_with_probability_one_minus_k_over_n_to_the_j()
     for write in range(writes):
         new = torch.full((rows, 1, tokens, 1), float(write))
         numbers = torch.full((rows,), write)
-        pool = renewed(pool, new, count, ~begun, draws(seeds, numbers, 1, slots))
+        pool = picked(pool, new, renewed(count, ~begun, draws(seeds, numbers, 1, slots)))
         begun = ~torch.zeros(rows, dtype=torch.bool)
     for write in range(writes):
         later = writes - 1 - write
@@ -120,7 +120,7 @@ def test_every_slot_is_as_likely_to_go() -> None:
     pool = torch.arange(slots).float().expand(rows, 1, -1)[..., None]
     draw = draws(torch.arange(rows), torch.ones(rows).long(), 1, slots)
     new = torch.full((rows, 1, 2, 1), -1.0)
-    left = renewed(pool, new, torch.full((rows,), 2), torch.zeros(rows).bool(), draw)
+    left = picked(pool, new, renewed(torch.full((rows,), 2), torch.zeros(rows).bool(), draw))
     for slot in range(slots):
         share = float((left == slot).sum()) / rows
         assert abs(share - 2 / 3) < 4 * math.sqrt(2 / 9 / rows)

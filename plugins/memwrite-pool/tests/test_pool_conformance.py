@@ -16,3 +16,13 @@ def test_pool(law) -> None:
 )
 def test_pool_in_segments(law) -> None:
     law()
+
+
+@conformance(
+    WRITER,
+    reader="pool",
+    params={"slots": 4, "tokens": 2, "segment": 2, "long": 3},
+    reader_params={"retrieved": 2},
+)
+def test_pool_with_a_long_term_memory(law) -> None:
+    law()

@@ -1,10 +1,22 @@
-"""Which slots of a layer are nearest to each query."""
+"""Which slots of a memory are nearest to each query of a layer."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from memwrite.modules.positions import moved
+from memwrite.protocols import Backbone, LayerActivations
+
+
+def without_positions(backbone: Backbone, seen: LayerActivations) -> Tensor:
+    """Return the queries (B, H, T, Dh) as at position 0."""
+    at = seen.positions
+    if at is None:
+        return seen.queries
+    shape = (seen.queries.shape[0], seen.queries.shape[2])
+    return moved(backbone, seen.queries[:, None], -at.expand(shape), [seen.layer])[:, 0]
 
 
 def cosines(queries: Tensor, keys: Tensor) -> Tensor:
