@@ -62,7 +62,8 @@ class ExtendedMindConfig(_NearestConfig):
 
     Attributes:
         nearest: slots that each query looks up, for each head (k).
-        similarity: slots whose cosine is no larger are not seen, however near; null for no such bound.
+        similarity: slots whose cosine is no larger are not seen, however near; by default there is no such bound. The
+            authors' is 0.25.
         special: whether tokens that open or close a text are looked up like others.
         positions: "own" puts the memory before the query, as it was read, and compares keys and queries without their
             positions; "zero" gives every slot the position 0 and the query those from 0 on, and compares them as they
@@ -73,7 +74,7 @@ class ExtendedMindConfig(_NearestConfig):
     """
 
     nearest: int = 10
-    similarity: float | None = 0.25
+    similarity: float | None = None
     special: bool = False
     positions: Positions = "own"
 

@@ -32,7 +32,6 @@ WRITER = WriterPlugin(
     emits=POOL.name,
     capabilities=Capabilities(streaming=True, differentiable=True),
     slots="slots",
-    untrained=lambda config: "",
 )
 READER = ReaderPlugin(
     api=2,
