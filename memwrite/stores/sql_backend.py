@@ -103,7 +103,7 @@ class SqlBackend(ABC):
         keep: int = 0,
     ) -> None:
         """Keep all of them or none; see `StoreBackend.put`."""
-        with self._transaction() as session:
+        with self._transaction(blind=True) as session:
             history = self._has_history(session, make=keep > 0)
             for digest, data in provenances:
                 session.execute(_PUT_PROVENANCE, {"digest": digest, "data": data})
@@ -236,8 +236,11 @@ class SqlBackend(ABC):
         """Lend the connection; what goes wrong meanwhile is a StorageError."""
 
     @abstractmethod
-    def _transaction(self) -> AbstractContextManager[Session]:
-        """Lend the connection for changes that are all made or none, while nobody else makes any."""
+    def _transaction(self, blind: bool = False) -> AbstractContextManager[Session]:
+        """Lend the connection for changes that are all made or none, while nobody else makes any.
+
+        Where nobody looks at what they give back, `blind`, a distant database may be sent all of them at once.
+        """
 
     @abstractmethod
     def _has_history(self, session: Session, make: bool) -> bool:

@@ -97,7 +97,7 @@ class SqliteBackend(SqlBackend):
             raise StorageError(f"the store '{self.name}' cannot be used: {error}") from None
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self, blind: bool = False) -> Iterator[sqlite3.Connection]:
         with self._reading() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:

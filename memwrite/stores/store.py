@@ -49,7 +49,8 @@ class Store:
         name: of the place.
 
     Args:
-        place: path of a file, an SQLite database; or a URL that fsspec knows, as in "s3://bucket/memories".
+        place: path of a file, an SQLite database; or a URL, as in "postgresql://user@host/database", or one that fsspec
+            knows, as in "s3://bucket/memories".
         make: whether to make the store if it is not there.
 
     Raises:
@@ -362,6 +363,10 @@ def entry_fields(entry: Entry) -> dict[str, Any]:
 
 
 def _open(place: str | Path, make: bool) -> StoreBackend:
+    if str(place).startswith(("postgresql://", "postgres://")):
+        from memwrite.stores.postgres_backend import PostgresBackend
+
+        return PostgresBackend(str(place), make)
     if "://" in str(place):
         from memwrite.stores.fsspec_backend import FsspecBackend
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
+from postgres_server import empty_database
 from support import MODELS
 
 from memwrite import Memory, MemoryState
@@ -26,6 +27,7 @@ MEMORY = Memory.from_config(CONFIG)
 PLACES: dict[str, Callable[[Path], str]] = {
     "sqlite": lambda folder: str(folder / "store.db"),
     "folder": lambda folder: f"file://{folder}/store",
+    "postgresql": lambda _: empty_database(),
     "objects": lambda folder: f"memory://{folder}/store",
 }
 GONE = timedelta(seconds=-1)

@@ -61,15 +61,18 @@ def test_history_leaves_no_trace(kind: str, by: str, tmp_path: Path) -> None:
 
 def _put_many(place: str, first: int, number: int) -> None:
     with Store(place) as store:
+        record = store.states("other")[0]
         for state in range(first, first + number):
             store.put("shared", MEMORY, some(state), keep=1000)
+            store.backend.put([], [record], keep=1000)  # without a provenance, as a copy does
 
 
-@pytest.mark.parametrize("kind", ["sqlite"])
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_processes_that_put_at_once_lose_no_state(kind: str, tmp_path: Path) -> None:
     place = PLACES[kind](tmp_path)
     with Store(place) as store:
         store.put("shared", MEMORY, some(100))
+        store.put("other", MEMORY, some(0))
     children = [FORK.Process(target=_put_many, args=(place, 10 * turn, 8)) for turn in range(3)]
     for child in children:
         child.start()
@@ -77,7 +80,7 @@ def test_processes_that_put_at_once_lose_no_state(kind: str, tmp_path: Path) -> 
         child.join()
     assert [child.exitcode for child in children] == [0, 0, 0]
     with Store(place) as store:
-        assert len(store.history("shared")) == 24
+        assert len(store.history("shared")) == len(store.history("other")) == 24
         found = [data for _, data in store.states("shared")]
         expected = [*range(8), *range(10, 18), *range(20, 28), 100]
         assert all(sum(bytes_of(n) in data for data in found) == 1 for n in expected)

@@ -27,7 +27,9 @@ from memwrite.stores.store import text_digest
 def test_a_store_is_a_dictionary_that_lasts(kind: str) -> None:
     machine: Any = type("Stored", (Stored,), {"kind": kind})
     case = machine.TestCase
-    case.settings = settings(max_examples=10, stateful_step_count=20, deadline=None)
+    case.settings = settings(
+        max_examples=4 if kind == "postgresql" else 10, stateful_step_count=20, deadline=None
+    )
     case("runTest").runTest()
 
 
@@ -113,7 +115,7 @@ def _write_on(place: str, first: int, told: Any) -> None:
         os.write(told, number.to_bytes(4, "little"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "folder"])
+@pytest.mark.parametrize("kind", ["sqlite", "folder", "postgresql"])
 def test_what_was_acknowledged_outlives_killed_writers(kind: str, tmp_path: Path) -> None:
     """Three processes at once, each killed in the midst of it; what they were told is kept is there, and whole."""
     place = PLACES[kind](tmp_path)

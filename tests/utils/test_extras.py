@@ -13,7 +13,7 @@ from memwrite.utils.extras import MissingExtra, extra
 
 WITHOUT_EXTRAS = """
 import json, sys
-sys.modules.update(dict.fromkeys(("accelerate", "fsspec", "jinja2", "matplotlib"), None))
+sys.modules.update(dict.fromkeys(("accelerate", "fsspec", "jinja2", "matplotlib", "psycopg"), None))
 import memwrite, memwrite.evaluation.run, memwrite.stores
 from click.testing import CliRunner
 from memwrite import Memory
@@ -30,6 +30,7 @@ COMMANDS = [
     (["train", "config.yaml"], "accelerate", "train"),
     (["demo"], "jinja2", "report"),
     (["store", "list", "file:///nowhere"], "fsspec", "stores"),
+    (["store", "list", "postgresql://nobody@nowhere/none"], "psycopg", "postgres"),
     (["write", "config.yaml", "--input", "a.jsonl", "--out", "b"], "accelerate", "stores"),
 ]
 
