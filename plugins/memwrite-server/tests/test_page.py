@@ -19,9 +19,7 @@ TEXT = (
 #: A folder to leave pictures in, for people to look at.
 PICTURES = os.environ.get("PICTURES")
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None and not os.environ.get("CI"), reason="needs Debian's package chromium"
-)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's package chromium")
 
 
 @pytest.fixture(scope="module")
