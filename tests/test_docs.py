@@ -130,6 +130,25 @@ def test_the_table_of_laws_is_todays() -> None:
     assert rows == [(law.name, law.statement) for law in LAWS.values()]
 
 
+def test_what_the_page_on_literature_names_is_there() -> None:
+    """Writers, readers and configs of its first table, and every writer that it calls the nearest."""
+    page = (ROOT / "docs" / "literature.md").read_text()
+    built, *others = page.split("\n## ")[1:]
+    plugins = registry()
+    writers, readers = set(plugins.writers.entries), set(plugins.readers.entries)
+    rows = [line.strip("| ").split(" | ") for line in built.splitlines() if line.startswith("| ")]
+    for _, writer, reader, *config in rows[1:]:
+        assert set(re.findall("`([^`]+)`", writer)) - {"long"} <= writers
+        assert set(re.findall("`([^`]+)`", reader)) <= readers
+        for words in re.findall("`([^`]+)`", " ".join(config)):
+            path, *overrides = words.split()
+            assert (ROOT / path).is_file()
+            assert {o.removeprefix("writer.name=") for o in overrides} <= writers
+    for line in "\n".join(others).splitlines():
+        nearest = line.rpartition(" | ")[2]
+        assert set(re.findall("`([\\w-]+)`", nearest)) - {"used"} <= writers
+
+
 def test_links_of_the_readme_lead_somewhere() -> None:
     """mkdocs looks at the links of docs/ alone."""
     for name in ("README.md", "models/README.md"):
