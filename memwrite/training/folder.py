@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import cast
 
 import yaml
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_utils import get_last_checkpoint
 
 from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError
 from memwrite.training.stages import LOG, STAGES
 from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite.utils.extras import extra
+
+with extra("train"):
+    import accelerate  # noqa: F401  transformers' trainer needs it, and would not name it
+    from transformers.trainer import TRAINER_STATE_NAME
+    from transformers.trainer_utils import get_last_checkpoint
 
 REQUESTED, RECIPE = "requested.yaml", "recipe.yaml"
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
