@@ -49,7 +49,7 @@ class GistWriter(nn.Module):
 
 
 GIST = WriterPlugin(
-    api=2, name="gist", summary="keys and values of learnt tokens", config=NoParams,
+    api=2, name="small-gist", summary="keys and values of learnt tokens", config=NoParams,
     build=GistWriter, emits="keyvalue", capabilities=Capabilities(differentiable=True),
 )  # fmt: skip
 memwrite_writers = hookimpl(lambda: [GIST])

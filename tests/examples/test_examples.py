@@ -104,7 +104,7 @@ def test_gist_is_written_on_without_end() -> None:
         },
     }  # fmt: skip
     memory = Memory.from_config(
-        {"backbone": config, "writer": {"name": "gist"}, "reader": {"name": "key-value"}}
+        {"backbone": config, "writer": {"name": "small-gist"}, "reader": {"name": "key-value"}}
     )
     state = memory.write(Tokens.from_rows([[5] * 300])).state
     assert state.nbytes == memory.writer.spec.nbytes

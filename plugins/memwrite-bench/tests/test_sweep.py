@@ -124,7 +124,7 @@ def test_a_sweep_trains_once_and_evaluates_once(
     ]
     assert [row.seeds for row in report.rows] == [2, 2]
     assert [row.state_bytes for row in report.rows] == [4 * 16, 4 * 32]
-    assert all(row.train_seconds and row.write_seconds for row in report.rows)
+    assert all(row.train_seconds is not None and row.write_seconds for row in report.rows)
     assert all(row.unwritten is not None and row.visible is not None for row in report.rows)
     assert report.metric == "memory.exact_match"
     for row in report.rows:
