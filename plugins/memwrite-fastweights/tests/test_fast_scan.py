@@ -113,7 +113,8 @@ def test_float32_stays_close_to_the_oracle(mechanism: str, gates: str) -> None:
     with torch.no_grad():
         exact, loop, found = case.map(lambda x: x.double()), case.oracle(case), case.scanned()
         expected = exact.oracle(exact)
+    chance = 8 if mechanism == "lact-muon" else 4  # orthogonal steps magnify them most
     for name, x in expected.items():
         assert found[name].dtype == torch.float32
         error, unavoidable = (found[name] - x).abs().max(), (loop[name] - x).abs().max()
-        assert error <= 8 * unavoidable + 2e-6 * x.abs().max().clamp(min=1), name
+        assert error <= chance * unavoidable + 2e-6 * x.abs().max().clamp(min=1), name
