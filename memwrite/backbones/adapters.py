@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 from memwrite.errors import ConfigError
 from memwrite.modules.low_rank import LowRank
 from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite.utils.tensor_file import to_bytes
 
 #: A run folder keeps the corrections that it trained in here.
 ADAPTER_FOLDER = "adapter"
@@ -92,7 +93,7 @@ class Adapter:
             "inference_mode": True,
         }
         named = {"format": "pt", **(notes or {})}
-        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, named))
+        write_bytes(folder / WEIGHTS_FILE, to_bytes(weights, named))
         write_bytes(folder / CONFIG_FILE, json.dumps(settings, indent=2).encode())
 
 

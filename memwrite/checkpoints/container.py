@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from memwrite.errors import StorageError
+from memwrite.utils.tensor_file import to_bytes
 
 MAX_HEADER = 1 << 20
 _NO_CHECKSUM = b"0" * 64
@@ -34,7 +35,7 @@ def pack(header: str, tensors: Mapping[str, Tensor], where: str) -> bytes:
         raise StorageError(f"the header of '{where}' would be {len(header)} bytes, over the limit")
     copies = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     metadata = {"memwrite": header, "checksum": _NO_CHECKSUM.decode()}
-    data = safetensors.torch.save(copies, metadata)
+    data = to_bytes(copies, metadata)
     return data.replace(_NO_CHECKSUM, hashlib.sha256(data).hexdigest().encode(), 1)
 
 

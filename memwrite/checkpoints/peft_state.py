@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -25,6 +24,7 @@ from memwrite.modules.low_rank import LowRank
 from memwrite.protocols import Conditioning, KeyValues, LayerAdapter
 from memwrite.state import MemoryState, StateSpec
 from memwrite.utils.atomic import make_folder, write_bytes
+from memwrite.utils.tensor_file import to_bytes
 
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 #: Where a folder of ours names the model that it is for, in the metadata of its weights.
@@ -92,7 +92,7 @@ def _save_cartridge(
     weights = {"prompt_embeddings": pairs.permute(3, 0, 1, 2, 4).flatten(1).cpu().contiguous()}
     named = {"format": "pt", FINGERPRINT: backbone.fingerprint}
     make_folder(folder)
-    write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, named))
+    write_bytes(folder / WEIGHTS_FILE, to_bytes(weights, named))
     write_bytes(folder / CONFIG_FILE, json.dumps(settings, indent=2).encode())
 
 

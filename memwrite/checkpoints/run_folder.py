@@ -24,6 +24,7 @@ from memwrite.checkpoints.container import with_prefix
 from memwrite.config import Config, load_config, to_dict
 from memwrite.errors import ConfigError, StorageError
 from memwrite.utils.atomic import make_folder, saving, write_bytes
+from memwrite.utils.tensor_file import to_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "config.yaml", "weights.safetensors"
 
@@ -121,7 +122,7 @@ def _check_backbone_unchanged(config: Config, folder: Path) -> None:
 
 def _save_weights(memory: Components, folder: Path, metadata: Mapping[str, str]) -> None:
     if weights := _part_weights(memory):
-        write_bytes(folder / WEIGHTS_FILE, safetensors.torch.save(weights, dict(metadata)))
+        write_bytes(folder / WEIGHTS_FILE, to_bytes(weights, metadata))
     else:
         _remove(folder / WEIGHTS_FILE)
 
