@@ -8,7 +8,7 @@ import hashlib
 import mmap
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from itertools import count
 from typing import Any
@@ -39,18 +39,18 @@ class HeapSnapshot:
 
     def __init__(self) -> None:
         gc.callbacks.clear()  # those who count collections would be counted among what has changed
-        gc.collect()
+        gc.disable()  # what is made here is kept, but so many new objects make the collector look at all old ones
         # Not frames, which come and go, nor context variables' maps, nor what this class is made of.
-        passed = _FIXED.union(_RUNNING)
         own = {id(self), id(self.__dict__)}
         everything = gc.get_objects()
         self._contexts = _values(_contexts(everything))
-        old = [x for x in everything if type(x) not in passed and id(x) not in own]
-        data = [x for x in old if _is_data(x)]
-        others = [x for x in old if not _is_data(x) and not _is_context(x)]
-        self._data = [(x, _bytes(x)) for x in data]
+        data, contexts = _kinds(everything, _is_data), _kinds(everything, _is_context)
+        passed = {*_FIXED, *_RUNNING, *contexts, *data}
+        others = [x for x in everything if type(x) not in passed and id(x) not in own]
+        self._data = [(x, _bytes(x)) for x in everything if type(x) in data]
         self._blocks = [_Block(others[i : i + _BLOCK]) for i in range(0, len(others), _BLOCK)]
-        gc.freeze()
+        gc.freeze()  # garbage, too: nobody will collect it, and collecting it first would take as long as all the rest
+        gc.enable()
 
     def leaks(self) -> list[str]:
         """Describe the objects that have come since and stayed, and those that hold something else than before."""
@@ -61,7 +61,7 @@ class HeapSnapshot:
     def _differences(self, everything: list[Any]) -> list[str]:
         new = [x for x in everything if type(x) not in _RUNNING]
         contexts = _contexts(new)
-        found = [f"{_described(thing)} stays" for thing in new if not _is_context(thing)]
+        found = [f"{_described(thing)} stays" for thing in new if not _is_context(type(thing))]
         if not _values(contexts) <= self._contexts:
             found.append("a context variable holds something else")
         changed = [thing for thing, before in self._data if _bytes(thing) != before]
@@ -99,9 +99,7 @@ class _Block:
 def _inner(parts: list[Any]) -> list[tuple[Any, list[Any]]]:
     """Return the parts that can change without holding other parts, each with what is compared of it."""
     found: list[tuple[Any, list[Any]]] = []
-    if _CHANGING.isdisjoint(map(type, parts)):
-        return found
-    for part in parts:
+    for part in [part for part in parts if type(part) in _CHANGING]:
         kind = type(part)
         if kind in _BUFFERS:
             found.append((part, [_bytes(part)]))
@@ -115,9 +113,13 @@ def _inner(parts: list[Any]) -> list[tuple[Any, list[Any]]]:
     return found
 
 
-def _is_data(thing: Any) -> bool:
-    # Not of isinstance, which asks proxies that warn; nor numpy's subclasses, some of which cannot be read.
-    kind = type(thing)
+def _kinds(things: list[Any], which: Callable[[type], bool]) -> set[type]:
+    """Return the types of `things` that are such; there are far fewer types than things."""
+    return {kind for kind in set(map(type, things)) if which(kind)}
+
+
+def _is_data(kind: type) -> bool:
+    # Numpy's subclasses are left out, some of which cannot be read.
     return kind in (np.ndarray, *_BUFFERS) or issubclass(kind, Tensor)
 
 
@@ -130,19 +132,20 @@ def _bytes(data: Any) -> bytes:
     return hashlib.sha256(plain).digest()
 
 
-def _is_context(thing: object) -> bool:
+def _is_context(kind: type) -> bool:
     """Say whether it is a part of context variables' maps, which are made anew whenever one of them is set."""
-    return type(thing) is Context or type(thing).__name__.startswith("hamt")
+    return kind is Context or kind.__name__.startswith("hamt")
 
 
-def _contexts(things: Iterable[Any]) -> list[Any]:
-    return [thing for thing in things if _is_context(thing)]
+def _contexts(things: list[Any]) -> list[Any]:
+    kinds = _kinds(things, _is_context)
+    return [thing for thing in things if type(thing) in kinds]
 
 
 def _values(contexts: Iterable[Any]) -> set[int]:
     """Return the ids of context variables and of what they hold."""
     parts = (part for context in contexts for part in gc.get_referents(context))
-    return {id(part) for part in parts if not _is_context(part)}
+    return {id(part) for part in parts if not _is_context(type(part))}
 
 
 def _described(thing: Any) -> str:
