@@ -1,4 +1,4 @@
-"""memwrite-forward: RMT's forward writer (arXiv 2207.06881)."""
+"""memwrite-forward: vectors that forward passes leave: RMT (arXiv 2207.06881) and MemoryPrompt (arXiv 2402.15268)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,19 @@ from collections.abc import Sequence
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite_forward import rmt
 from memwrite_forward.config import ForwardConfig
+from memwrite_forward.memory_prompt import MemoryPromptConfig, MemoryPromptWriter
 from memwrite_forward.writer import ForwardWriter
 
-__all__ = ["FORWARD", "ForwardConfig", "ForwardWriter", "memwrite_importers", "memwrite_writers"]
+__all__ = [
+    "FORWARD",
+    "MEMORY_PROMPT",
+    "ForwardConfig",
+    "ForwardWriter",
+    "MemoryPromptConfig",
+    "MemoryPromptWriter",
+    "memwrite_importers",
+    "memwrite_writers",
+]
 
 
 FORWARD = WriterPlugin(
@@ -24,11 +34,22 @@ FORWARD = WriterPlugin(
     slots="slots",
 )
 
+MEMORY_PROMPT = WriterPlugin(
+    api=2,
+    name="memory-prompt",
+    summary="an LSTM behind the last token of each segment emits M prefix vectors",
+    config=MemoryPromptConfig,
+    build=MemoryPromptWriter,
+    emits="prefix",
+    capabilities=Capabilities(streaming=True, differentiable=True),
+    slots="slots",
+)
+
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
-    """Declare the forward writer."""
-    return [FORWARD]
+    """Declare the writers."""
+    return [FORWARD, MEMORY_PROMPT]
 
 
 @hookimpl

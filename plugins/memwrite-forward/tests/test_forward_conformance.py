@@ -1,11 +1,20 @@
-"""The forward writer keeps the laws."""
+"""The writers keep the laws."""
 
 from __future__ import annotations
 
-from memwrite_forward import FORWARD
+from memwrite_forward import FORWARD, MEMORY_PROMPT
 from memwrite_specs import conformance
 
 
 @conformance(FORWARD, reader="prefix")
 def test_the_forward_writer(law) -> None:
+    law()
+
+
+@conformance(
+    MEMORY_PROMPT,
+    reader="prefix",
+    params={"slots": 2, "segment": 4, "hidden": 8, "output": 8, "init_gain": 1.0},
+)
+def test_memory_prompt(law) -> None:
     law()
