@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
-from memwrite.protocols import Backbone
+from memwrite.plugins import Capabilities, ReaderPlugin, WriterPlugin, hookimpl
+from memwrite.protocols import Backbone, Writer
+from memwrite.state import StateKind
 from memwrite_kv.budget import BudgetConfig
 from memwrite_kv.candidates import Score
 from memwrite_kv.compaction import CompactConfig, CompactWriter, MatchingConfig
@@ -23,9 +24,21 @@ from memwrite_kv.scores.ladder import Ladder, LadderConfig
 from memwrite_kv.scores.last_queries import LastQueries, LastQueriesConfig
 from memwrite_kv.scores.random import Random
 from memwrite_kv.scores.reconstruction import ReconstructionConfig, ReconstructionWriter
+from memwrite_kv.thin import THIN, NoParams, ThinKeyValueReader
+from memwrite_kv.think import ThinkConfig, ThinkWriter
 from memwrite_kv.writer import SelectionWriter
 
-__all__ = ["WRITERS", "BudgetConfig", "Score", "SelectionWriter", "memwrite_writers", "selection"]
+__all__ = [
+    "READER",
+    "WRITERS",
+    "BudgetConfig",
+    "Score",
+    "SelectionWriter",
+    "memwrite_kinds",
+    "memwrite_readers",
+    "memwrite_writers",
+    "selection",
+]
 
 
 def selection(
@@ -43,7 +56,8 @@ def _plugin(
     name: str,
     summary: str,
     config: type[BudgetConfig],
-    build: Callable[[Any, Backbone], SelectionWriter],
+    build: Callable[[Any, Backbone], Writer],
+    emits: str = "keyvalue",
 ) -> WriterPlugin:
     return WriterPlugin(
         api=2,
@@ -51,7 +65,7 @@ def _plugin(
         summary=summary,
         config=config,
         build=build,
-        emits="keyvalue",
+        emits=emits,
         capabilities=Capabilities(streaming=True),
         slots="slots",
     )
@@ -97,9 +111,36 @@ WRITERS = [
     selection("knorm", "slots whose keys have a small norm", BudgetConfig, KeyNorm),
     selection("streaming-llm", "the first slots and the last", FirstAndLastConfig, FirstAndLast),
     selection("lacache", "in each layer other stretches of the text", LadderConfig, Ladder),
+    _plugin(
+        "think",
+        "slots that the last tokens attend to, with keys of the channels that matter to these tokens",
+        ThinkConfig,
+        ThinkWriter,
+        THIN.name,
+    ),
     _plugin("mean-pool", "means of neighbouring slots", BudgetConfig, MeanPoolWriter),
     selection("random-slots", "control: slots without any reason", BudgetConfig, Random),
 ]
+READER = ReaderPlugin(
+    api=2,
+    name="thin-key-value",
+    summary="keys of fewer channels, and values, that every layer attends to",
+    config=NoParams,
+    build=ThinKeyValueReader,
+    accepts=ThinKeyValueReader.accepts,
+)
+
+
+@hookimpl
+def memwrite_kinds() -> Sequence[StateKind]:
+    """Declare the kind of state whose keys have fewer channels."""
+    return [THIN]
+
+
+@hookimpl
+def memwrite_readers() -> Sequence[ReaderPlugin]:
+    """Declare the reader of such states."""
+    return [READER]
 
 
 @hookimpl

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,11 @@ class BudgetConfig:
 
 
 def spec_of(
-    config: BudgetConfig, info: BackboneInfo, latent: tuple[str, ...], bias: bool = False
+    config: BudgetConfig,
+    info: BackboneInfo,
+    latent: tuple[str, ...],
+    bias: bool = False,
+    stored: Callable[[StateSpec], StateSpec] = lambda spec: spec,
 ) -> StateSpec:
     """Return the spec of states of this budget.
 
@@ -69,6 +74,7 @@ def spec_of(
         info: of the backbone.
         latent: names of the numbers that each slot carries for further writes.
         bias: whether slots have one.
+        stored: of such a spec gives that of what is stored, of which the bytes are.
 
     Raises:
         ConfigError: the bytes do not hold one slot, or fewer than sinks and recent tokens.
@@ -77,8 +83,8 @@ def spec_of(
         return spec_of_slots(0, info, latent, bias, bounded=False)
     slots = config.slots
     if config.bytes is not None:
-        fixed = spec_of_slots(0, info, latent, bias).nbytes
-        each = spec_of_slots(1, info, latent, bias).nbytes - fixed
+        fixed = stored(spec_of_slots(0, info, latent, bias)).nbytes
+        each = stored(spec_of_slots(1, info, latent, bias)).nbytes - fixed
         slots = (config.bytes - fixed) // each
         least = max(config.sinks + config.recent, 1)
         if slots < least:

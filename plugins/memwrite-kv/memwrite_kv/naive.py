@@ -75,6 +75,30 @@ def accumulated_attention(
     return scores, attention, asked
 
 
+def channels(queries: Tensor, keys: Tensor, kept: int) -> list[list[int]]:
+    """Return the channels that ThinK keeps of each key head, by the norm of what each adds to the logits.
+
+    Args:
+        queries: (H, n, Dh), the last ones.
+        keys: (Hkv, M, Dh).
+        kept: how many.
+    """
+    heads, _, width = keys.shape
+    group = queries.shape[0] // heads
+    chosen = []
+    for head in range(heads):
+        asks = queries[head * group : (head + 1) * group].double().flatten(0, 1)
+        worth = []
+        for channel in range(width):
+            logits = (
+                asks[:, channel : channel + 1] @ keys[head].double()[:, channel : channel + 1].T
+            )
+            worth.append(float(torch.linalg.matrix_norm(logits)))
+        best = sorted(range(width), key=lambda channel: -worth[channel])
+        chosen.append(sorted(best[:kept]))
+    return chosen
+
+
 def last_queries(seen: Seen, window: int, pool: int) -> list[list[float]]:
     """Return SnapKV's score: the mean attention of the last tokens, averaged over neighbouring slots."""
     count = seen.queries.shape[1]

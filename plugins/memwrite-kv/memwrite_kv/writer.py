@@ -20,6 +20,8 @@ from memwrite_kv.selection import Chosen, best, shared_among_heads
 Fit = Callable[[Chosen], dict[str, Tensor]]
 #: Takes the candidates of one layer with their scores and, where there is one, a fit; returns what is kept of them.
 Take = Callable[[Candidates, Scored, Fit | None], Chosen]
+#: Is shown the candidates of every layer, first layer first.
+Watch = Callable[[Candidates], None]
 
 
 class SelectionWriter(nn.Module):
@@ -54,6 +56,12 @@ class SelectionWriter(nn.Module):
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
         """Read the context behind what is kept, and keep the best of both."""
+        return WriteOutput(self.select(state, context))
+
+    def select(
+        self, state: MemoryState, context: PackedTokens, watch: Watch | None = None
+    ) -> MemoryState:
+        """Return what `write` does; `watch` may look at what each layer chooses from."""
         new = context.lengths
         state = self._with_room(state, new)
         kept = state["mask"].sum(1)
@@ -68,6 +76,8 @@ class SelectionWriter(nn.Module):
         layers: list[dict[str, Tensor]] = []
 
         def take(candidates: Candidates, scored: Scored, fit: Fit | None) -> Chosen:
+            if watch is not None:
+                watch(candidates)
             score = scored.score
             if candidates.bias is not None:
                 score = score.masked_fill(candidates.bias.isneginf(), -torch.inf)
@@ -99,7 +109,7 @@ class SelectionWriter(nn.Module):
         written = MemoryState(spec, {name: tensors[name] for name in spec.tensors})
         # What is read behind a memory needs positions, too.
         most = 0 if self.config.rewind else self._backbone.info.positions * 3 // 4
-        return WriteOutput(self._rewound(written, written["next_position"] > most))
+        return self._rewound(written, written["next_position"] > most)
 
     def _read(self, state: MemoryState, context: PackedTokens, take: Take) -> None:
         """Run the model over the context, and hand on each layer's candidates with their scores, first layer first."""

@@ -76,3 +76,8 @@ def test_heads_that_share_a_budget(law) -> None:
 @conformance(BY_NAME["mean-pool"], reader="key-value", params={"slots": 4})
 def test_mean_pool(law) -> None:
     law()
+
+
+@conformance(BY_NAME["think"], reader="thin-key-value", params={"slots": 4, "window": 2, "pool": 3})
+def test_think(law) -> None:
+    law()
