@@ -29,6 +29,7 @@ from memwrite.backbones.tokenizers import ALPHABET
 from memwrite.checkpoints.state_file import load_state
 from memwrite.evaluation.machine import machine
 from memwrite.stores import Store
+from memwrite.stores.documents import Documents
 from memwrite.stores.ingest import write_documents
 
 MODEL = Path("models") / "gradmem-kv-k1-0"
@@ -48,7 +49,7 @@ def bulk(memory: Memory, folder: Path, rounds: int) -> dict[str, list[float]]:
 
     def batches() -> None:
         with Store(next(fresh)) as store:
-            write_documents(memory, path, store)
+            write_documents(memory, Documents.of(path), store)
 
     def one_at_a_time() -> None:
         with Store(next(fresh)) as store:

@@ -1,4 +1,4 @@
-"""`memwrite write --input`: a file of documents into a store."""
+"""`memwrite write --input`: documents out of files or a dataset into a store."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import click
 
@@ -21,10 +20,11 @@ SKIPPED = 3
 _MAX_PRINTED = 20
 
 
-def write_file(
+def write_files(
     source: Source,
     overrides: Sequence[str],
-    path: Path,
+    place: str,
+    fields: Mapping[str, str],
     out: str,
     batch_size: int,
     days: float | None,
@@ -32,7 +32,7 @@ def write_file(
     raw: bool,
     as_json: bool,
 ) -> None:
-    """Write the documents of `path` into the store `out`, and print what became of them.
+    """Write the documents at `place` into the store `out`, and print what became of them.
 
     Exits with `SKIPPED` where lines were skipped.
 
@@ -41,7 +41,7 @@ def write_file(
     """
     from memwrite.memory import Memory
     from memwrite.stores import Store
-    from memwrite.stores.documents import check_shared
+    from memwrite.stores.documents import Documents
     from memwrite.stores.ingest import write_documents
     from memwrite.utils.extras import extra
 
@@ -52,15 +52,16 @@ def write_file(
     started = time.monotonic()
     try:
         # Before a store is made for it.
-        check_shared(path, int(os.environ.get("WORLD_SIZE", "1")))
+        documents = Documents.of(place, **fields)
+        documents.check_shared(int(os.environ.get("WORLD_SIZE", "1")))
         lifetime = None if days is None else _lifetime(days)
-        if Path(out).exists() and Path(out).samefile(path):
-            raise InputError(f"'{out}' is the file of documents: name another file with --out")
+        if any(_same_file(out, found.name) for found in documents.sources):
+            raise InputError(f"'{out}' is a file of documents: name another file with --out")
         memory = Memory.from_config(source, overrides)
         check_keeps(memory)
         memory.chat = memory.chat and not raw
         with Store(out) as store:
-            tally = write_documents(memory, path, store, batch_size, lifetime, keep)
+            tally = write_documents(memory, documents, store, batch_size, lifetime, keep)
             size = store.size()
     except MemwriteError:
         if first:
@@ -74,11 +75,11 @@ def write_file(
         else:
             rate = tally.written / max(seconds, 1e-9)
             click.echo(
-                f"{path} -> {out}: {tally.written} written ({rate:.3g} a second), {tally.already} there already, "
+                f"{place} -> {out}: {tally.written} written ({rate:.3g} a second), {tally.already} there already, "
                 f"{len(tally.skipped)} lines skipped; {size.memories} memories, {size.nbytes} bytes in all"
             )
         for line in tally.skipped[:_MAX_PRINTED]:
-            click.echo(f"{path}, line {line.line}: skipped: {line.reason}", err=True)
+            click.echo(f"{line.file}, line {line.line}: skipped: {line.reason}", err=True)
         if len(tally.skipped) > _MAX_PRINTED:
             click.echo(
                 f"and {len(tally.skipped) - _MAX_PRINTED} more (--json prints all)", err=True
@@ -86,6 +87,10 @@ def write_file(
     PartialState().wait_for_everyone()  # torchrun ends the others when one ends with an error
     if tally.skipped:
         sys.exit(SKIPPED)
+
+
+def _same_file(path: str, other: str) -> bool:
+    return os.path.exists(path) and os.path.exists(other) and os.path.samefile(path, other)
 
 
 def _lifetime(days: float) -> timedelta:

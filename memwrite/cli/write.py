@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     "documents",
     multiple=True,
     callback=once,
-    help='JSONL file to write, {"id": ..., "text": ...} a line.',
+    help='JSONL file to write, {"id": ..., "text": ...} a line, or parquet; a pattern or URL of such files; a dataset.',
+)
+@click.option(
+    "--text-field", default="text", show_default=True, help="Name of what --input is to write."
+)
+@click.option(
+    "--id-field",
+    default="id",
+    show_default=True,
+    help="Name of what the memories of --input are called by.",
 )
 @click.option("--onto", help="State file to go on from with --context, of the same writer.")
 @click.option("--out", required=True, help="State file to make, or the store for --input.")
@@ -59,6 +68,8 @@ def write(
     overrides: tuple[str, ...],
     context: str | None,
     documents: str | None,
+    text_field: str,
+    id_field: str,
     onto: str | None,
     out: str,
     batch_size: int,
@@ -76,15 +87,20 @@ def write(
     under the line's id (its number, if it has none): a file, or a URL like s3://bucket/memories. The same command again
     writes what is missing or has another text, so it may be interrupted. Lines that cannot be written are reported and
     skipped; the exit code is then 3. torchrun --nproc-per-node 2 -m memwrite write ... shares the work.
+
+    --input takes a JSONL file (also compressed) or a parquet file, many as in 'docs/*.parquet' or 's3://bucket/*.jsonl',
+    the folder of a saved dataset, or hub:NAME[:SPLIT], a dataset on the Hugging Face hub. Of many files, lines without
+    an id are called by file and number, as in a.jsonl:17.
     """
     if (context is None) == (documents is None):
         raise click.UsageError("give either --context, a text, or --input, a file of documents")
     if onto is not None and context is None:
         raise click.UsageError("--onto goes with --context")
     if documents is not None:
-        from memwrite.cli.documents import write_file
+        from memwrite.cli.documents import write_files
 
-        write_file(source, overrides, Path(documents), out, batch_size, days, keep, raw, as_json)
+        fields = {"text_field": text_field, "id_field": id_field}
+        write_files(source, overrides, documents, fields, out, batch_size, days, keep, raw, as_json)
         return
     assert context is not None
     change_state(source, overrides, context, onto, out, as_json, raw=raw)

@@ -10,20 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
 
 from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
-from memwrite.stores.documents import (
-    Document,
-    Skipped,
-    check_shared,
-    count_lines,
-    read_documents,
-)
+from memwrite.stores.documents import Document, Documents, Skipped
 from memwrite.stores.record import Entry
 from memwrite.stores.store import Store
 from memwrite.utils.cpu import tuned_cpu
@@ -47,7 +40,7 @@ class Tally:
     Attributes:
         written: how many were written now.
         already: how many the store had, from the same text by the same writer.
-        skipped: lines that could not be written, with reasons.
+        skipped: lines and rows that could not be written, with reasons.
     """
 
     written: int = 0
@@ -58,26 +51,28 @@ class Tally:
         """Add what another process did."""
         self.written += other.written
         self.already += other.already
-        self.skipped = sorted([*self.skipped, *other.skipped], key=lambda line: line.line)
+        self.skipped = sorted(
+            [*self.skipped, *other.skipped], key=lambda line: (line.file, line.line)
+        )
 
 
 @tuned_cpu()
 def write_documents(
     memory: Memory,
-    path: Path,
+    documents: Documents,
     store: Store,
     batch_size: int = 64,
     lifetime: timedelta | None = None,
     keep: int = 0,
 ) -> Tally:
-    """Write every document of a JSONL file into the store, except those that are there.
+    """Write every document into the store, except those that are there.
 
     Under torchrun each process takes its share, and each returns the tally of all. From here on the process keeps
     freed memory for itself, see `tuned_cpu`.
 
     Args:
         memory: that writes.
-        path: a file or a stream, see `read_documents`; it is read once.
+        documents: are read once.
         store: where each state goes under its document's id; a batch at a time, all or nothing.
         batch_size: documents, at most, that are written together. The states do not depend on it, except for
             rounding in the last digits.
@@ -85,7 +80,7 @@ def write_documents(
         keep: how many earlier states a key has at most when it is written, see `Store.put`.
 
     Raises:
-        InputError: the file cannot be read, holds no document, or is a stream and several processes would share it.
+        InputError: the documents cannot be read, there are none, or they are a stream and several processes would share it.
         ConfigError: the writer's states grow with their texts.
         StorageError: the store cannot be used.
     """
@@ -97,30 +92,30 @@ def write_documents(
     processes = PartialState(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
     )
-    check_shared(path, processes.num_processes)
+    documents.check_shared(processes.num_processes)
     work = _Work(memory, store, lifetime, keep, store.written_by(memory, memory.writer.init(1)))
     first = processes.is_main_process
-    with counting(count_lines(path), "write", "document", shown=first) as bar:
+    with counting(documents.count() if first else None, "write", "document", shown=first) as bar:
         turn = 0
-        for documents, skipped in _windows(read_documents(path)):
+        for window, skipped in _windows(documents.read()):
             if first:
                 work.tally.skipped += skipped
-            done = work.done(documents)
+            done = work.done(window)
             bar.update(len(skipped))
-            for batch in plan(documents, batch_size):
+            for batch in plan(window, batch_size):
                 if turn % processes.num_processes == processes.process_index:
                     work.write(batch, done)
                 turn += 1
                 bar.update(len(batch))
     if not turn:
-        raise InputError(f'\'{path}\' holds no document, as in {{"id": "...", "text": "..."}}')
+        raise InputError(f"'{documents.place}' holds no document, as in {documents.example}")
     return _gathered(work.tally, processes)
 
 
 def plan(documents: Sequence[Document], batch_size: int) -> Iterator[list[Document]]:
     """Yield batches of documents of like length, shortest first, each document in one."""
     batch: list[Document] = []
-    for document in sorted(documents, key=lambda d: (len(d.text.encode()), d.line)):
+    for document in sorted(documents, key=lambda d: (len(d.text.encode()), d.file, d.line)):
         width = len(document.text.encode())
         if batch and (len(batch) == batch_size or (len(batch) + 1) * width > MAX_BATCH_BYTES):
             yield batch
@@ -199,7 +194,7 @@ class _Work:
         return True
 
     def _skip(self, document: Document, error: Exception) -> None:
-        self.tally.skipped.append(Skipped(document.line, str(error)))
+        self.tally.skipped.append(Skipped(document.file, document.line, str(error)))
 
 
 def _windows(

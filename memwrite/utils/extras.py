@@ -25,6 +25,7 @@ def extra(name: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
         raise MissingExtra(
-            f"the package '{error.name}' is needed here and not installed: pip install 'memwrite[{name}]'"
+            f"the package '{package}' is needed here and not installed: pip install 'memwrite[{name}]'"
         ) from error

@@ -23,6 +23,7 @@ from memwrite.errors import StorageError
 from memwrite.plugins import registry
 from memwrite.session import Session
 from memwrite.stores import Store
+from memwrite.stores.documents import Documents
 from memwrite.stores.ingest import write_documents
 
 CONFIG: dict[str, Any] = {
@@ -110,11 +111,11 @@ def test_an_upgrade_leaves_stores_readable_and_written(
     path = documents(tmp_path / "docs.jsonl", a=TEXT, b="another")
     memory = Memory.from_config(CONFIG)
     with Store(place) as store:
-        assert write_documents(memory, path, store).written == 2
+        assert write_documents(memory, Documents.of(path), store).written == 2
     newer()
     again = Memory.from_config({**CONFIG, "backbone": {**MODELS["llama"], "attention": "eager"}})
     with Store(place) as store:
-        assert write_documents(again, path, store).already == 2
+        assert write_documents(again, Documents.of(path), store).already == 2
         store.put("c", again, again.write(TEXT).state)
         for key in "abc":
             store.get(key, again)
@@ -129,11 +130,11 @@ def test_another_folder_of_the_backbone_is_the_same(place: str, tmp_path: Path) 
     )
     config = {**CONFIG, "backbone": {"path": str(tmp_path / "old")}}
     with Store(place) as store:
-        assert write_documents(Memory.from_config(config), path, store).written == 1
+        assert write_documents(Memory.from_config(config), Documents.of(path), store).written == 1
     shutil.move(tmp_path / "old", tmp_path / "new")
     moved = Memory.from_config({**CONFIG, "backbone": {"path": str(tmp_path / "new")}})
     with Store(place) as store:
-        assert write_documents(moved, path, store).already == 1
+        assert write_documents(moved, Documents.of(path), store).already == 1
         with pytest.raises(StorageError, match="looked for in"):
             store.load("a")
         store.put("b", moved, moved.write(TEXT).state)
@@ -150,7 +151,7 @@ def test_what_an_older_version_wrote_is_not_written_again(kind: str, tmp_path: P
         place = f"file://{shutil.copytree(LEGACY / 'store', tmp_path / 'store')}"
     path = documents(tmp_path / "docs.jsonl", **{"user/gradient": TEXT, "user/forward": TEXT})
     with Store(place) as store:
-        tally = write_documents(memory, path, store)
+        tally = write_documents(memory, Documents.of(path), store)
         assert (tally.already, tally.written) == (1, 1)
         store.get("user/gradient", memory)
         store.get("user/forward", memory)

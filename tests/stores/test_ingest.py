@@ -30,7 +30,7 @@ from memwrite.cli.main import main
 from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.stores import Store
 from memwrite.stores import ingest as writing
-from memwrite.stores.documents import Document
+from memwrite.stores.documents import Document, Documents
 from memwrite.stores.ingest import MAX_BATCH_BYTES, plan, write_documents
 
 FORK = multiprocessing.get_context("fork")
@@ -55,7 +55,7 @@ def states(place: Path) -> dict[str, Tensor]:
 
 def written(path: Path, place: Path, **options: Any) -> writing.Tally:
     with Store(place) as store:
-        return write_documents(MEMORY, path, store, **options)
+        return write_documents(MEMORY, Documents.of(path), store, **options)
 
 
 def test_the_batch_makes_no_difference(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_what_is_there_is_not_written_again(tmp_path: Path) -> None:
     with torch.no_grad():
         next(other.writer.parameters()).add_(1)
     with Store(place) as store:
-        assert write_documents(other, path, store).written == 40
+        assert write_documents(other, Documents.of(path), store).written == 40
 
 
 @pytest.mark.parametrize("batches", [1, 4])
@@ -202,7 +202,7 @@ def test_what_cannot_begin_says_so(tmp_path: Path) -> None:
     )
     path = lines(tmp_path / "docs.jsonl", TEXTS)
     with Store(tmp_path / "s.db") as store, pytest.raises(ConfigError, match="grow with"):
-        write_documents(full, path, store)
+        write_documents(full, Documents.of(path), store)
     for words in ([], ["--input", str(path), "--context", str(path)]):
         done = CliRunner().invoke(main, ["write", "x.yaml", *words, "--out", str(tmp_path / "s")])
         assert done.exit_code == 2
@@ -282,7 +282,9 @@ def test_the_documents_are_not_the_store(tmp_path: Path) -> None:
 @settings(max_examples=60)
 def test_every_document_is_in_one_batch(sizes: list[int], batch_size: int) -> None:
     """Of at most so many and, padded, at most so long, unless it is alone."""
-    documents = [Document(line, str(line), "x" * size) for line, size in enumerate(sizes)]
+    documents = [
+        Document("docs.jsonl", line, str(line), "x" * size) for line, size in enumerate(sizes)
+    ]
     batches = [*plan(documents, batch_size)]
     assert sorted(d.line for batch in batches for d in batch) == [*range(len(sizes))]
     for batch in batches:

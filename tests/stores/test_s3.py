@@ -16,6 +16,7 @@ from test_copying import FEW, content, filled
 from memwrite.errors import StorageError
 from memwrite.stores import Store
 from memwrite.stores.copying import copy_store
+from memwrite.stores.documents import Document, Documents
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,3 +69,18 @@ def test_nothing_is_there_once_it_is_deleted(tmp_path: Path) -> None:
 def test_a_bucket_without_a_store_is_none() -> None:
     with pytest.raises(StorageError, match="there is no store at 's3://nowhere/store'"):
         Store("s3://nowhere/store", make=False)
+
+
+def test_documents_come_out_of_a_bucket(tmp_path: Path) -> None:
+    """Of many files, by a pattern."""
+    import s3fs
+
+    system = s3fs.S3FileSystem()
+    for name in ("b.jsonl", "a.jsonl", "other.txt"):
+        system.pipe_file(f"memories{tmp_path}/docs/{name}", f'{{"text": "{name}"}}\n'.encode())
+    documents = [*Documents.of(f"s3://memories{tmp_path}/docs/*.jsonl").read()]
+    assert [(d.key, d.text) for d in documents if isinstance(d, Document)] == [
+        ("a.jsonl:1", "a.jsonl"),
+        ("b.jsonl:1", "b.jsonl"),
+    ]
+    assert documents[0].file == f"s3://memories{tmp_path}/docs/a.jsonl"

@@ -31,7 +31,7 @@ COMMANDS = [
     (["demo"], "jinja2", "report"),
     (["store", "list", "file:///nowhere"], "fsspec", "stores"),
     (["store", "list", "postgresql://nobody@nowhere/none"], "psycopg", "postgres"),
-    (["write", "config.yaml", "--input", "a.jsonl", "--out", "b"], "accelerate", "stores"),
+    (["write", "config.yaml", "--input", "a.jsonl", "--out", "b"], "fsspec", "stores"),
 ]
 
 
