@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from memwrite_specs.cli.report import table
 from memwrite_specs.laws import LAWS
 from memwrite_specs.mutants import MUTANTS
+from memwrite_specs.runner import Result as Held
 
 from memwrite.cli.main import main
 
@@ -41,14 +43,27 @@ def test_results_as_json() -> None:
 
 
 def test_all_pairs_as_a_table() -> None:
-    done = run("check", "--all", "--law", "contract", "--law", "mergeable", "--markdown")
+    done = run("check", "--all", "--law", "mergeable", "--markdown")
     assert done.exit_code == 0
     head, _, *rows = done.stdout.splitlines()
-    assert {"delta + lora on tiny", "gradient + prefix on tiny"} <= {
-        c.strip() for c in head.split("|")
-    }
-    assert rows[0].startswith("| `contract` | ✓ |")
-    assert rows[1].startswith("| `mergeable` | · |")
+    assert head == "| pair | laws held | not held | laws that do not bind |"
+    assert "| gradient + prefix on tiny | 0 of 0 | none | `mergeable` |" in rows
+    assert "| ridge + lora on tiny | 1 of 1 | none | none |" in rows
+
+
+def test_a_table_says_what_is_not_held_and_why_a_gap_is_one() -> None:
+    results = [
+        Held("a + b", "contract", "held"),
+        Held("a + b", "sessions", "gap", "it has none"),
+        Held("a + b", "losses", "broken", "too much"),
+        Held("c + b", "contract", "not run", "too long"),
+    ]
+    assert table(results).splitlines()[2:] == [
+        "| a + b | 1 of 3 | `sessions` (gap), `losses` (broken) | none |",
+        "| c + b | 0 of 1 | `contract` (not run) | none |",
+        "",
+        "- gap `sessions` of a + b: it has none",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     "--seeds", default=1, show_default=True, help="So many seeds for each law, from --seed on."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--markdown", is_flag=True, help="Print a table of laws and pairs.")
+@click.option("--markdown", is_flag=True, help="Print a table with a row for each pair.")
 def check(
     name: str | None,
     overrides: tuple[str, ...],
@@ -51,6 +51,7 @@ def check(
     OVERRIDES are parameters, as writer.params.slots=2 or reader.params.alpha=4. A law is held, n/a (it binds only those
     who declare a capability), a gap (known to be broken, with a reason), not run (so that nothing is known), or broken.
     """
+    from memwrite.utils.progress import track
     from memwrite_specs.cli.report import table
     from memwrite_specs.hypothesis_driver import keep_notes_elsewhere
 
@@ -58,7 +59,7 @@ def check(
     pairs = _pairs(name, overrides, everything, reader, backbone)
     quiet = as_json or markdown
     results: list[Result] = []
-    for pair in pairs:
+    for pair in track(pairs, "Checking", "pair") if quiet else pairs:
         bound = _bound(pair, names)
         if not quiet:
             click.echo(f"{pair}")

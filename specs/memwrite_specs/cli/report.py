@@ -6,21 +6,26 @@ from collections.abc import Sequence
 
 from memwrite_specs.runner import Result
 
-MARKS = {"held": "✓", "n/a": "·", "gap": "gap", "not run": "?", "broken": "✗"}
-
 
 def table(results: Sequence[Result]) -> str:
-    """Make a Markdown table of a row for every law and a column for every pair, with the reasons of gaps below it."""
-    pairs = list(dict.fromkeys(result.pair for result in results))
-    laws = list(dict.fromkeys(result.law for result in results))
-    found = {(result.law, result.pair): result for result in results}
-    lines = [row("law", *pairs), row(*["---"] * (len(pairs) + 1))]
-    for law in laws:
-        marks = [MARKS[found[law, p].outcome] if (law, p) in found else "" for p in pairs]
-        lines.append(row(f"`{law}`", *marks))
-    lines += ["", "✓ held · not declared, so not bound ? not run"]
+    """Make a Markdown table of a row for every pair, with the reasons of gaps below it.
+
+    A row says how many of the laws that bind the pair it keeps, which of them it does not, and which laws do not bind it.
+    """
+    pairs: dict[str, list[Result]] = {}
+    for result in results:
+        pairs.setdefault(result.pair, []).append(result)
+    lines = [row("pair", "laws held", "not held", "laws that do not bind"), row(*["---"] * 4)]
+    for pair, own in pairs.items():
+        held = sum(result.outcome == "held" for result in own)
+        binding = sum(result.outcome != "n/a" for result in own)
+        others = [r for r in own if r.outcome not in ("held", "n/a")]
+        broken = ", ".join(f"`{r.law}` ({r.outcome})" for r in others)
+        free = ", ".join(f"`{r.law}`" for r in own if r.outcome == "n/a")
+        lines.append(row(pair, f"{held} of {binding}", broken or "none", free or "none"))
     gaps = [r for r in results if r.outcome == "gap"]
-    lines += [f"- gap `{gap.law}` of {gap.pair}: {gap.why}" for gap in gaps]
+    if gaps:
+        lines += ["", *(f"- gap `{gap.law}` of {gap.pair}: {gap.why}" for gap in gaps)]
     return "\n".join(lines)
 
 
