@@ -11,6 +11,7 @@ from memwrite.state import StateKind
 from memwrite_kv.budget import BudgetConfig
 from memwrite_kv.candidates import Score
 from memwrite_kv.compaction import CompactConfig, CompactWriter, MatchingConfig
+from memwrite_kv.fastgen import FastGenConfig, FastGenWriter
 from memwrite_kv.pooling import MeanPoolWriter
 from memwrite_kv.scores.accumulated_attention import (
     AccumulatedAttention,
@@ -117,6 +118,12 @@ WRITERS = [
         ThinkConfig,
         ThinkWriter,
         THIN.name,
+    ),
+    _plugin(
+        "fastgen",
+        "in each head the slots of the cheapest policy that recovers its attention",
+        FastGenConfig,
+        FastGenWriter,
     ),
     _plugin("mean-pool", "means of neighbouring slots", BudgetConfig, MeanPoolWriter),
     selection("random-slots", "control: slots without any reason", BudgetConfig, Random),

@@ -99,6 +99,42 @@ def channels(queries: Tensor, keys: Tensor, kept: int) -> list[list[int]]:
     return chosen
 
 
+def policies(
+    seen: Seen, marks: Sequence[int], sinks: int, local: float, frequent: float
+) -> list[list[tuple[float, set[int]]]]:
+    """Return for each key head FastGen's policies, cheapest first: what they recover, and the slots that they keep.
+
+    Args:
+        seen: of the text alone.
+        marks: 2 for special tokens, 1 for punctuation, else 0.
+        sinks: first tokens that count as special.
+        local: share of the tokens that are local to a token.
+        frequent: share of the tokens that are frequent.
+    """
+    count, group = len(marks), seen.queries.shape[0] // seen.keys.shape[0]
+    window, heads = max(1, int(local * count + 1e-9)), []
+    special = {i for i, mark in enumerate(marks) if mark == 2 or i < sinks}
+    punctuated = special | {i for i, mark in enumerate(marks) if mark == 1}
+    for head in range(seen.keys.shape[0]):
+        queries = range(head * group, (head + 1) * group)
+        paid = [(t, seen.attention(query, t)) for query in queries for t in range(count)]
+        total = [0.0] * count
+        for _, row in paid:
+            for i, weight in enumerate(row):
+                total[i] += weight
+        ranked = [i for _, i in sorted((-weight, i) for i, weight in enumerate(total))]
+        frequented = punctuated | set(ranked[: math.ceil(frequent * count - 1e-9)])
+        found = []
+        for kept, near in ((special, 0), (punctuated, 0), (frequented, 0), (frequented, window)):
+            share = 0.0
+            for token, row in paid:
+                own = (w for i, w in enumerate(row) if i in kept or i > token - near)
+                share += sum(own) / len(paid)
+            found.append((share, kept | set(range(count - near, count))))
+        heads.append([*found, (1.0, set(range(count)))])
+    return heads
+
+
 def last_queries(seen: Seen, window: int, pool: int) -> list[list[float]]:
     """Return SnapKV's score: the mean attention of the last tokens, averaged over neighbouring slots."""
     count = seen.queries.shape[1]

@@ -81,3 +81,8 @@ def test_mean_pool(law) -> None:
 @conformance(BY_NAME["think"], reader="thin-key-value", params={"slots": 4, "window": 2, "pool": 3})
 def test_think(law) -> None:
     law()
+
+
+@conformance(BY_NAME["fastgen"], reader="key-value", params={"slots": 4})
+def test_fastgen(law) -> None:
+    law()
