@@ -75,7 +75,8 @@ def whole_matrices(model: str, dtype: str) -> Memory:
 
 def compiled(memory: Memory) -> Memory:
     """Compile each decoder layer with its corrections."""
-    torch._dynamo.config.cache_size_limit = 256  # a variant for each layer's corrections and each form of cache
+    # A variant for each layer's corrections and each form of cache.
+    torch._dynamo.config.cache_size_limit = 256
     for layer in blocks(memory.model):
         layer.compile()
     return memory
