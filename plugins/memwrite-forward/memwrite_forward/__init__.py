@@ -1,4 +1,4 @@
-"""memwrite-forward: vectors that forward passes leave: RMT (arXiv 2207.06881) and MemoryPrompt (arXiv 2402.15268)."""
+"""memwrite-forward: vectors that forward passes leave (RMT, MemoryPrompt, Memformer)."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
 from memwrite_forward import rmt
 from memwrite_forward.config import ForwardConfig
+from memwrite_forward.memformer import MemformerConfig, MemformerWriter
 from memwrite_forward.memory_prompt import MemoryPromptConfig, MemoryPromptWriter
 from memwrite_forward.writer import ForwardWriter
 
 __all__ = [
     "FORWARD",
+    "MEMFORMER",
     "MEMORY_PROMPT",
     "ForwardConfig",
     "ForwardWriter",
+    "MemformerConfig",
+    "MemformerWriter",
     "MemoryPromptConfig",
     "MemoryPromptWriter",
     "memwrite_importers",
@@ -45,11 +49,22 @@ MEMORY_PROMPT = WriterPlugin(
     slots="slots",
 )
 
+MEMFORMER = WriterPlugin(
+    api=2,
+    name="memformer",
+    summary="M prefix vectors that attend to each segment, each for itself, and forget",
+    config=MemformerConfig,
+    build=MemformerWriter,
+    emits="prefix",
+    capabilities=Capabilities(streaming=True, differentiable=True),
+    slots="slots",
+)
+
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers."""
-    return [FORWARD, MEMORY_PROMPT]
+    return [FORWARD, MEMORY_PROMPT, MEMFORMER]
 
 
 @hookimpl

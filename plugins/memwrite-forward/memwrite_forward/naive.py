@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from memwrite.protocols import Backbone
+from memwrite_forward.memformer import MemformerWriter
 from memwrite_forward.memory_prompt import MemoryPromptWriter
 
 
@@ -35,3 +36,27 @@ def prompt(
         cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
         memory = leave.sigmoid() * cell.tanh()
     return memory, cell
+
+
+def slots(writer: MemformerWriter, backbone: Backbone, segments: list[list[int]]) -> Tensor:
+    """Return Memformer's slots (k, D) after the segments, one slot, head and token at a time."""
+    attention, config = writer.attention, writer.config
+    w_q, w_k, w_v = attention.query.weight, attention.key.weight, attention.value.weight
+    size = w_q.shape[0] // config.heads
+    memory = torch.stack([vector / vector.norm() for vector in writer.forgetting])
+    for ids in segments:
+        embedded = backbone.embed(torch.tensor([ids], dtype=torch.int64))
+        tokens = backbone.forward(torch.cat([memory[None], embedded], 1)).hidden[0, len(memory) :]
+        found = torch.zeros_like(memory)
+        for number, slot in enumerate(memory):
+            for head in range(config.heads):
+                part = slice(head * size, (head + 1) * size)
+                keys = [w_k @ slot, *(w_k @ token for token in tokens)]
+                values = [slot, *(w_v @ token for token in tokens)]
+                logits = [(w_q @ slot)[part] @ key[part] / size**0.5 for key in keys]
+                weights = [(logit / config.temperature).exp() for logit in logits]
+                for weight, value in zip(weights, values, strict=True):
+                    found[number, part] += weight / sum(weights) * value[part]
+        biased = found + writer.forgetting
+        memory = torch.stack([vector / vector.norm() for vector in biased])
+    return memory

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwrite_forward import FORWARD, MEMORY_PROMPT
+from memwrite_forward import FORWARD, MEMFORMER, MEMORY_PROMPT
 from memwrite_specs import conformance
 
 
@@ -17,4 +17,9 @@ def test_the_forward_writer(law) -> None:
     params={"slots": 2, "segment": 4, "hidden": 8, "output": 8, "init_gain": 1.0},
 )
 def test_memory_prompt(law) -> None:
+    law()
+
+
+@conformance(MEMFORMER, reader="prefix", params={"slots": 2, "segment": 4, "heads": 2})
+def test_memformer(law) -> None:
     law()
