@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from memwrite.plugins import Capabilities, ImporterPlugin, WriterPlugin, hookimpl
+from memwrite.plugins import Capabilities, ImporterPlugin, ReaderPlugin, WriterPlugin, hookimpl
 from memwrite_compress import released
+from memwrite_compress.aggregate import AggregateConfig, AggregateReader
 from memwrite_compress.autocompressor import AutoCompressorConfig, AutoCompressorWriter
 from memwrite_compress.ccm import (
     CcmConcatConfig,
@@ -17,14 +18,19 @@ from memwrite_compress.config import CompressionConfig
 from memwrite_compress.gist import GistWriter
 from memwrite_compress.icae import IcaeConfig, IcaeWriter
 from memwrite_compress.kv500x import Compressor500xConfig, Compressor500xWriter
+from memwrite_compress.mac import MacWriter
 
 __all__ = [
+    "AGGREGATE",
     "AUTOCOMPRESSOR",
     "CCM_CONCAT",
     "CCM_MERGE",
     "COMPRESSOR_500X",
     "GIST",
     "ICAE",
+    "MAC",
+    "AggregateConfig",
+    "AggregateReader",
     "AutoCompressorConfig",
     "AutoCompressorWriter",
     "CcmConcatConfig",
@@ -37,7 +43,9 @@ __all__ = [
     "GistWriter",
     "IcaeConfig",
     "IcaeWriter",
+    "MacWriter",
     "memwrite_importers",
+    "memwrite_readers",
     "memwrite_writers",
 ]
 
@@ -101,12 +109,36 @@ ICAE = WriterPlugin(
     capabilities=Capabilities(differentiable=True),
     slots="slots",
 )
+MAC = WriterPlugin(
+    api=2,
+    name="mac",
+    summary="last hidden states of tokens behind each segment, in a bank that grows and has no order (MAC)",
+    config=CompressionConfig,
+    build=MacWriter,
+    emits="prefix",
+    capabilities=Capabilities(streaming=True, differentiable=True, order_free=True, mergeable=True),
+    slots="slots",
+)
+AGGREGATE = ReaderPlugin(
+    api=2,
+    name="aggregate",
+    summary="what every position finds in a bank of vectors, in whatever order these are (MAC)",
+    config=AggregateConfig,
+    build=AggregateReader,
+    accepts=AggregateReader.accepts,
+)
+
+
+@hookimpl
+def memwrite_readers() -> Sequence[ReaderPlugin]:
+    """Declare the reader of banks."""
+    return [AGGREGATE]
 
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the compressors."""
-    return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, AUTOCOMPRESSOR, ICAE]
+    return [GIST, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, AUTOCOMPRESSOR, ICAE, MAC]
 
 
 @hookimpl

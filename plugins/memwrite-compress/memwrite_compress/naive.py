@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from memwrite.backbones.attention_observer import observing
 from memwrite.backbones.corrections import correcting
 from memwrite.backbones.transformers import TransformersBackbone
 from memwrite.protocols import KeyValues, LayerActivations, ProjectionDeltas
+from memwrite_compress.aggregate import Block
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,25 @@ def summaries(
         hidden = backbone.forward(inputs[None], corrections=corrections).hidden[0, -count:]
         memory = torch.cat([memory, hidden])[-keep * count :]
     return memory
+
+
+def aggregated(block: Block, asked: Tensor, bank: Tensor) -> Tensor:
+    """Return what one position (D,) becomes in a block of MAC's aggregation over a bank (M, D), a head and a vector at a time."""
+    heads = block.heads
+    query = (block.query.weight @ block.norm(asked)).reshape(heads, -1)
+    parts = []
+    for head in range(heads):
+        logits, values = [], []
+        for vector in bank:
+            normed = block.bank_norm(vector)
+            key = (block.key.weight @ normed).reshape(heads, -1)[head]
+            logits.append(float(query[head] @ key) / math.sqrt(len(key)))
+            values.append((block.value.weight @ normed).reshape(heads, -1)[head])
+        weights = [math.exp(logit - max(logits)) for logit in logits]
+        parts.append(sum(w / sum(weights) * v for w, v in zip(weights, values, strict=True)))
+    asked = asked + block.out.weight @ torch.cat(parts) + block.out.bias
+    inner = nn.functional.gelu(block.up.weight @ block.mlp_norm(asked) + block.up.bias)
+    return asked + block.down.weight @ inner + block.down.bias
 
 
 def run(

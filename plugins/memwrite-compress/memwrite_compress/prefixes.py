@@ -12,7 +12,7 @@ from memwrite.modules.memory_tokens import learned
 from memwrite.protocols import Backbone, WriteOutput
 from memwrite.state import MemoryState, PackedTokens, StateSpec
 from memwrite_compress.config import CompressionConfig, at_least
-from memwrite_compress.tokens import adapters, behind, gathered, lora_of, newest, segments
+from memwrite_compress.tokens import gathered, last_hidden, lora_of, newest, segments
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,8 @@ class PrefixCompressor(nn.Module):
 
     def _compressed(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the last hidden states (B, m, D) of the tokens behind the parts."""
-        inputs, lengths, at = behind(parts, self.tokens)
-        run = self._backbone.forward(
-            inputs.to(self._backbone.info.dtype),
-            corrections=adapters(self.lora, None),
-            lengths=lengths,
-        )
-        return gathered(run.hidden, at).to(self.spec.dtype)
+        hidden = last_hidden(self._backbone, self.lora, self.tokens, parts)
+        return hidden.to(self.spec.dtype)
 
     def _vectors(self, state: MemoryState) -> tuple[Tensor, Tensor]:
         """Return a state's vectors (B, n, D), and which are real, (B, n)."""

@@ -43,6 +43,17 @@ def behind(parts: Sequence[tuple[Tensor, Tensor]], tokens: Tensor) -> tuple[Tens
     return gathered(torch.cat(joined, 1), real_first(mask)), lengths, at
 
 
+def last_hidden(
+    backbone: Backbone, lora: nn.ModuleList, tokens: Tensor, parts: Sequence[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Return the last hidden states (B, m, D) of the tokens behind several parts, as `behind` takes them."""
+    inputs, lengths, at = behind(parts, tokens)
+    run = backbone.forward(
+        inputs.to(backbone.info.dtype), corrections=adapters(lora, None), lengths=lengths
+    )
+    return gathered(run.hidden, at)
+
+
 def gathered(hidden: Tensor, at: Tensor) -> Tensor:
     """Return hidden (B, T, D) at places (B, m): (B, m, D)."""
     return hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1]))

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from memwrite_compress import AUTOCOMPRESSOR, CCM_CONCAT, CCM_MERGE, COMPRESSOR_500X, GIST, ICAE
+from memwrite_compress import (
+    AUTOCOMPRESSOR,
+    CCM_CONCAT,
+    CCM_MERGE,
+    COMPRESSOR_500X,
+    GIST,
+    ICAE,
+    MAC,
+)
 from memwrite_specs import conformance
 
 
@@ -52,4 +60,14 @@ def test_autocompressor(law) -> None:
     params={"slots": 2, "segment": 4, "init_std": 0.5, "autoencoding_weight": 0.5},
 )
 def test_icae(law) -> None:
+    law()
+
+
+@conformance(
+    MAC,
+    reader="aggregate",
+    params={"slots": 2, "segment": 4, "init_std": 0.5},
+    reader_params={"heads": 2, "head_dim": 4, "init_std": 0.5},
+)
+def test_mac(law) -> None:
     law()
