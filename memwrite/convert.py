@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from memwrite.backbones.loading import load_backbone
-from memwrite.checkpoints import peft_state
+from memwrite.checkpoints import peft_state, prompt_embeds
 from memwrite.checkpoints.run_folder import CONFIG_FILE
 from memwrite.config import BackboneConfig, Config, PartConfig
 from memwrite.errors import ConfigError, InputError, StorageError
@@ -21,6 +21,8 @@ from memwrite.state import MemoryState
 
 #: The format of states that `export_state` writes and `import_state` reads.
 PEFT = "peft"
+#: The format of a state and a prompt that `export_prompt` writes.
+PROMPT_EMBEDS = "prompt-embeds"
 
 
 def import_run(importer: str, folder: str | Path, out: str | Path, base: str | Path | None) -> None:
@@ -94,18 +96,60 @@ def export_state(path: str | Path, out: str | Path) -> None:
         ConfigError: peft has no form for such a memory.
         StorageError: the file cannot be used, or `out` exists or cannot be written.
     """
+    memory, state = _at_rest(path, out)
+    backbone = memory.config.backbone
+    base = str(backbone.path or backbone.type)
+    peft_state.save(memory.reader.condition(state), memory.backbone, base, Path(out))
+
+
+@torch.no_grad()
+def embed_prompt(
+    memory: Memory, state: MemoryState, prompt: str = "", raw: bool | None = None
+) -> Tensor:
+    """Return one memory and a prompt as vLLM's prompt embeddings (M + T, D), in the model's dtype.
+
+    Args:
+        memory: that reads the state.
+        state: one row of kind "prefix".
+        prompt: as `Memory.ask` takes it, and put behind the memory as there.
+        raw: as in `Memory.ask`.
+
+    Raises:
+        InputError: the state has several rows.
+        ConfigError: it is of another kind, or its model embeds tokens by more than a table.
+    """
+    if state.batch_size not in (None, 1):
+        raise InputError(f"the state holds {state.batch_size} memories, and a prompt goes with one")
+    ids = memory.prompt(state, prompt, raw).ids[0].to(memory.backbone.info.device)
+    return prompt_embeds.embedded(memory.reader.condition(state), memory.backbone, ids)
+
+
+def export_prompt(
+    path: str | Path, out: str | Path, prompt: str = "", raw: bool | None = None
+) -> None:
+    """Write the memory in the state file `path` and a prompt as the folder `out`, prompt embeddings for vLLM in two forms.
+
+    Raises:
+        InputError: the file holds several memories.
+        ConfigError: prompt embeddings cannot say what such a memory does.
+        StorageError: the file cannot be used, or `out` exists or cannot be written.
+    """
+    memory, state = _at_rest(path, out)
+    prompt_embeds.save(embed_prompt(memory, state, prompt, raw), Path(out))
+
+
+def _at_rest(path: str | Path, out: str | Path) -> tuple[Memory, MemoryState]:
+    """Return the one memory in a state file, which is to become the folder `out` for a model without adapters."""
     if Path(out).exists():
         raise StorageError(f"'{out}' exists already: name another folder")
     memory, state = Memory.load(path)
     if state.batch_size not in (None, 1):
-        raise InputError(f"'{path}' holds {state.batch_size} memories, and an adapter is one")
-    backbone = memory.config.backbone
-    if backbone.adapter is not None:
+        raise InputError(f"'{path}' holds {state.batch_size} memories, and one can be exported")
+    if memory.config.backbone.adapter is not None:
         raise ConfigError(
-            "this memory's model has an adapter (backbone.adapter), and peft would read the memory without it"
+            "this memory's model has an adapter (backbone.adapter), and others would read the memory without it"
         )
-    base = str(backbone.path or backbone.type)
-    peft_state.save(memory.reader.condition(state), memory.backbone, base, Path(out))
+    return memory, state
 
 
 @torch.no_grad()

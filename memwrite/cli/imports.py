@@ -28,16 +28,28 @@ def import_(importer: str, folder: str, out: str, base: str | None) -> None:
 @click.argument("source")
 @click.argument("out")
 @click.option(
-    "--format", required=True, help="'peft' for a state file; an importer for a run folder."
+    "--format",
+    required=True,
+    help="'peft' or 'prompt-embeds' for a state file; an importer for a run folder.",
 )
-def export(source: str, out: str, format: str) -> None:
+@click.option(
+    "--prompt",
+    help="What is asked of the memory, with 'prompt-embeds'; by default the memory stands alone.",
+)
+@click.option("--raw", is_flag=True, help="Continue the prompt, whatever the model.")
+def export(source: str, out: str, format: str, prompt: str | None, raw: bool) -> None:
     """Write SOURCE as the folder OUT, in the format of another project.
 
-    A state file becomes an adapter for `peft`. A run folder becomes what one of the importers reads (see `memwrite plugins`).
+    A state file becomes an adapter for `peft`; or, with a prompt behind it, `prompt-embeds` for vLLM. A run folder becomes
+    what one of the importers reads (see `memwrite plugins`).
     """
-    from memwrite.convert import PEFT, export_run, export_state
+    from memwrite.convert import PEFT, PROMPT_EMBEDS, export_prompt, export_run, export_state
 
-    if format == PEFT:
+    if format == PROMPT_EMBEDS:
+        export_prompt(source, out, prompt or "", raw or None)
+    elif prompt is not None or raw:
+        raise click.UsageError(f"--prompt and --raw go with --format {PROMPT_EMBEDS}")
+    elif format == PEFT:
         export_state(source, out)
     else:
         export_run(format, source, out)
