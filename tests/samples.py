@@ -89,6 +89,64 @@ LOCOMO: list[dict[str, Any]] = [
     }
 ]  # fmt: skip
 
+LONGMEMEVAL: list[dict[str, Any]] = [
+    {
+        "question_id": "a1",
+        "question_type": "single-session-user",
+        "question": "How many bees?",
+        "answer": 12,
+        "question_date": "2023/06/01 (Thu) 10:00",
+        "haystack_session_ids": ["s2", "answer_s1"],
+        "haystack_dates": ["2023/05/21 (Sun) 08:00", "2023/05/20 (Sat) 02:21"],
+        "haystack_sessions": [
+            [{"role": "user", "content": "It rains."}],
+            [
+                {"role": "user", "content": "I keep 12 bees. ", "has_answer": True},
+                {"role": "assistant", "content": "Nice."},
+            ],
+        ],
+        "answer_session_ids": ["answer_s1"],
+    },
+    {
+        "question_id": "a2_abs",
+        "question_type": "multi-session",
+        "question": "Which cat?",
+        "answer": "You did not mention a cat.",
+        "question_date": "2023/06/02 (Fri) 09:00",
+        "haystack_session_ids": ["s2"],
+        "haystack_dates": ["2023/05/21 (Sun) 08:00"],
+        "haystack_sessions": [[{"role": "user", "content": "It rains."}]],
+        "answer_session_ids": [],
+    },
+]
+
+MEMORY_AGENT_BENCH: list[dict[str, Any]] = [
+    {
+        "context": "1. The king is Ann. 2. The king is Bob.",
+        "questions": ["Who is the king?", "Who was not?"],
+        "answers": [["Bob", "King Bob", "Bob"], "Ann"],
+        "metadata": {"source": "factconsolidation_sh_6k", "qa_pair_ids": ["f0", "f1"]},
+    },
+    {
+        "context": "It rains.\nlabel: 3",
+        "questions": ["It snows."],
+        "answers": [["3"]],
+        "metadata": {"source": "icl_weather", "qa_pair_ids": ["i0"]},
+    },
+    {
+        "context": "Ann left. Bob sat.",
+        "questions": ["What happened then?"],
+        "answers": [["Bob sat."], ["He sat."]],
+        "metadata": {"source": "eventqa_full"},
+    },
+    {
+        "context": "A film.",
+        "questions": ["Which film?"],
+        "answers": [["17"]],
+        "metadata": {"source": "recsys_redial_full"},
+    },
+]
+
 QA = """{"context": "Ann ran. Bob sat.", "question": "Who ran?", "answers": ["Ann", "she", "Ann"]}
 
 {"context": "It is late.", "question": "How late?", "answers": 11, "group": "times"}
@@ -101,6 +159,8 @@ SAMPLES: dict[str, str] = {
     "babi": BABI,
     "squad": json.dumps(SQUAD),
     "locomo": json.dumps(LOCOMO),
+    "longmemeval": json.dumps(LONGMEMEVAL),
+    "memory-agent-bench": json.dumps(MEMORY_AGENT_BENCH[:3]),
     "qa": QA,
 }
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from memwrite_specs import LAWS
+from samples import LONGMEMEVAL, MEMORY_AGENT_BENCH
 
 from memwrite import Memory
 from memwrite.cli.main import main
@@ -90,6 +91,32 @@ def test_the_page_on_comparing_does_what_it_says(
         assert result.exit_code == 0, result.output
         report = json.loads(Path(words[-1], "report.json").read_text())
         assert all(row["mean"] is not None and not row["failures"] for row in report["rows"])
+
+
+def test_the_page_on_benchmarks_of_others_does_what_it_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands and its loop run on small files of the benchmarks' forms, with a small model."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    found = blocks((ROOT / "docs" / "harness.md").read_text())
+    (config,) = (content for language, content in found if language == "yaml")
+    Path("longmemeval.yaml").write_text(config.replace("smollm2-135m", "models/tiny-lm"))
+    Path("longmemeval_oracle.json").write_text(json.dumps(LONGMEMEVAL))
+    write_table(pyarrow.Table.from_pylist(MEMORY_AGENT_BENCH[1:3]), "Conflict_Resolution.parquet")
+    (commands,) = (content for language, content in found if language == "sh")
+    for command, questions in zip(commands.splitlines(), (2, 2), strict=True):
+        result = CliRunner().invoke(main, [*shlex.split(command)[1:], "--json"])
+        assert result.exit_code == 0, result.output
+        assert json.loads(result.stdout)["memory"]["questions"] == questions
+    (loop,) = (content for language, content in found if language == "python")
+    printed(loop)
+    said = [json.loads(line) for line in Path("hypotheses.jsonl").read_text().splitlines()]
+    assert [each["question_id"] for each in said] == ["a1", "a2_abs"]
+    assert all(each["hypothesis"] for each in said)
 
 
 @pytest.mark.parametrize("page", HOOKS, ids=lambda page: page.stem)

@@ -23,6 +23,7 @@ class AnswerScores:
         token_accuracy: labelled tokens predicted right, each given the right ones before it.
         bits: mean negative log2-likelihood of a labelled token, given the right ones before it.
         word_match: decoded answers that are, normalised, one of the right ones; None where answers are no phrases.
+        word_contained: decoded answers that hold a right one, both normalised; None likewise.
         word_f1: words that decoded answers share with right ones, see `word_f1`; None likewise.
     """
 
@@ -33,6 +34,7 @@ class AnswerScores:
     token_accuracy: float
     bits: float
     word_match: float | None
+    word_contained: float | None
     word_f1: float | None
 
 
@@ -80,7 +82,7 @@ class AnswerEvaluation(Cost):
 def _table(rows: Mapping[str, AnswerScores | None]) -> list[str]:
     phrases = any(scores and scores.word_f1 is not None for scores in rows.values())
     columns = ["exact match", "95% interval", "tokens right", "bits per token"]
-    columns += ["EM in words", "F1"] if phrases else []
+    columns += ["EM in words", "contained", "F1"] if phrases else []
     return table(columns, {name: _cells(scores) for name, scores in rows.items()})
 
 
@@ -88,7 +90,7 @@ def _cells(scores: AnswerScores | None) -> list[str]:
     if scores is None:
         return ["-"]
     low, high = scores.interval
-    shares = [scores.word_match, scores.word_f1]
+    shares = [scores.word_match, scores.word_contained, scores.word_f1]
     return [
         f"{scores.exact_match:.1%}",
         f"{low:.1%} to {high:.1%}",

@@ -20,7 +20,7 @@ from memwrite.evaluation.answer_table import AnswerEvaluation, AnswerScores
 from memwrite.evaluation.controls import context_visible, evaluation_mode, parts, readings
 from memwrite.evaluation.cost import Meter
 from memwrite.evaluation.scores import effective_count, wilson
-from memwrite.evaluation.words import word_f1, word_match
+from memwrite.evaluation.words import word_contained, word_f1, word_match
 from memwrite.protocols import Predictions
 from memwrite.state import MemoryState, Tokens
 from memwrite.tasks.base import IGNORED, EvaluatedMemory, Example, Examples, collate
@@ -229,5 +229,6 @@ def _scores(answers: Sequence[_Answer]) -> AnswerScores:
         token_accuracy=sum(answer.right for answer in answers) / tokens,
         bits=sum(answer.bits for answer in answers) / tokens,
         word_match=fmean(word_match(*pair) for pair in pairs) if pairs else None,
+        word_contained=fmean(word_contained(*pair) for pair in pairs) if pairs else None,
         word_f1=fmean(word_f1(*pair) for pair in pairs) if pairs else None,
     )

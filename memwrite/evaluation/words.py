@@ -21,6 +21,12 @@ def word_match(answer: str, right: Sequence[str]) -> float:
     return float(any(normalized(answer) == normalized(text) for text in right))
 
 
+def word_contained(answer: str, right: Sequence[str]) -> float:
+    """Return 1 if one of the right answers stands in the answer, both normalised, else 0 (substring exact match)."""
+    said = " ".join(normalized(answer))
+    return float(any(" ".join(normalized(text)) in said for text in right))
+
+
 def word_f1(answer: str, right: Sequence[str]) -> float:
     """Return the harmonic mean of precision and recall of the answer's words, by the right answer that it is nearest to.
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from memwrite.errors import ConfigError, InputError
+from memwrite.utils.extras import extra
 
 T = TypeVar("T")
 
@@ -70,15 +71,20 @@ def read_text(path: Path) -> str:
         ConfigError: it cannot be read.
         InputError: it is not UTF-8.
     """
+    data = _read_bytes(path)
     try:
-        data = path.read_bytes()
         text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"task.params.files: '{path}' cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(f"'{path}', line {line}: not UTF-8 text (byte {error.start})") from None
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"task.params.files: '{path}' cannot be read: {error.strerror}") from None
 
 
 @dataclass(frozen=True)
@@ -223,6 +229,43 @@ def read_json_lines(path: Path) -> list[Node]:
     if not lines:
         raise InputError(f"'{path}' is empty")
     return lines
+
+
+def read_records(path: Path, field: str) -> list[Node]:
+    """Read the objects of a JSON list, of JSON Lines, or of a parquet file's rows.
+
+    Args:
+        path: the file, as its ending has it: .parquet, .jsonl, or else JSON.
+        field: one that all of them must have.
+
+    Raises:
+        ConfigError: it cannot be read.
+        InputError: it is of no such form, or holds nothing.
+        MissingExtra: it is parquet, and pyarrow is not installed.
+    """
+    if path.suffix == ".parquet":
+        records = _parquet_rows(path)
+    elif path.suffix == ".jsonl":
+        records = read_json_lines(path)
+    else:
+        records = [*read_json(path).items()]
+    if not records:
+        raise InputError(f"'{path}' is empty")
+    for record in records:
+        record.get(field)
+    return records
+
+
+def _parquet_rows(path: Path) -> list[Node]:
+    with extra("parquet"):
+        from pyarrow import ArrowException, BufferReader
+        from pyarrow.parquet import read_table
+    data = _read_bytes(path)
+    try:
+        rows = read_table(BufferReader(data)).to_pylist()
+    except (ArrowException, OSError) as error:
+        raise InputError(f"'{path}' is no parquet file: {error}") from None
+    return [Node(path, f"row {number}", row) for number, row in enumerate(rows, 1)]
 
 
 def _kind(value: object) -> str:

@@ -21,7 +21,7 @@ from memwrite.cli.main import main
 from memwrite.errors import InputError
 from memwrite.evaluation import answers
 from memwrite.evaluation.answers import evaluate
-from memwrite.evaluation.words import normalized, word_f1, word_match
+from memwrite.evaluation.words import normalized, word_contained, word_f1, word_match
 from memwrite.plugins import TaskPlugin, hookimpl, register, registry
 from memwrite.protocols import Predictions, WriteOutput
 from memwrite.state import MemoryState, StateSpec, Tokens
@@ -40,6 +40,8 @@ def test_answers_in_words_are_compared_without_case_articles_and_punctuation() -
     assert word_match("the Normans.", ["Vikings", "normans"]) == 1
     assert word_match("Normans of old", ["Normans"]) == 0
     assert normalized("theatre a") == ["theatre"]
+    assert word_contained("It was the  Normans, of old.", ["Vikings", "Normans of old"]) == 1
+    assert word_contained("Norman", ["Normans"]) == 0
 
 
 def test_shared_words() -> None:
@@ -155,6 +157,7 @@ def test_words_are_worth_something_where_tokens_are_not(tmp_path: Path) -> None:
     # Decoding stops at the length of the longest right answer, so only the shorter ones are said to their ends.
     assert found.memory.word_match == pytest.approx(2 / 3)
     assert found.groups["with an answer"].word_match == 1
+    assert found.memory.word_contained == pytest.approx(2 / 3)
     assert found.groups["with an answer"].questions == 2
     assert found.groups["without an answer"].word_f1 == 0
     assert judged(examples).memory.word_match == 1

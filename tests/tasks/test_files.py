@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from samples import BABI, CODEC, LOCOMO, PROSE, QA, SAMPLES, SQUAD, config, made
+from samples import (
+    BABI,
+    CODEC,
+    LOCOMO,
+    LONGMEMEVAL,
+    MEMORY_AGENT_BENCH,
+    PROSE,
+    QA,
+    SAMPLES,
+    SQUAD,
+    config,
+    made,
+)
 
 from memwrite.backbones.tokenizers import load_tokenizer, train_words
 from memwrite.errors import ConfigError, InputError
@@ -201,6 +213,67 @@ def test_locomo_as_a_whole(tmp_path: Path) -> None:
     found = task.evaluation()
     assert [len(example.queries) for example in found] == [2, 2, 1]
     assert len({tuple(example.context) for example in found}) == 1
+
+
+def test_longmemeval_tells_sessions_by_date(tmp_path: Path) -> None:
+    first, second = made("longmemeval", tmp_path, held_out=1).evaluation()
+    rain = ["2023/05/21 (Sun) 08:00", " user: It rains."]
+    bees = ["2023/05/20 (Sat) 02:21", " user: I keep 12 bees.", " assistant: Nice."]
+    assert spelt(first) == (
+        [*bees, f" {rain[0]}", rain[1]],
+        [("\nCurrent date: 2023/06/01 (Thu) 10:00\nQuestion: How many bees?\nAnswer:", " 12")],
+    )
+    assert spelt(second)[0] == rain
+    assert [e.questions[0].group for e in (first, second)] == ["single-session-user", "abstention"]
+
+
+def test_memory_agent_bench_puts_questions_as_their_source_wants(tmp_path: Path) -> None:
+    facts, labels, events = made("memory-agent-bench", tmp_path, held_out=1).evaluation()
+    told, asked = spelt(facts)
+    assert "".join(told) == MEMORY_AGENT_BENCH[0]["context"]
+    rule = "\nWhere facts disagree, the one with the largest number is right."
+    assert asked == [
+        (f"{rule}\nQuestion: Who is the king?\nAnswer:", " Bob"),
+        (f"{rule}\nQuestion: Who was not?\nAnswer:", " Ann"),
+    ]
+    assert facts.questions[0].answers == ("Bob", "King Bob")
+    assert spelt(labels)[1] == [("\nIt snows.\nlabel:", " 3")]
+    assert events.questions[0].answers == ("Bob sat.", "He sat.")
+    groups = [example.questions[0].group for example in (facts, labels, events)]
+    assert groups == ["factconsolidation_sh_6k", "icl_weather", "eventqa_full"]
+
+
+def test_memory_agent_bench_of_some_sources(tmp_path: Path) -> None:
+    whole = json.dumps(MEMORY_AGENT_BENCH)
+    some = {"held_out": 1, "sources": ["icl_", "eventqa_full"]}
+    assert len(made("memory-agent-bench", tmp_path, whole, **some).evaluation()) == 2
+    with pytest.warns(UserWarning, match="1 of 4 contexts"):
+        assert len(made("memory-agent-bench", tmp_path, whole, held_out=1).evaluation()) == 3
+    with pytest.raises(
+        InputError, match="none of the sources that are wanted, only eventqa_full, f"
+    ):
+        made("memory-agent-bench", tmp_path, sources=["ruler"])
+
+
+def test_rows_are_the_same_as_json_lines_and_as_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow.parquet import write_table
+
+    rows = [
+        {**row, "answers": [[*map(str, a)] for a in row["answers"]]}
+        for row in MEMORY_AGENT_BENCH[1:3]
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    write_table(pyarrow.Table.from_pylist(rows), tmp_path / "r.parquet")
+    listed = made("memory-agent-bench", tmp_path, json.dumps(rows), held_out=1).evaluation()
+    for name in ("r.jsonl", "r.parquet"):
+        again = made("memory-agent-bench", tmp_path, "", held_out=1, files=[name]).evaluation()
+        assert [*again] == [*listed]
+    (tmp_path / "r.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"r\.parquet' is no parquet file"):
+        made("memory-agent-bench", tmp_path, "", files=["r.parquet"])
+    with pytest.raises(ConfigError, match=r"gone\.parquet' cannot be read: No such file"):
+        made("memory-agent-bench", tmp_path, "", files=["gone.parquet"])
 
 
 # ---- what is trained on, and what is held out --------------------------------------------------
@@ -404,25 +477,38 @@ MISTAKES = [
     ("locomo", f"{ASKED}[0].category", 6, r"qa\[0\].category: should be a number from 1 to 5, is 6"),
     ("locomo", f"{ASKED}[0].answer", None, r"qa\[0\]: 'answer' is missing"),
     ("locomo", f"{ASKED}[0].answer", [1], r"qa\[0\].answer: should be a string, is a list"),
+    ("longmemeval", "[0].question", None, r"\[0\]: 'question' is missing"),
+    ("longmemeval", "[0].haystack_dates[0]", "", r"haystack_dates\[0\]: is empty"),
+    ("longmemeval", "[1].haystack_dates", [], r"\[1\].haystack_sessions: 1 sessions of 0 dates"),
+    ("longmemeval", "[0].haystack_sessions[0][0].role", None, r"sessions\[0\]\[0\]: 'role' is missing"),
+    ("memory-agent-bench", "[1].metadata", None, r"\[1\]: 'metadata' is missing"),
+    ("memory-agent-bench", "[0].answers", ["Bob"], r"\[0\].answers: 1 answers of 2 questions"),
+    ("memory-agent-bench", "[0].answers[0]", [], r"\[0\].answers: 2 answers of 2 questions"),
+    ("memory-agent-bench", "[2].answers", [], r"\[2\].answers: 0 answers of 1 questions"),
 ]  # fmt: skip
+JSON_SAMPLES = {
+    "squad": SQUAD,
+    "locomo": LOCOMO,
+    "longmemeval": LONGMEMEVAL,
+    "memory-agent-bench": MEMORY_AGENT_BENCH[:3],
+}
 
 
 @pytest.mark.parametrize(("name", "place", "value", "reason"), MISTAKES)
 def test_damaged_json_files(tmp_path: Path, name: str, place: str, value: Any, reason: str) -> None:
-    sample = SQUAD if name == "squad" else LOCOMO
     with pytest.raises(InputError, match=reason) as error:
-        made(name, tmp_path, changed(sample, place, value))
+        made(name, tmp_path, changed(JSON_SAMPLES[name], place, value))
     assert str(tmp_path / "file") in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["squad", "locomo"])
+@pytest.mark.parametrize("name", JSON_SAMPLES)
 def test_what_is_no_json(tmp_path: Path, name: str) -> None:
     for text, reason in (
         ('{"data":\n [1,, 2]}', "line 2, column 5: not JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
         ("[" + "9" * 5000 + "]", "cannot be read as JSON"),
         ("3", "should be .*, is a number"),
-        ("[]", "should be an object" if name == "squad" else "holds no conversation"),
+        ("[]", {"squad": "should be an object", "locomo": "no conversation"}.get(name, "is empty")),
     ):
         with pytest.raises(InputError, match=reason):
             made(name, tmp_path, text)
@@ -531,7 +617,7 @@ def places(data: Any, way: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     return [found for key in keys for found in [(*way, key), *places(data[key], (*way, key))]]
 
 
-@pytest.mark.parametrize(("name", "sample"), [("squad", SQUAD), ("locomo", LOCOMO)])
+@pytest.mark.parametrize(("name", "sample"), JSON_SAMPLES.items())
 @pytest.mark.filterwarnings("ignore:.*name no session")
 def test_json_of_another_shape_is_read_or_refused(
     tmp_path_factory: pytest.TempPathFactory, name: str, sample: Any

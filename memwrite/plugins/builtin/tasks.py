@@ -23,6 +23,8 @@ from memwrite.tasks.correlated import CorrelatedConfig, CorrelatedTask
 from memwrite.tasks.key_value import KeyValueConfig, KeyValueTask
 from memwrite.tasks.language import LanguageConfig, LanguageTask
 from memwrite.tasks.locomo import LocomoConfig
+from memwrite.tasks.longmemeval import LongMemEvalConfig
+from memwrite.tasks.memory_agent_bench import MemoryAgentBenchConfig
 from memwrite.tasks.mixed import MixedConfig, MixedTask
 from memwrite.tasks.mqar import MqarConfig, MqarTask
 from memwrite.tasks.order import OrderConfig, OrderTask
@@ -87,6 +89,18 @@ def memwrite_tasks() -> Sequence[TaskPlugin]:
         _from_files("qa", "questions on your own texts, JSONL", QaConfig, QuestionsTask),
         _from_files(
             "locomo", "questions on conversations, LoCoMo JSON", LocomoConfig, QuestionsTask
+        ),
+        _from_files(
+            "longmemeval",
+            "questions on a user's chats, LongMemEval JSON",
+            LongMemEvalConfig,
+            QuestionsTask,
+        ),
+        _from_files(
+            "memory-agent-bench",
+            "many questions on long texts, MemoryAgentBench",
+            MemoryAgentBenchConfig,
+            QuestionsTask,
         ),
         TaskPlugin(
             api=2,

@@ -207,7 +207,7 @@ def language(
 @click.option("--files", multiple=True, required=True, help="With questions; may be given again.")
 @click.option(
     "--task",
-    type=click.Choice(["squad", "qa", "locomo"]),
+    type=click.Choice(["squad", "qa", "locomo", "longmemeval", "memory-agent-bench"]),
     default="squad",
     show_default=True,
     help="What the files are: see the tasks of that name.",
