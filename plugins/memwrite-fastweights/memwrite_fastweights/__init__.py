@@ -14,6 +14,7 @@ from memwrite_fastweights.cell import Cell
 from memwrite_fastweights.config import (
     EndToEndConfig,
     LactConfig,
+    LatticeConfig,
     TitansConfig,
     TitansMlpConfig,
     TttConfig,
@@ -21,6 +22,7 @@ from memwrite_fastweights.config import (
 )
 from memwrite_fastweights.end_to_end import EndToEndWriter
 from memwrite_fastweights.lact import LactCell
+from memwrite_fastweights.lattice import LatticeCell
 from memwrite_fastweights.titans import TitansCell
 from memwrite_fastweights.ttt import TttCell
 from memwrite_fastweights.writer import FastWeightsWriter
@@ -72,6 +74,13 @@ LACT = _plugin(
     LactCell,
     kinds.SWIGLU,
 )
+LATTICE = _plugin(
+    "lattice",
+    "slots of length 1, each of which takes on only what is orthogonal to it",
+    LatticeConfig,
+    LatticeCell,
+    kinds.MATRIX,
+)
 TTT_E2E = WriterPlugin(
     api=2,
     name="ttt-e2e",
@@ -93,4 +102,4 @@ def memwrite_kinds() -> Sequence[StateKind]:
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers of fast weights."""
-    return [TITANS, TITANS_MLP, TTT_LINEAR, TTT_MLP, LACT, TTT_E2E]
+    return [TITANS, TITANS_MLP, TTT_LINEAR, TTT_MLP, LACT, LATTICE, TTT_E2E]

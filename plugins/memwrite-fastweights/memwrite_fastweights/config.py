@@ -213,6 +213,34 @@ class LactConfig(ValuesConfig):
 
 
 @dataclass(frozen=True)
+class LatticeConfig(ValuesConfig):
+    """Configures Lattice's memory (arXiv 2504.05646).
+
+    Attributes:
+        rank: Dk, the number of slots, and the width of keys and queries.
+        max_step: what θ stays below; by default 1/chunk, so that no chunk of one key overshoots.
+        step_bias: at the start θ = σ(step_bias) · max_step.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    max_step: float | None = None
+    step_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.most_step < math.inf:
+            raise ValueError(f"max_step must be positive, got {self.max_step}")
+        self._finite("step_bias")
+
+    @property
+    def most_step(self) -> float:
+        """Return what θ stays below."""
+        return 1 / self.chunk if self.max_step is None else self.max_step
+
+
+@dataclass(frozen=True)
 class EndToEndConfig:
     """Configures TTT-E2E (arXiv 2512.23675) with low-rank weights.
 

@@ -87,6 +87,50 @@ def _each(gate: Tensor) -> Tensor:
     return gate[..., None, None]
 
 
+def _unit(slots: Tensor) -> Tensor:
+    """Scale the columns of matrices to length 1."""
+    return F.normalize(slots, dim=-2)
+
+
+def lattice(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    step: Tensor,
+    memory: Weights,
+    start: Weights,
+    count: int,
+    chunk: int,
+) -> tuple[Tensor, Weights, Weights]:
+    """Write and read T tokens by Lattice's rule, with θ; the projection comes of the slots' normalisation alone.
+
+    Args:
+        queries: asked before each token is written.
+        keys: of each slot, how much it has to do with the token.
+        values: what the slots are to reconstruct.
+        step: θ.
+        memory: S, of slots of length 1.
+        start: S at the start of the chunk.
+        count: how many tokens of the chunk have been written.
+        chunk: C.
+
+    Returns:
+        Reads (B, T, H, Dv), and the new S and start.
+    """
+    reads, slots, first = [torch.zeros_like(values[:, :0])], memory["S"], _unit(start["S"])
+    slots = slots / (first * slots).sum(-2, keepdim=True)
+    for t in range(keys.shape[1]):
+        reads.append(_times(_unit(slots), queries[:, t])[:, None])
+        error = lambda m, t=t: (  # noqa: E731
+            0.5 * (_times(_unit(m["S"]), keys[:, t]) - values[:, t]).square().sum(-1)
+        )
+        slots = slots - _each(step[:, t]) * gradient(error, {"S": first})["S"]
+        if (count + t + 1) % chunk == 0:
+            first = slots = _unit(slots)
+            start = {"S": first}
+    return torch.cat(reads, 1), {"S": _unit(slots)}, start
+
+
 def ttt_recall(weights: Mapping[str, Tensor], scale: Tensor, shift: Tensor, x: Tensor) -> Tensor:
     """Return LN(f(x)) of TTT's networks, {"W", "b"} or {"W1", "b1", "W2", "b2"}, for x (B, H, D)."""
     if "W" in weights:

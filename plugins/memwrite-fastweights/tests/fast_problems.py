@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from memwrite_fastweights import lact, naive
 from memwrite_fastweights.chunks import COUNT, Rule, scan
 from memwrite_fastweights.lact import LactRule
+from memwrite_fastweights.lattice import LatticeRule
 from memwrite_fastweights.titans import MOMENTUM, START, TitansRule
 from memwrite_fastweights.ttt import GRADIENT, TttRule
 from torch import Tensor
@@ -241,12 +242,37 @@ def lact_(problem: Problem, muon: bool = False, momentum: bool = True) -> Made:
     return Made(lambda _: rule, queries, tokens, state, oracle, {})
 
 
+def lattice(problem: Problem) -> Made:
+    """Lattice's rule; what a slot has moved by in its chunk is orthogonal to where it began."""
+    draw, width, height = Draws(problem), problem.width, problem.height
+    count = problem.count % problem.chunk
+    tokens = {
+        "keys": F.normalize(draw.tokens(width), dim=-1),
+        "values": draw.tokens(height),
+        "step": draw.gates() / problem.chunk,
+    }
+    first = F.normalize(draw.held(height, width), dim=-2)
+    slots = F.normalize(first + 0.3 * draw.held(height, width), dim=-2) if count else first
+    state: Tensors = {COUNT: torch.full((problem.batch,), count), "S": slots, START + "S": first}
+
+    def oracle(made: Made) -> Tensors:
+        step = made.tokens["step"][..., 0]
+        given = (made.queries, made.tokens["keys"], made.tokens["values"], step)
+        held = [{"S": made.state[prefix + "S"]} for prefix in ("", START)]
+        reads, *after = naive.lattice(*given, *held, count, problem.chunk)
+        return {"reads": reads, **_named(("", START), after)}
+
+    rule = LatticeRule(problem.chunk)
+    return Made(lambda _: rule, draw.tokens(width), tokens, state, oracle, {})
+
+
 MECHANISMS: dict[str, Callable[[Problem], Made]] = {
     "titans": titans,
     "titans-mlp": lambda problem: titans(problem, ("W1", "W2")),
     "ttt-linear": ttt,
     "ttt-mlp": lambda problem: ttt(problem, ("1", "2")),
     "lact": lact_,
+    "lattice": lattice,
     "lact-muon": lambda problem: lact_(problem, muon=True),
 }
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from memwrite_delta import naive as delta
 from memwrite_fastweights.chunks import COUNT, scan
 from memwrite_fastweights.kinds import EPS
+from memwrite_fastweights.titans import START
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -80,3 +81,31 @@ def test_lact_keeps_the_lengths_of_rows(problem: Problem) -> None:
     for name in ("W0", "W1", "W2"):
         length = found[name].norm(dim=-1)
         assert_close(length, case.state["latent.length." + name], atol=1e-3, rtol=1e-3)
+
+
+@given(problems(mechanism="lattice"))
+def test_the_slots_of_a_lattice_stay_of_length_one(problem: Problem) -> None:
+    found = made(problem).scanned()
+    for name in ("S", START + "S"):
+        length = found[name].norm(dim=-2)
+        assert_close(length, torch.ones_like(length), **EXACT)
+
+
+@given(problems(mechanism="lattice", chunk=1, length=1))
+def test_a_slot_of_a_lattice_turns_towards_what_is_orthogonal_to_it(problem: Problem) -> None:
+    """By what its key says of the error that all slots leave, and in no way by what lies along it."""
+    case = made(problem)
+    slots, keys = case.state["S"], case.tokens["keys"][:, 0]
+    error = case.tokens["values"][:, 0] - torch.einsum("bhvk,bhk->bhv", slots, keys)
+    across = error[..., None] - slots * torch.einsum("bhvk,bhv->bhk", slots, error)[:, :, None]
+    moved = slots + case.tokens["step"][:, 0, :, :, None] * keys[:, :, None] * across
+    assert_close(case.scanned()["S"], moved / moved.norm(dim=-2, keepdim=True), **EXACT)
+    alone = {n: x[..., :1] if n == "S" else x for n, x in case.state.items()}
+    along = torch.einsum("bhvk,bhk->bhv", alone["S"], torch.full_like(keys[..., :1], 3.0))
+    tokens = {
+        **case.tokens,
+        "keys": torch.ones_like(case.tokens["keys"][..., :1]),
+        "values": along[:, None],
+    }
+    _, after = scan(case.rule({}), tokens, None, {"S": alone["S"]})
+    assert_close(after["S"], alone["S"], **EXACT)

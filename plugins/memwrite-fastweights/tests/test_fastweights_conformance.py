@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwrite_fastweights import LACT, TITANS, TTT_E2E, TTT_MLP
+from memwrite_fastweights import LACT, LATTICE, TITANS, TTT_E2E, TTT_MLP
 from memwrite_specs import conformance
 
 READING = {"projections": ["q", "k", "v", "o"], "init": "random"}
@@ -21,6 +21,11 @@ def test_ttt_mlp(law) -> None:
 
 @conformance(LACT, reader="lora", params=SHORT, reader_params=READING)
 def test_lact(law) -> None:
+    law()
+
+
+@conformance(LATTICE, reader="lora", params=SHORT, reader_params=READING)
+def test_lattice(law) -> None:
     law()
 
 
