@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,6 +18,8 @@ T = TypeVar("T")
 #: Seconds between the lines that a log gets, and before the first one.
 EVERY = 10.0
 PATIENCE = 3.0
+#: Lines over which the rate is taken.
+RECENT = 6
 
 _shown: ContextVar[bool] = ContextVar("memwrite_progress", default=False)
 
@@ -92,17 +95,27 @@ class _Log:
         self._total, self._label = total, label
         self._units = f"{unit}es" if unit.endswith("ch") else f"{unit}s"
         self._done, self._start = 0, time.monotonic()
-        self._last = self._start
+        #: When lines were written, and how much was done: the rate is that of late, since what is only found done goes fast.
+        self._lines = deque([(self._start, 0)], maxlen=RECENT + 1)
 
     def update(self, n: int, /) -> None:
         self._done += n
         now = time.monotonic()
-        if now - self._last < EVERY or not self._done:
+        (first, before), (last, _) = self._lines[0], self._lines[-1]
+        if now - last < EVERY or not self._done:
             return
-        self._last, taken = now, now - self._start
-        if self._total is None:
-            line = f"{self._done} {self._units} in {taken:.0f} s"
-        else:
-            left = taken / self._done * max(0, self._total - self._done)
-            line = f"{self._done} of {self._total} {self._units} in {taken:.0f} s, about {left:.0f} s left"
+        self._lines.append((now, self._done))
+        rate = (self._done - before) / (now - first)
+        of = "" if self._total is None else f" of {self._total}"
+        line = f"{self._done}{of} {self._units} in {span(now - self._start)}, {rate:.3g} a second"
+        if self._total is not None and rate:
+            line += f", about {span(max(0, self._total - self._done) / rate)} left"
         print(f"{self._label}: {line}", file=sys.stderr, flush=True)
+
+
+def span(seconds: float) -> str:
+    """Return a time in the largest unit of which there are two or more."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
