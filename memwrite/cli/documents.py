@@ -29,6 +29,8 @@ def write_files(
     batch_size: int,
     days: float | None,
     keep: int,
+    engine: str,
+    workers: int | None,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -37,6 +39,7 @@ def write_files(
     Exits with `SKIPPED` where lines were skipped.
 
     Raises:
+        MissingExtra: a package is missing that reads them, or that the engine needs.
         InputError: the documents cannot be read, or the days are beyond the calendar; no store is made then.
     """
     from memwrite.memory import Memory
@@ -48,20 +51,27 @@ def write_files(
     with extra("stores"):
         from accelerate import PartialState
 
-    first = os.environ.get("RANK", "0") == "0"
+    first, processes = os.environ.get("RANK", "0") == "0", int(os.environ.get("WORLD_SIZE", "1"))
     started = time.monotonic()
     try:
         # Before a store is made for it.
         documents = Documents.of(place, **fields)
-        documents.check_shared(int(os.environ.get("WORLD_SIZE", "1")))
+        documents.check_shared(processes)
         lifetime = None if days is None else _lifetime(days)
         if any(_same_file(out, found.name) for found in documents.sources):
             raise InputError(f"'{out}' is a file of documents: name another file with --out")
+        share = None
+        if engine == "ray":
+            if processes > 1:
+                raise InputError("--engine ray starts processes of its own: leave torchrun out")
+            from memwrite.stores.ray_engine import RayWorkers
+
+            share = RayWorkers(source, overrides, out, workers)
         memory = Memory.from_config(source, overrides)
         check_keeps(memory)
         memory.chat = memory.chat and not raw
         with Store(out) as store:
-            tally = write_documents(memory, documents, store, batch_size, lifetime, keep)
+            tally = write_documents(memory, documents, store, batch_size, lifetime, keep, share)
             size = store.size()
     except MemwriteError:
         if first:

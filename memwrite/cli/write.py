@@ -60,6 +60,18 @@ if TYPE_CHECKING:
     help="Earlier states that --input keeps of a memory that it writes again.",
 )
 @click.option(
+    "--engine",
+    default="local",
+    show_default=True,
+    type=click.Choice(["local", "ray"]),
+    help="What writes --input: this process, or those of torchrun; or a cluster of Ray.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Of Ray; by default one for each processor or, on GPUs, each GPU.",
+)
+@click.option(
     "--raw", is_flag=True, help="Write mere text, to be continued, also for a model that chats."
 )
 @click.option("--json", "as_json", is_flag=True, help="Report as JSON.")
@@ -75,6 +87,8 @@ def write(
     batch_size: int,
     days: float | None,
     keep: int,
+    engine: str,
+    workers: int | None,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -86,7 +100,8 @@ def write(
     With --context the text becomes one state file. With --input each line's text becomes a memory in the store OUT,
     under the line's id (its number, if it has none): a file, or a URL like s3://bucket/memories. The same command again
     writes what is missing or has another text, so it may be interrupted. Lines that cannot be written are reported and
-    skipped; the exit code is then 3. torchrun --nproc-per-node 2 -m memwrite write ... shares the work.
+    skipped; the exit code is then 3. torchrun --nproc-per-node 2 -m memwrite write ... shares the work, and
+    --engine ray gives it to a cluster of Ray.
 
     --input takes a JSONL file (also compressed) or a parquet file, many as in 'docs/*.parquet' or 's3://bucket/*.jsonl',
     the folder of a saved dataset, or hub:NAME[:SPLIT], a dataset on the Hugging Face hub. Of many files, lines without
@@ -96,11 +111,17 @@ def write(
         raise click.UsageError("give either --context, a text, or --input, a file of documents")
     if onto is not None and context is None:
         raise click.UsageError("--onto goes with --context")
+    if engine == "ray" and documents is None:
+        raise click.UsageError("--engine ray goes with --input")
+    if workers is not None and engine != "ray":
+        raise click.UsageError("--workers goes with --engine ray")
     if documents is not None:
         from memwrite.cli.documents import write_files
 
         fields = {"text_field": text_field, "id_field": id_field}
-        write_files(source, overrides, documents, fields, out, batch_size, days, keep, raw, as_json)
+        write_files(
+            source, overrides, documents, fields, out, batch_size, days, keep, engine, workers, raw, as_json
+        )  # fmt: skip
         return
     assert context is not None
     change_state(source, overrides, context, onto, out, as_json, raw=raw)

@@ -1,4 +1,4 @@
-"""Thousands of documents into a store: batched by length, resumable, in one process or several.
+"""Thousands of documents into a store: batched by length, resumable, in one process or several, or on a cluster.
 
 Which documents share a batch depends on the file and the batch size alone, not on what is done already or on how many
 processes work: so a run that was killed, and any number of processes, end with the same states.
@@ -6,10 +6,11 @@ processes work: so a run that was killed, and any number of processes, end with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import chain, islice
+from typing import Any, TypeAlias
 
 import torch
 
@@ -17,11 +18,10 @@ from memwrite.errors import ConfigError, DivergenceError, InputError
 from memwrite.memory import Memory
 from memwrite.state import MemoryState
 from memwrite.stores.documents import Document, Documents, Skipped
-from memwrite.stores.record import Entry
 from memwrite.stores.store import Store
 from memwrite.utils.cpu import tuned_cpu
 from memwrite.utils.extras import extra
-from memwrite.utils.progress import counting
+from memwrite.utils.progress import Bar, counting
 
 with extra("stores"):
     from accelerate import PartialState
@@ -56,6 +56,10 @@ class Tally:
         )
 
 
+#: A batch, and the keys of those of its window that the store has already.
+Turn: TypeAlias = tuple[Sequence[Document], set[str]]
+
+
 @tuned_cpu()
 def write_documents(
     memory: Memory,
@@ -64,6 +68,7 @@ def write_documents(
     batch_size: int = 64,
     lifetime: timedelta | None = None,
     keep: int = 0,
+    share: Callable[[Iterable[Turn], BatchWriter, Bar], None] | None = None,
 ) -> Tally:
     """Write every document into the store, except those that are there.
 
@@ -78,6 +83,7 @@ def write_documents(
             rounding in the last digits.
         lifetime: how long what is written stays; by default for good.
         keep: how many earlier states a key has at most when it is written, see `Store.put`.
+        share: writes the batches in place of this process, as `RayWorkers` does.
 
     Raises:
         InputError: the documents cannot be read, there are none, or they are a stream and several processes would share it.
@@ -93,23 +99,40 @@ def write_documents(
         cpu=memory.backbone.info.device.type == "cpu", timeout=timedelta(days=30)
     )
     documents.check_shared(processes.num_processes)
-    work = _Work(memory, store, lifetime, keep, store.written_by(memory, memory.writer.init(1)))
+    writer = BatchWriter(memory, store.put_rows, {"lifetime": lifetime, "keep": keep})
     first = processes.is_main_process
     with counting(documents.count() if first else None, "write", "document", shown=first) as bar:
-        turn = 0
-        for window, skipped in _windows(documents.read()):
-            if first:
-                work.tally.skipped += skipped
-            done = work.done(window)
-            bar.update(len(skipped))
-            for batch in plan(window, batch_size):
-                if turn % processes.num_processes == processes.process_index:
-                    work.write(batch, done)
-                turn += 1
+        skipped: list[Skipped] = []
+        turns = _turns(documents, finder(memory, store), batch_size, skipped, bar)
+        if share is not None:
+            share(turns, writer, bar)
+        else:
+            for number, (batch, done) in enumerate(turns):
+                if number % processes.num_processes == processes.process_index:
+                    writer.write(batch, done)
                 bar.update(len(batch))
-    if not turn:
+    if first:
+        writer.tally.add(Tally(skipped=skipped))
+    return _gathered(writer.tally, processes)
+
+
+def _turns(
+    documents: Documents,
+    find: Callable[[Sequence[Document]], set[str]],
+    batch_size: int,
+    skipped: list[Skipped],
+    bar: Bar,
+) -> Iterator[Turn]:
+    empty = True
+    for window, bad in _windows(documents.read()):
+        skipped += bad
+        bar.update(len(bad))
+        done = find(window)
+        for batch in plan(window, batch_size):
+            empty = False
+            yield batch, done
+    if empty:
         raise InputError(f"'{documents.place}' holds no document, as in {documents.example}")
-    return _gathered(work.tally, processes)
 
 
 def plan(documents: Sequence[Document], batch_size: int) -> Iterator[list[Document]]:
@@ -125,42 +148,56 @@ def plan(documents: Sequence[Document], batch_size: int) -> Iterator[list[Docume
         yield batch
 
 
-@dataclass
-class _Work:
-    memory: Memory
-    store: Store
-    lifetime: timedelta | None
-    keep: int
-    is_ours: Callable[[Entry], bool]
-    tally: Tally = field(default_factory=Tally)
+def finder(memory: Memory, store: Store) -> Callable[[Sequence[Document]], set[str]]:
+    """Return what finds the keys of those documents whose text this memory has written into the store."""
+    is_ours = store.written_by(memory, memory.writer.init(1))
 
-    def done(self, documents: Sequence[Document]) -> set[str]:
-        """Return the keys of those whose text this writer has written into the store."""
-        entries = self.store.find([document.key for document in documents])
+    def find(documents: Sequence[Document]) -> set[str]:
+        entries = store.find([document.key for document in documents])
         return {
             document.key
             for document in documents
             if (entry := entries.get(document.key)) is not None
             and entry.text_digest == document.digest
-            and self.is_ours(entry)
+            and is_ours(entry)
         }
 
+    return find
+
+
+@dataclass
+class BatchWriter:
+    """Writes batches of documents, and puts away the states.
+
+    Attributes:
+        memory: that writes.
+        put: `Store.put_rows`, or what takes its place.
+        options: of each put.
+        tally: what became of the documents so far.
+    """
+
+    memory: Memory
+    put: Callable[..., None]
+    options: Mapping[str, Any]
+    tally: Tally = field(default_factory=Tally)
+
     def write(self, batch: Sequence[Document], done: set[str]) -> None:
-        """Write a batch whole, so that it is rounded as it always is, and keep what the store has not."""
+        """Write a batch whole, so that it is rounded as it always is, and keep what is not `done`."""
         self.tally.already += sum(document.key in done for document in batch)
         if all(document.key in done for document in batch):
             return
         for documents, state in self._states(batch):
             new = [row for row, document in enumerate(documents) if document.key not in done]
-            self.store.put_rows(
-                [documents[row].key for row in new],
-                self.memory,
-                state.rows(torch.tensor(new, dtype=torch.int64)),
-                texts=[documents[row].text for row in new],
-                lifetime=self.lifetime,
-                keep=self.keep,
+            self.keep(
+                [documents[row] for row in new], state.rows(torch.tensor(new, dtype=torch.int64))
             )
             self.tally.written += len(new)
+
+    def keep(self, documents: Sequence[Document], state: MemoryState) -> None:
+        """Put away the states of documents, a row for each."""
+        keys = [document.key for document in documents]
+        texts = [document.text for document in documents]
+        self.put(keys, self.memory, state, texts=texts, **self.options)
 
     def _states(
         self, batch: Sequence[Document]
