@@ -6,8 +6,17 @@ from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, WriterPlugin, hookimpl
 from memwrite_bases.hippo import HippoConfig, HippoWriter
+from memwrite_bases.lavo import LavoConfig, LavoWriter
 
-__all__ = ["HIPPO", "HippoConfig", "HippoWriter", "memwrite_writers"]
+__all__ = [
+    "HIPPO",
+    "LAVO",
+    "HippoConfig",
+    "HippoWriter",
+    "LavoConfig",
+    "LavoWriter",
+    "memwrite_writers",
+]
 
 HIPPO = WriterPlugin(
     api=2,
@@ -19,8 +28,21 @@ HIPPO = WriterPlugin(
     capabilities=Capabilities(streaming=True, chunk_exact=True, differentiable=True, online=True),
 )
 
+LAVO = WriterPlugin(
+    api=2,
+    name="lavo",
+    summary="the mean key and value of each head, along fixed orthogonal directions (LAVO)",
+    config=LavoConfig,
+    build=LavoWriter,
+    emits="keyvalue",
+    capabilities=Capabilities(
+        streaming=True, differentiable=True, order_free=True, mergeable=True, deletion=True
+    ),
+    slots="slots",
+)
+
 
 @hookimpl
 def memwrite_writers() -> Sequence[WriterPlugin]:
     """Declare the writers."""
-    return [HIPPO]
+    return [HIPPO, LAVO]

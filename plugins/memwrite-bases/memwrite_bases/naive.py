@@ -1,4 +1,4 @@
-"""The oracle: one token after the other, in a loop a student can read."""
+"""The oracles: one token after the other, in loops a student can read."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 
 import torch
 from torch import Tensor
+
+from memwrite.modules.positions import moved
+from memwrite.protocols import Backbone
 
 
 def legs(queries: Tensor, values: Tensor, state: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
@@ -41,3 +44,29 @@ def legs(queries: Tensor, values: Tensor, state: Tensor, tokens: int) -> tuple[T
         state = state @ step.T + torch.outer(value, (identity - step) @ kept)
         tokens += 1
     return torch.stack(reads), state
+
+
+def orthogonal(
+    backbone: Backbone, base: Tensor, contexts: list[list[int]]
+) -> tuple[Tensor, Tensor]:
+    """Return the slots of LAVO, keys and values (L, Hkv, r, Dh), after these contexts, one token and direction at a time.
+
+    Args:
+        backbone: reads each context by itself.
+        base: directions (r, Dh).
+        contexts: token ids.
+    """
+    info = backbone.info
+    slots = [torch.zeros(info.layers, info.kv_heads, *base.shape, dtype=base.dtype) for _ in "kv"]
+    count = sum(map(len, contexts))
+    for ids in contexts:
+        embedded = backbone.embed(torch.tensor([ids], dtype=torch.int64))
+        cache = backbone.forward(embedded, use_cache=True).key_values
+        assert cache is not None
+        for place in range(len(ids)):
+            key, value = cache.keys[..., place, :][..., None, :], cache.values[0, :, :, place]
+            key = moved(backbone, key, torch.tensor([[-place]]))[0, :, :, 0]
+            for number, direction in enumerate(base):
+                for slot, vector in zip(slots, (key, value), strict=True):
+                    slot[:, :, number] += (vector @ direction)[..., None] * direction / count
+    return slots[0], slots[1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memwrite_bases import HIPPO
+from memwrite_bases import HIPPO, LAVO
 from memwrite_specs import conformance
 
 
@@ -13,4 +13,9 @@ from memwrite_specs import conformance
     reader_params={"init": "random"},
 )
 def test_hippo(law) -> None:
+    law()
+
+
+@conformance(LAVO, reader="key-value", params={"slots": 2})
+def test_lavo(law) -> None:
     law()
