@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from memwrite.plugins import Capabilities, ImporterPlugin, ReaderPlugin, WriterPlugin, hookimpl
+from memwrite.state import StateKind
 from memwrite_compress import released
 from memwrite_compress.aggregate import AggregateConfig, AggregateReader
 from memwrite_compress.autocompressor import AutoCompressorConfig, AutoCompressorWriter
@@ -18,7 +19,7 @@ from memwrite_compress.config import CompressionConfig
 from memwrite_compress.gist import GistWriter
 from memwrite_compress.icae import IcaeConfig, IcaeWriter
 from memwrite_compress.kv500x import Compressor500xConfig, Compressor500xWriter
-from memwrite_compress.mac import MacWriter
+from memwrite_compress.mac import BANK, MacWriter
 
 __all__ = [
     "AGGREGATE",
@@ -45,6 +46,7 @@ __all__ = [
     "IcaeWriter",
     "MacWriter",
     "memwrite_importers",
+    "memwrite_kinds",
     "memwrite_readers",
     "memwrite_writers",
 ]
@@ -115,7 +117,7 @@ MAC = WriterPlugin(
     summary="last hidden states of tokens behind each segment, in a bank that grows and has no order (MAC)",
     config=CompressionConfig,
     build=MacWriter,
-    emits="prefix",
+    emits=BANK.name,
     capabilities=Capabilities(streaming=True, differentiable=True, order_free=True, mergeable=True),
     slots="slots",
 )
@@ -127,6 +129,12 @@ AGGREGATE = ReaderPlugin(
     build=AggregateReader,
     accepts=AggregateReader.accepts,
 )
+
+
+@hookimpl
+def memwrite_kinds() -> Sequence[StateKind]:
+    """Declare the kind of banks."""
+    return [BANK]
 
 
 @hookimpl

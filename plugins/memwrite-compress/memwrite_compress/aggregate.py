@@ -17,10 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from memwrite.errors import InputError
 from memwrite.modules.layers import chosen_layers
 from memwrite.protocols import Backbone, Conditioning, ProjectionDeltas, StaticAdapter
 from memwrite.state import MemoryState, StateSpec
 from memwrite_compress.config import at_least
+from memwrite_compress.mac import BANK
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ class Block(nn.Module):
 
 
 class AggregateReader(nn.Module):
-    """Adds to the attention of each layer what its hidden states find in the vectors of a state, in whatever order these are.
+    """Adds to the attention of each layer what its hidden states find in a bank of vectors, in whatever order these are.
 
     Args:
         config: see `AggregateConfig`.
@@ -92,12 +94,13 @@ class AggregateReader(nn.Module):
         ConfigError: the backbone has no such layer.
     """
 
-    accepts = frozenset({"prefix"})
+    accepts = frozenset({BANK.name})
 
     def __init__(self, config: AggregateConfig, backbone: Backbone, spec: StateSpec) -> None:
         super().__init__()
         info = backbone.info
-        width, dtype = info.hidden_size, info.state_dtype
+        self._width = width = info.hidden_size
+        dtype = info.state_dtype
         self.blocks = nn.ModuleList(
             Block(width, config.heads, config.head_dim, dtype) for _ in range(config.blocks)
         )
@@ -108,11 +111,17 @@ class AggregateReader(nn.Module):
             self.maps[str(layer)] = added
 
     def condition(self, state: MemoryState, /) -> Conditioning:
-        """Return what each layer adds to its attention; nothing in a row whose bank is empty."""
-        memory = state["memory"]
-        mask = state.tensors.get("mask")
-        if mask is None:
-            mask = memory.new_ones(memory.shape[:2], dtype=torch.bool)
+        """Return what each layer adds to its attention; nothing in a row whose bank is empty.
+
+        Raises:
+            InputError: the bank was written for a model of another width.
+        """
+        memory, mask = state["memory"], state["mask"]
+        if memory.shape[-1] != self._width:
+            raise InputError(
+                f"this bank is of vectors of {memory.shape[-1]} numbers, but the model's have {self._width}: it was written for "
+                f"another model"
+            )
         # One vector that is no one's lets an empty bank be attended to as any other.
         tensors = {"bank": F.pad(memory, (0, 0, 0, 1)), "mask": mask, "empty": ~mask.any(1)}
         return Conditioning(

@@ -7,9 +7,16 @@ from torch import Tensor, nn
 
 from memwrite.modules.memory_tokens import learned
 from memwrite.protocols import Backbone, WriteOutput
-from memwrite.state import MemoryState, PackedTokens, StateSpec
+from memwrite.state import MemoryState, PackedTokens, StateKind, StateSpec
 from memwrite_compress.config import CompressionConfig
 from memwrite_compress.tokens import even_segments, last_hidden, lora_of
+
+BANK = StateKind(
+    "bank",
+    {"memory": "M D", "mask": "M"},
+    dtypes={"mask": torch.bool},
+    summary="vectors without an order, of which every position looks up its part; it grows with what is written",
+)
 
 
 class MacWriter(nn.Module):
@@ -36,7 +43,7 @@ class MacWriter(nn.Module):
     def _spec(self, slots: int) -> StateSpec:
         width, dtype = self._backbone.info.hidden_size, self._backbone.info.state_dtype
         shapes = {"memory": (slots, width), "mask": (slots,)}
-        return StateSpec("prefix", shapes, dtype=dtype, bounded=False)
+        return StateSpec(BANK.name, shapes, dtype=dtype, bounded=False)
 
     def init(self, batch_size: int, /) -> MemoryState:
         """Return empty banks."""

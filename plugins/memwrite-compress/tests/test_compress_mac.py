@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from memwrite import Memory, Tokens
-from memwrite.errors import ConfigError
-from memwrite.state import MemoryState
+from memwrite.errors import ConfigError, InputError
+from memwrite.plugins import registry
+from memwrite.state import MemoryState, StateSpec
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18]]
 QUERY = Tokens.from_rows([[20, 21, 22]] * 3)
@@ -144,6 +145,16 @@ def test_blocks_of_the_authors() -> None:
         block.load_state_dict(weights)
         found = block(found, bank, torch.ones(2, 6, dtype=torch.bool))
     torch.testing.assert_close(found, given["aggregated"], atol=1e-12, rtol=1e-12)
+
+
+def test_a_bank_has_a_reader_of_its_own_and_no_vectors_of_another_width() -> None:
+    """Where no reader is named, vectors with an order still stand before the query."""
+    assert registry().reader_for("mac").name == "aggregate"
+    assert registry().reader_for("icae").name == "prefix"
+    memory = build()
+    wide = StateSpec("bank", {"memory": (2, 7), "mask": (2,)}, dtype=torch.float64, bounded=False)
+    with pytest.raises(InputError, match="vectors of 7 numbers, but the model's have"):
+        memory.read(wide.zeros(3), QUERY)
 
 
 @pytest.mark.parametrize("params", [{"heads": 0}, {"layers": [1, 1]}, {"init_std": -1.0}])
