@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from memwrite.errors import InputError
 from memwrite.protocols import Backbone, LayerActivations, WriteOutput
 from memwrite.state import MemoryState, PackedTokens
 from memwrite_kv.budget import BudgetConfig, spec_of_slots
@@ -141,7 +142,7 @@ class FastGenWriter(SelectionWriter):
         super().__init__(config, backbone, self._profile)
         info = backbone.info
         self._special = tuple(sorted({info.bos_id, info.eos_id, *info.end_ids}))
-        marks = [backbone.encode(mark) for mark in config.punctuation]
+        marks = [_encoded(mark, backbone) for mark in config.punctuation]
         self._punctuation = tuple(sorted({ids[0] for ids in marks if len(ids) == 1}))
 
     def write(self, state: MemoryState, context: PackedTokens, /) -> WriteOutput:
@@ -193,3 +194,11 @@ class FastGenWriter(SelectionWriter):
         tensors["bias"] = tensors["bias"].masked_fill(hidden, -torch.inf)
         spec = spec_of_slots(slots, self._backbone.info, self.score.latent, True, bounded=False)
         return MemoryState(spec, {name: tensors[name] for name in spec.tensors})
+
+
+def _encoded(mark: str, backbone: Backbone) -> list[int]:
+    """Return the ids of a mark; none where the tokenizer does not know it."""
+    try:
+        return backbone.encode(mark)
+    except InputError:
+        return []

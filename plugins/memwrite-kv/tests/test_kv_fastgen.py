@@ -15,7 +15,7 @@ from memwrite_specs.testing import MODELS, tolerance
 from safetensors.torch import load_file
 
 from memwrite import Memory, Tokens
-from memwrite.errors import ConfigError
+from memwrite.errors import ConfigError, InputError
 from memwrite.protocols import LayerActivations
 from memwrite.state import MemoryState
 
@@ -155,6 +155,16 @@ def visible_places(state: MemoryState) -> list[list[list[int]]]:
         for layer in range(seen.shape[1])
         for head in range(seen.shape[2])
     ]
+
+
+def test_a_tokenizer_may_know_little_punctuation() -> None:
+    """That of key-value pairs knows a few characters, and refuses others."""
+    backbone = {**MODELS["llama"], "tokenizer": "characters"}
+    config = {"backbone": backbone, "writer": {"name": "fastgen"}, "reader": {"name": "key-value"}}
+    memory = Memory.from_config(config)
+    with pytest.raises(InputError):
+        memory.backbone.encode(".")
+    assert written(memory, [[5, 6, 7], [8]])["mask"].sum(1).tolist() == [3, 1]
 
 
 @pytest.mark.parametrize(
