@@ -22,7 +22,7 @@ def memory(writer: str = "full-context", reader: str = "key-value") -> Memory:
 
 
 def test_an_agent_knows_what_it_was_fed_and_nothing_of_what_it_was_asked() -> None:
-    own = memory("forward", "prefix").train()
+    own = memory("ridge", "lora").train()
     agent = MemoryAgent(own, max_new_tokens=5)
     blank = agent.answer("Who?")
     for entry in LONGMEMEVAL:
