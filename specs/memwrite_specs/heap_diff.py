@@ -127,7 +127,10 @@ def _bytes(data: Any) -> bytes:
     if isinstance(data, Tensor):
         if data.device.type != "cpu" or data.layout is not torch.strided:
             return b""
-        data = data.detach().contiguous().flatten().view(torch.uint8).numpy()
+        data = data.detach().contiguous().flatten()
+        if data.stride() != (1,):  # of one element, whose stride does not matter but to a view
+            data = data.as_strided(data.shape, (1,))
+        data = data.view(torch.uint8).numpy()
     plain = data.tobytes() if isinstance(data, np.ndarray) else memoryview(data)
     return hashlib.sha256(plain).digest()
 
