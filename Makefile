@@ -1,8 +1,6 @@
 # `make demo` and `make test` are all the set-up there is.
 PYTHON ?= python3.11
 BIN := .venv/bin
-# slipcover costs a tenth of the time, coverage.py on Python 3.11 more than half; `make tests COVER=` goes without.
-COVER := -m slipcover --source $(CURDIR)/memwrite --skip-covered --missing-width 40
 STAMP := .venv/.installed
 MODEL := models/smollm2-135m.txt
 PROJECTS := pyproject.toml constraints.txt $(MODEL) specs/pyproject.toml $(wildcard plugins/*/pyproject.toml)
@@ -40,6 +38,10 @@ types: install
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet
+
+# slipcover costs a tenth of the time, coverage.py on Python 3.11 more than half.
+coverage: COVER := -m slipcover --source $(CURDIR)/memwrite --skip-covered --missing-width 40
+coverage: tests
 
 tests: export OMP_NUM_THREADS := 1
 tests: install
