@@ -138,7 +138,7 @@ ON_PAIRS: dict[str, tuple[str, ...]] = {
     "lact": (*_online("lact", "learning_rate=30", steps=3000), "reader.params.alpha=2048"),
     "associative": ("configs/associative-kv.yaml",),
     "delta": _online("delta", "beta_bias=0.0", "forgetting=none", steps=3000),
-    "titans-mlp": _online("titans-mlp", "chunk=1"),
+    "titans-mlp": _online("titans-mlp", "chunk=1", "max_step=4"),
     "ttt-mlp": _online("ttt-mlp", "chunk=1"),
     "forward": ("configs/rmt-kv.yaml", f"training.steps={KV.steps}"),
     "gradient": ("configs/gradmem-kv.yaml",),
