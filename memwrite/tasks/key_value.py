@@ -53,7 +53,7 @@ class KeyValueConfig(PairsConfig):
         self._check_positive("segments")
         if self.noise < 0:
             raise ValueError(f"noise must be at least 0, got {self.noise}")
-        fewest = min([self.pairs, *self.curriculum])
+        fewest = self.fewest or min([self.pairs, *self.curriculum])
         if self.segments > fewest:
             raise ValueError(
                 f"segments = {self.segments}, but there are only {fewest} pairs to share among them"

@@ -24,6 +24,8 @@ class SyntheticConfig:
     Attributes:
         pairs: key-value pairs per context, or what a task has in their place.
         curriculum: numbers of pairs to pass through first, in training.
+        fewest: pairs that a training context may have, each number from this one to its stage's being as likely; None for
+            contexts that all have as many as their stage.
         advance: exact match from which on a stage of the curriculum is left, above 0 and at most 1.
         examples: contexts of the evaluation.
 
@@ -34,6 +36,7 @@ class SyntheticConfig:
     pairs: int = 8
     _: KW_ONLY
     curriculum: list[int] = field(default_factory=list)
+    fewest: int | None = None
     advance: float = 0.9
     examples: int = 512
 
@@ -44,6 +47,11 @@ class SyntheticConfig:
                 raise ValueError(
                     f"curriculum must hold numbers from 1 to pairs = {self.pairs}, got {pairs}"
                 )
+        smallest = min([self.pairs, *self.curriculum])
+        if self.fewest is not None and not 1 <= self.fewest <= smallest:
+            raise ValueError(
+                f"fewest must be from 1 to {smallest}, the pairs of the smallest stage, or null, got {self.fewest}"
+            )
         if not 0 < self.advance <= 1:
             raise ValueError(f"advance must be above 0 and at most 1, got {self.advance}")
         if self.examples < 2:
@@ -60,8 +68,8 @@ class SyntheticConfig:
 
 
 def evaluation_params(params: Mapping[str, Any], overridden: Collection[str]) -> dict[str, Any]:
-    """Drop the curriculum: an evaluation is at the full number of pairs, which stages may exceed after an override."""
-    return {name: value for name, value in params.items() if name != "curriculum"}
+    """Drop what sizes training alone: an evaluation is at the full number of pairs, which may be lower after an override."""
+    return {name: value for name, value in params.items() if name not in ("curriculum", "fewest")}
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,11 @@ class _Drawn:
         if not 0 <= index < self.count:
             raise IndexError(f"example {index} of {self.count}")
         task = self.task
-        pairs = task.stages[bisect(task.starts, index) - 1] if self.staged else task.config.pairs
+        pairs, fewest = task.config.pairs, task.config.fewest
         rng = random.Random(f"{task.name}/{self.key}/{index}")
+        if self.staged:
+            pairs = task.stages[bisect(task.starts, index) - 1]
+            pairs = pairs if fewest is None else rng.randint(fewest, pairs)
         return task.compose(task.draw(rng, pairs))
 
 

@@ -188,6 +188,19 @@ def test_stages_have_their_sizes(name: str, stages: list[int], gaps: list[int]) 
 
 
 @each_task
+@given(fewest=st.integers(1, 5), more=st.integers(0, 3), goal=st.integers(0, 3))
+def test_contexts_of_training_vary_in_size(name: str, fewest: int, more: int, goal: int) -> None:
+    """From the fewest to those of the stage, and each of them; elsewhere all have as many as the last stage."""
+    stage = fewest + more
+    params = {"pairs": stage + goal, "curriculum": [stage], "fewest": fewest, "writes": 2}
+    made = task(name, {key: value for key, value in params.items() if key != "writes"})
+    sizes = [size(name, example, params) for example in first(made.training(200, 0), 200)]
+    assert set(sizes) == set(range(fewest, stage + 1))
+    held = made.evaluation()
+    assert {size(name, e, params) for e in first(held, 3)} == {stage + goal}
+
+
+@each_task
 def test_examples_end(name: str) -> None:
     made = task(name, {"examples": 3})
     assert [len(e) for e in (made.training(5, 0), made.evaluation(), made.fresh(4, 1))] == [5, 3, 4]
@@ -203,6 +216,8 @@ def test_examples_end(name: str) -> None:
         ({"pairs": 0}, "task.params.pairs must be at least 1, got 0"),
         ({"pairs": 4, "curriculum": [2, 8]}, "curriculum must hold .* got 8"),
         ({"curriculum": [0]}, "curriculum"),
+        ({"curriculum": [3], "fewest": 4}, "fewest must be from 1 to 3, .* got 4"),
+        ({"fewest": 0}, "fewest must be from 1 to 8"),
         ({"advance": 0.0}, "advance"),
         ({"advance": 1.5}, "advance"),
         ({"examples": 1}, "examples must be at least 2"),
