@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from memwrite import Memory
-from memwrite.backbones.decoder_layers import blocks, linear_layers
+from memwrite.backbones.decoder_layers import linear_layers
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.state import Tokens
 from memwrite.tasks.base import IGNORED, Batch
@@ -70,15 +70,6 @@ def whole_matrices(model: str, dtype: str) -> Memory:
     for layer in linear_layers(memory.model):
         weight: Any = layer.weight
         parametrize.register_parametrization(layer, "weight", _Whole(weight))
-    return memory
-
-
-def compiled(memory: Memory) -> Memory:
-    """Compile each decoder layer with its corrections."""
-    # A variant for each layer's corrections and each form of cache.
-    torch._dynamo.config.cache_size_limit = 256
-    for layer in blocks(memory.model):
-        layer.compile()
     return memory
 
 
