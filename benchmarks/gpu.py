@@ -71,7 +71,7 @@ MEMORIES = {
     "gradient-k1": (),
     "gradient-k2": ("writer.params.steps=2",),
     "gradient-k5": ("writer.params.steps=5",),
-    "forward": ("writer={name: forward, params: {slots: 8}}",),
+    "forward": ("writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}",),
     "delta": ("writer={name: delta, params: {rank: 16}}", "reader.name=lora"),
 }
 BOUNDS = {

@@ -19,6 +19,9 @@ class ForwardConfig:
         projection: learned linear maps of the memory: "none", "write" (before it is written with), or
             "read-write" (one more before it is read).
         residual: from the second pass on, add the layer-normed output to the memory instead of replacing it.
+        gate: add the output to the learned start of the slots instead of replacing them, times a factor for each number
+            that is learned and starts here. Around a model that was not trained for it, outputs are no embeddings: a
+            small factor has memories begin as the start alone, which does no harm (ReZero, arXiv 2003.04887).
         reconstruction_weight: of the context's reconstruction loss in the training loss; 0 for none.
         write_head: a vocabulary head of its own for the reconstruction, starting as the model's.
         init_std: standard deviation of the learned start of slots and control tokens.
@@ -33,6 +36,7 @@ class ForwardConfig:
     control_tokens: int = 0
     projection: str = "none"
     residual: bool = False
+    gate: float | None = None
     reconstruction_weight: float = 0.0
     write_head: bool = False
     init_std: float = 0.02
@@ -49,5 +53,12 @@ class ForwardConfig:
             raise ValueError(
                 f"projection must be {' or '.join(PROJECTIONS)}, got '{self.projection}'"
             )
+        if self.gate is not None:
+            if not 0 < self.gate < float("inf"):
+                raise ValueError(f"gate must be positive and finite, got {self.gate}")
+            if self.residual:
+                raise ValueError(
+                    "gate goes without residual: either says what an output is added to"
+                )
         if self.write_head and not self.reconstruction_weight:
             raise ValueError("write_head goes with a reconstruction_weight above 0")

@@ -10,12 +10,16 @@ from memwrite_forward.memformer import MemformerWriter
 from memwrite_forward.memory_prompt import MemoryPromptWriter
 
 
-def write(backbone: Backbone, memory: Tensor, ids: list[int], steps: int) -> Tensor:
-    """Write one context into one memory (M, D), by RMT's equation 2."""
-    context = backbone.embed(torch.tensor([ids], dtype=torch.int64))
+def write(
+    backbone: Backbone, memory: Tensor, ids: list[int], steps: int, gate: Tensor | None = None
+) -> Tensor:
+    """Write one context into one memory (M, D), by RMT's equation 2; with a gate (D,) the memory is the learned start."""
+    context, start = backbone.embed(torch.tensor([ids], dtype=torch.int64)), memory
     for _ in range(steps):
         inputs = torch.cat([memory[None], context, memory[None]], dim=1)
         memory = backbone.forward(inputs).hidden[0, -len(memory) :]
+        if gate is not None:
+            memory = start + gate * memory
     return memory
 
 

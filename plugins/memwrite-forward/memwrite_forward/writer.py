@@ -38,6 +38,8 @@ class ForwardWriter(nn.Module):
             nn.init.eye_(self.read_projection.weight)
             nn.init.zeros_(self.read_projection.bias)
         self.norm = nn.LayerNorm(width, dtype=dtype) if config.residual else None
+        gate = None if config.gate is None else torch.full((width,), config.gate, dtype=dtype)
+        self.gate = None if gate is None else nn.Parameter(gate)
         head = backbone.head.detach().to(dtype, copy=True)
         self.head = nn.Parameter(head) if config.write_head else None
         shapes = {"memory": (config.slots + 2 * config.control_tokens, width)}
@@ -87,6 +89,8 @@ class ForwardWriter(nn.Module):
                 losses.append(self._reconstruction(hidden, context))
             if step and self.norm is not None:
                 out = slots + self.norm(out)
+            if self.gate is not None:
+                out = self.slots + self.gate * out
             slots = torch.where(touched, out, slots)
         if with_loss:
             _, hidden = self._pass(slots, embeddings, context)

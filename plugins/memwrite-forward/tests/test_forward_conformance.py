@@ -11,6 +11,11 @@ def test_the_forward_writer(law) -> None:
     law()
 
 
+@conformance(FORWARD, reader="prefix", params={"gate": 0.3, "segment": 4})
+def test_the_forward_writer_that_adds(law) -> None:
+    law()
+
+
 @conformance(
     MEMORY_PROMPT,
     reader="prefix",

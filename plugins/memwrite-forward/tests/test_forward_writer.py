@@ -31,20 +31,25 @@ def build(family: str = "gpt2", **params: Any) -> Memory:
 
 @pytest.mark.parametrize("family", MODELS)
 @pytest.mark.parametrize("steps", [1, 3])
-def test_equals_the_oracle(family: str, steps: int) -> None:
-    memory = build(family, steps=steps)
+@pytest.mark.parametrize("gate", [None, 0.3])
+def test_equals_the_oracle(family: str, steps: int, gate: float | None) -> None:
+    memory = build(family, steps=steps, gate=gate)
     with torch.no_grad():
+        if gate is not None:
+            memory.writer.gate.normal_()
         found = memory.write(Tokens.from_rows(ROWS)).state["memory"]
         for row, ids in enumerate(ROWS):
-            expected = naive.write(memory.backbone, memory.writer.slots, ids, steps)
+            expected = naive.write(
+                memory.backbone, memory.writer.slots, ids, steps, memory.writer.gate
+            )
             torch.testing.assert_close(found[row], expected, **tolerance(family))
 
 
 @settings(max_examples=15)
-@given(st.data())
-def test_neither_padding_nor_neighbours_matter(data: Any) -> None:
+@given(st.data(), st.sampled_from([{"residual": True}, {"gate": 0.3}]))
+def test_neither_padding_nor_neighbours_matter(data: Any, added: dict[str, Any]) -> None:
     """With every option on; an empty row keeps its state to the bit."""
-    memory = build(steps=2, control_tokens=1, projection="read-write", residual=True, segment=3)
+    memory = build(steps=2, control_tokens=1, projection="read-write", segment=3, **added)
     rows = data.draw(st.lists(st.lists(st.integers(0, 257), max_size=6), min_size=1, max_size=3))
     width = max(map(len, rows)) + 1
     ids = torch.full((len(rows), width), data.draw(st.integers(0, 257)))
@@ -64,9 +69,10 @@ def test_neither_padding_nor_neighbours_matter(data: Any) -> None:
 
 
 @pytest.mark.parametrize("projection", ["none", "write", "read-write"])
-def test_segments_are_writes_one_after_the_other(projection: str) -> None:
+@pytest.mark.parametrize("gate", [None, 0.3])
+def test_segments_are_writes_one_after_the_other(projection: str, gate: float | None) -> None:
     """The last one may be shorter, and rows may end before it."""
-    params: dict[str, Any] = {"control_tokens": 2, "projection": projection}
+    params: dict[str, Any] = {"control_tokens": 2, "projection": projection, "gate": gate}
     whole, parts = build(segment=2, **params), build(**params)
     state = whole.write(Tokens.from_rows(ROWS)).state
     other = parts.writer.init(3)
@@ -76,13 +82,14 @@ def test_segments_are_writes_one_after_the_other(projection: str) -> None:
         torch.testing.assert_close(other[name], tensor, atol=1e-9, rtol=1e-9)
 
 
-def test_training_reaches_every_parameter() -> None:
+@pytest.mark.parametrize("added", [{"residual": True}, {"gate": 0.3}])
+def test_training_reaches_every_parameter(added: dict[str, Any]) -> None:
     """And the reconstruction loss is there in training only."""
     memory = build(
         steps=2,
         control_tokens=1,
         projection="read-write",
-        residual=True,
+        **added,
         reconstruction_weight=0.5,
         write_head=True,
     )
@@ -118,6 +125,8 @@ def test_a_write_and_a_read_pass_gradcheck() -> None:
         ({"control_tokens": -1}, "control_tokens must not be negative"),
         ({"reconstruction_weight": -1.0}, "reconstruction_weight must not be negative"),
         ({"projection": "both"}, "projection must be none or write or read-write"),
+        ({"gate": 0.0}, "gate must be positive and finite"),
+        ({"gate": 0.1, "residual": True}, "gate goes without residual"),
         ({"write_head": True}, "write_head goes with a reconstruction_weight"),
     ],
 )
