@@ -195,9 +195,9 @@ def commands(runs: Path, tasks: list[str], memories: list[str], seeds: int) -> N
 @main.command()
 @selected
 def rates(runs: Path, tasks: list[str], memories: list[str], seeds: int) -> None:
-    """Run short trainings with each learning rate, and print their losses."""
+    """Run short trainings with each learning rate, and print how they ended."""
     click.echo(
-        "| task | writer | seed | learning rate | loss | held-out loss |\n|---|---|---|---|---|---|"
+        "| task | writer | seed | learning rate | loss | held-out loss | held-out exact match |\n|---|---|---|---|---|---|---|"
     )
     for training in trainings(runs, tasks, memories, seeds):
         budget = BUDGETS[training.task]
@@ -208,9 +208,12 @@ def rates(runs: Path, tasks: list[str], memories: list[str], seeds: int) -> None
                 given = [*training.arguments, *short, f"training.learning_rate={peak}"]
                 fit(given[0], [*given[1:], f"training.out={folder}"])
             log = entries(folder)
-            losses = [[e[name] for e in log if name in e][-1] for name in ("loss", "eval_loss")]
+            loss, held_out, exact = (
+                [e[name] for e in log if name in e][-1]
+                for name in ("loss", "eval_loss", "eval_exact_match")
+            )
             cells = [training.task, f"`{training.memory}`", training.seed, peak]
-            click.echo(table_row([*cells, *map("{:.3f}".format, losses)]))
+            click.echo(table_row([*cells, f"{loss:.3f}", f"{held_out:.3f}", f"{exact:.1%}"]))
 
 
 @main.command()

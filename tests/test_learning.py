@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import learning  # noqa: E402
-from recipes import RECIPES  # noqa: E402
+from recipes import BUDGETS, RECIPES, Budget  # noqa: E402
 
 #: Of a run that shows only that everything starts.
 SMALL = ("training.steps=1", "training.every=1", "training.batch_size=2", "training.start=null")
@@ -101,3 +101,24 @@ def test_trainings_end_in_rows_of_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     cells = [row.split(" | ") for row in rows]
     assert [own[1:3] for own in cells] == [["`gist`", "0"]] * 2
     assert cells[0][4] == "2"
+
+
+def test_learning_rates_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each of them; what was trained before is not trained again."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setitem(RECIPES["kv"], "gist", small(tmp_path, "kv", "gist"))
+    monkeypatch.setitem(BUDGETS, "kv", Budget(1, 0.1, {}, (0.1, 0.2), 1, half=1))
+    monkeypatch.setattr(learning, "ENDS", ())
+    trained = []
+
+    def fit(config: str, overrides: list[str]) -> None:
+        trained.append(overrides[-1])
+        train(config, overrides)
+
+    monkeypatch.setattr(learning, "fit", fit)
+    given = ["rates", str(tmp_path / "runs"), "--seeds", "1", "--task", "kv", "--memory", "gist"]
+    outputs = [CliRunner().invoke(learning.main, given, catch_exceptions=False) for _ in range(2)]
+    rows = [[line for line in o.output.splitlines() if line.startswith("| kv")] for o in outputs]
+    assert rows[0] == rows[1]
+    assert [row.split(" | ")[3] for row in rows[0]] == ["0.1", "0.2"]
+    assert len(trained) == 2
