@@ -24,11 +24,12 @@ from torch.nn.utils import parametrize
 
 from memwrite import Memory
 from memwrite.backbones.decoder_layers import linear_layers
+from memwrite.config import SelfStudyConfig
 from memwrite.modules.low_rank import LowRank, kaiming
 from memwrite.state import Tokens
 from memwrite.tasks.base import IGNORED, Batch
 from memwrite.training import lora
-from memwrite.training.distillation import teacher
+from memwrite.training.distillation import Teacher
 from memwrite.training.loss import divergence, training_loss
 from memwrite.utils.cpu import tuned_cpu
 
@@ -123,8 +124,10 @@ def head_everywhere(memory: Memory, batch: Batch) -> Callable[[], object]:
     return run
 
 
-def distilled(memory: Memory, batch: Batch, apart: bool) -> Callable[[], object]:
-    """Return a step of distillation: its teacher reads each context once, or, apart, once for every query."""
+def distilled(
+    memory: Memory, batch: Batch, apart: bool = False, texts: int = 0
+) -> Callable[[], object]:
+    """Return a step of distillation: its teacher reads each context once, or, apart, once for every query, and writes texts."""
 
     def run() -> None:
         memory.zero_grad()
@@ -135,8 +138,10 @@ def distilled(memory: Memory, batch: Batch, apart: bool) -> Callable[[], object]
             given = Batch(
                 batch.context.map(lambda t: t[rows]), flat, batch.labels.flatten(0, 1)[:, None]
             )
-        taught = teacher(memory, given)
-        found = memory.predict(memory.write(batch.context).state, batch.queries, batch.labels)
+        own = Teacher(memory, given.context)
+        asked = own.study(batch, SelfStudyConfig(texts, ASKED)) if texts else batch
+        taught = own.predict(given if apart else asked)
+        found = memory.predict(memory.write(batch.context).state, asked.queries, asked.labels)
         divergence(found, replace(taught, queries=found.queries)).backward()  # type: ignore[no-untyped-call]
 
     return run
@@ -155,7 +160,8 @@ def ways(model: str, dtype: str) -> Mapping[str, Callable[[], object]]:
         "step, upper half of the layers corrected": step(
             memory_of(model, dtype, "eager", lora_from=half), batch
         ),
-        "distillation": distilled(memory, batch, apart=False),
+        "distillation": distilled(memory, batch),
+        "distillation, and a text that its teacher writes": distilled(memory, batch, texts=1),
         "distillation, a teacher's pass for every query": distilled(memory, batch, apart=True),
     }
     other = "float32" if dtype != "float32" else "bfloat16"

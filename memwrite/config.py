@@ -100,6 +100,36 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
+class SelfStudyConfig:
+    """Texts that the teacher of a distillation writes about each context, anew in every step.
+
+    Attributes:
+        texts: how many for each context; 0 for none.
+        length: tokens of each at most, behind its prompt.
+        temperature: of the sampling.
+        prompts: what texts begin with, in turn.
+    """
+
+    texts: int = 0
+    length: int = 32
+    temperature: float = 1.0
+    prompts: list[str] = field(
+        default_factory=lambda: ["\n\nQuestion: What", "\n\nIn short,", " It", " The"]
+    )
+
+    def __post_init__(self) -> None:
+        if self.texts < 0 or self.length < 1 or self.temperature <= 0:
+            raise ConfigError(
+                f"training.self_study must have texts of at least 0, a length of at least 1 and a positive temperature, got "
+                f"{self.texts}, {self.length} and {self.temperature}"
+            )
+        if not self.prompts or not all(self.prompts):
+            raise ConfigError(
+                "training.self_study.prompts must hold at least one prompt, and none that is empty"
+            )
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How `memwrite train` trains.
 
@@ -110,6 +140,7 @@ class TrainingConfig:
         steps: optimiser steps.
         objective: "labels", the cross-entropy of the task's answers, or "distillation", the divergence from what the same
             model predicts with the context in sight, at the places where the task has labels.
+        self_study: further texts for a distillation, which the teacher writes itself.
         until: exact match on held-out examples, above 0 and at most 1, from which on training stops; looked at in
             every evaluation.
         batch_size: examples per step, over all processes.
@@ -131,6 +162,7 @@ class TrainingConfig:
     stages: list[StageConfig] = field(default_factory=list)
     steps: int = 1000
     objective: str = "labels"
+    self_study: SelfStudyConfig = field(default_factory=SelfStudyConfig)
     until: float | None = None
     batch_size: int = 32
     accumulate: int = 1
@@ -157,6 +189,10 @@ class TrainingConfig:
         ):
             if (value := getattr(self, key)) not in options:
                 raise ConfigError(f"training.{key} = '{value}': {did_you_mean(value, options)}")
+        if self.self_study.texts and self.objective != "distillation":
+            raise ConfigError(
+                "training.self_study needs a teacher: set training.objective=distillation"
+            )
         if self.learning_rate <= 0:
             raise ConfigError(f"training.learning_rate must be positive, got {self.learning_rate}")
 

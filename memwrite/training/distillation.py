@@ -2,36 +2,121 @@
 
 from __future__ import annotations
 
-import torch
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from memwrite.inference.generate import evaluating
+import torch
+from torch import Tensor
+
+from memwrite.config import SelfStudyConfig
+from memwrite.inference.generate import evaluating, generate
 from memwrite.inference.predict import predict
 from memwrite.inference.prefill_cache import PrefillOutput
 from memwrite.memory import Memory
 from memwrite.protocols import Conditioning, Predictions
-from memwrite.tasks.base import Batch
+from memwrite.state import Tokens
+from memwrite.tasks.base import IGNORED, Batch
 from memwrite.training import lora
 
 
-@torch.no_grad()
-def teacher(memory: Memory, batch: Batch) -> Predictions:
-    """Return what is predicted of the queries behind their contexts in sight, without any memory.
+class Teacher:
+    """The model as training found it, with contexts in sight: in evaluation mode, without the corrections that are trained.
 
-    The teacher is the model as training found it: in evaluation mode, without the corrections that are trained. Each
-    context is read once for all of its queries.
+    Args:
+        memory: whose model it is.
+        context: (B, T), each read once for all that is asked about it.
 
     Raises:
-        PositionsExceeded: a context and its query are longer than the model's positions.
+        PositionsExceeded: a context is longer than the model's positions.
     """
-    backbone = memory.backbone
-    device = backbone.info.device
-    context, queries = batch.context.to(device).packed(), batch.queries.to(device)
-    with evaluating(memory.model), lora.uncorrected(memory.model):
-        run = backbone.forward(backbone.embed(context.ids), lengths=context.lengths, use_cache=True)
+
+    def __init__(self, memory: Memory, context: Tokens) -> None:
+        self._memory, self._backbone = memory, memory.backbone
+        self._context = context.to(self._backbone.info.device).packed()
+        with self._teaching():
+            self._read = self._reading()
+
+    @contextmanager
+    def _teaching(self) -> Iterator[None]:
+        model = self._backbone.model
+        with torch.no_grad(), evaluating(model), lora.uncorrected(model):
+            yield
+
+    def _reading(self) -> PrefillOutput:
+        backbone, (ids, lengths) = self._backbone, (self._context.ids, self._context.lengths)
+        run = backbone.forward(backbone.embed(ids), lengths=lengths, use_cache=True)
         first = None
-        if bool((context.lengths > 0).all()):
-            rows = torch.arange(len(context.ids), device=device)
-            first = backbone.logits(run.hidden[rows, context.lengths - 1])
-        visible = Conditioning(key_values=run.key_values)
-        done = PrefillOutput(run.key_values, first)
-        return predict(backbone, visible, queries, batch.labels, done)
+        if bool((lengths > 0).all()):
+            rows = torch.arange(len(ids), device=ids.device)
+            first = backbone.logits(run.hidden[rows, lengths - 1])
+        return PrefillOutput(run.key_values, first)
+
+    def predict(self, batch: Batch) -> Predictions:
+        """Return what is predicted of the batch's queries behind their contexts, without any memory.
+
+        Raises:
+            PositionsExceeded: a context and its query are longer than the model's positions.
+        """
+        visible, queries = self._visible(), batch.queries.to(self._backbone.info.device)
+        with self._teaching():
+            return predict(self._backbone, visible, queries, batch.labels, self._read)
+
+    def study(self, batch: Batch, config: SelfStudyConfig) -> Batch:
+        """Return the batch with texts that this model writes about its contexts as further queries (self-study, Cartridges,
+        arXiv 2506.06266).
+
+        They follow from the contexts and the seed of the training alone, so that a resumed one sees the same. Their own tokens
+        are labelled, not those of their prompts.
+
+        Raises:
+            PositionsExceeded: a context fills the model's positions.
+        """
+        given, ids, rows = self._backbone.tokenizer, self._context.ids, len(self._context.ids)
+        seed = zlib.crc32(ids.cpu().numpy().tobytes()) ^ self._memory.config.seed
+        numbers = range(seed, seed + config.texts)
+        prompts = [given.encode(config.prompts[n % len(config.prompts)]) for n in numbers]
+        asked = Tokens.from_rows(prompts * rows, ids.device)
+        asked = asked.map(lambda tensor: tensor.reshape(rows, config.texts, -1))
+        options = {"max_new_tokens": config.length, "temperature": config.temperature}
+        devices = [ids.device] if ids.device.type == "cuda" else []
+        with self._teaching(), torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            options = {**options, "do_sample": True, "top_k": 0}
+            new = generate(self._backbone, self._visible(), asked, options, self._read)
+        return _beside(batch, [p for _ in range(rows) for p in prompts], self._until_end(new))
+
+    def _visible(self) -> Conditioning:
+        return Conditioning(key_values=self._read.key_values)
+
+    def _until_end(self, new: Tensor) -> list[list[int]]:
+        """Return rows of ids (N, T) up to their first end token, which is included."""
+        info = self._backbone.info
+        ends = info.end_ids or (info.eos_id,)
+        rows: list[list[int]] = new.tolist()
+        stops = [next((n for n, i in enumerate(row, 1) if i in ends), len(row)) for row in rows]
+        return [row[:stop] for row, stop in zip(rows, stops, strict=True)]
+
+
+def _beside(batch: Batch, prompts: list[list[int]], texts: list[list[int]]) -> Batch:
+    """Put B · n prompts with their texts beside the queries of B contexts."""
+    rows, width = batch.queries.ids.shape[0], batch.queries.ids.shape[-1]
+    pairs = list(zip(prompts, texts, strict=True))
+    written = Tokens.from_rows([prompt + text for prompt, text in pairs])
+    labels = torch.full_like(written.ids, IGNORED)
+    for row, (prompt, text) in enumerate(pairs):
+        labels[row, len(prompt) : len(prompt) + len(text)] = torch.tensor(text)
+    longest = max(width, written.ids.shape[1])
+
+    def joined(old: Tensor, new: Tensor, value: int) -> Tensor:
+        old = old.reshape(rows, -1, width)
+        new = new.to(old.device).reshape(rows, -1, new.shape[-1])
+        parts = (
+            torch.nn.functional.pad(t, (0, longest - t.shape[-1]), value=value) for t in (old, new)
+        )
+        return torch.cat([*parts], 1)
+
+    queries = Tokens(
+        joined(batch.queries.ids, written.ids, 0), joined(batch.queries.mask, written.mask, False)
+    )
+    return Batch(batch.context, queries, joined(batch.labels, labels, IGNORED))

@@ -19,7 +19,7 @@ from memwrite.config import TrainingConfig
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.memory import Memory
 from memwrite.tasks.base import IGNORED, Batch, Curriculum, Examples, Task, collate
-from memwrite.training.distillation import teacher
+from memwrite.training.distillation import Teacher
 from memwrite.training.folder import CHECKPOINTS
 from memwrite.training.loss import MemoryOutput, training_loss
 from memwrite.training.progress import EXACT, Advance, Bar, Log, Until, tensorboard
@@ -44,9 +44,13 @@ class _Trainee(nn.Module):
         self.advance = advance
 
     def forward(self, batch: Batch) -> MemoryOutput:
-        if self.memory.config.training.objective == "labels":
+        config = self.memory.config.training
+        if config.objective == "labels":
             return training_loss(self.memory, batch)
-        return training_loss(self.memory, batch, teacher(self.memory, batch))
+        teacher = Teacher(self.memory, batch.context)
+        if self.training and config.self_study.texts:
+            batch = teacher.study(batch, config.self_study)
+        return training_loss(self.memory, batch, teacher.predict(batch))
 
 
 class _MemoryTrainer(Trainer):  # type: ignore[misc]

@@ -13,11 +13,11 @@ from memwrite_specs.testing import MODELS
 from torch import Tensor
 
 from memwrite import Memory, Tokens
-from memwrite.config import load_config
+from memwrite.config import SelfStudyConfig, load_config
 from memwrite.errors import ConfigError
 from memwrite.tasks.base import IGNORED, Batch
 from memwrite.training import lora
-from memwrite.training.distillation import teacher
+from memwrite.training.distillation import Teacher
 from memwrite.training.loss import training_loss
 from memwrite.training.run import train
 
@@ -59,7 +59,7 @@ def test_the_loss_is_the_divergence_from_the_context_in_sight(writer: str, reade
     """By hand, one query after the other; a query's first token counts where something of the memory predicts it."""
     memory = memory_of(writer, reader, slots=2)
     given = batch()
-    output = training_loss(memory, given, teacher(memory, given))
+    output = training_loss(memory, given, Teacher(memory, given.context).predict(given))
     state = memory.write(Tokens.from_rows(CONTEXTS)).state
     total, count = torch.zeros((), dtype=torch.float64), 0
     for row, (context, queries) in enumerate(zip(CONTEXTS, QUERIES, strict=True)):
@@ -83,7 +83,9 @@ def test_the_loss_is_the_divergence_from_the_context_in_sight(writer: str, reade
 def test_the_whole_context_as_a_memory_has_nothing_to_learn() -> None:
     memory = memory_of("full-context", "key-value")
     given = batch()
-    loss = training_loss(memory, given, teacher(memory, given)).losses["target"]
+    loss = training_loss(memory, given, Teacher(memory, given.context).predict(given)).losses[
+        "target"
+    ]
     assert abs(float(loss)) < 1e-12
 
 
@@ -91,22 +93,98 @@ def test_the_teacher_has_no_corrections_and_no_context_needs_none() -> None:
     """Else it would change with its pupil, down to where both say the same of everything."""
     memory = memory_of("forward", "prefix", slots=2)
     given = batch()
-    before = teacher(memory, given)
+    before = Teacher(memory, given.context).predict(given)
     lora.attach(memory.model, replace(memory.config.backbone, lora_rank=2), seed=0)
     for module in memory.model.modules():
         if isinstance(module, lora.Correction):
             torch.nn.init.normal_(module.B)
     queries = Tokens.from_rows([[7, 8]])
     changed = memory.read(memory.writer.init(1), queries).logits
-    after = teacher(memory, given)
+    after = Teacher(memory, given.context).predict(given)
     torch.testing.assert_close(after.logits, before.logits)
     torch.testing.assert_close(memory.read(memory.writer.init(1), queries).logits, changed)
     assert 0 in after.columns
-    assert 0 not in teacher(memory, replace(given, context=Tokens.from_rows([[], [5]]))).columns
+    nothing = replace(given, context=Tokens.from_rows([[], [5]]))
+    assert 0 not in Teacher(memory, nothing.context).predict(nothing).columns
 
 
-def test_plain_text_is_enough(tmp_path: Path) -> None:
-    """A writer learns from text that goes on, around a frozen model; the run folder says how."""
+def greedy(memory: Memory, ids: list[int], count: int) -> list[int]:
+    """What the model alone goes on with, up to its end token."""
+    new: list[int] = []
+    ends = memory.backbone.info.end_ids or (memory.backbone.info.eos_id,)
+    while len(new) < count and (not new or new[-1] not in ends):
+        new.append(int(memory.model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    return new
+
+
+def test_the_teacher_writes_behind_the_context_in_sight() -> None:
+    """Without a temperature worth the name, its texts are the model's first choices, and they alone are labelled."""
+    memory = memory_of("forward", "prefix", slots=2)
+    lora.attach(memory.model, replace(memory.config.backbone, lora_rank=2), seed=0)
+    config = SelfStudyConfig(texts=2, length=5, temperature=1e-4, prompts=["ab", "c"])
+    given, context = batch(), Tokens.from_rows([[1, 2, 3, 4], [5, 6]])
+    texts = Teacher(memory, context).study(given, config)
+    assert texts.context is given.context
+    width = given.queries.ids.shape[-1]
+    assert torch.equal(texts.queries.ids[:, :2, :width], given.queries.ids)
+    assert torch.equal(texts.labels[:, :2, :width], given.labels)
+    assert not texts.queries.mask[:, :2, width:].any()
+    encoded = {tuple(memory.backbone.tokenizer.encode(prompt)) for prompt in config.prompts}
+    for row, own in enumerate(CONTEXTS):
+        seen = set()
+        for number in (2, 3):
+            real = texts.queries.mask[row, number]
+            ids, labels = texts.queries.ids[row, number][real], texts.labels[row, number]
+            begun = int((labels[real] == IGNORED).sum())
+            prompt, written = ids[:begun].tolist(), ids[begun:].tolist()
+            assert written == greedy(memory, own + prompt, 5)
+            assert labels[real][begun:].tolist() == written
+            assert (labels[~real] == IGNORED).all()
+            seen.add(tuple(prompt))
+        assert seen == encoded
+
+
+def test_its_texts_follow_from_the_contexts_alone() -> None:
+    """Not from what was drawn before, which they leave as it is, nor from corrections that are being trained."""
+    memory = memory_of("forward", "prefix", slots=2)
+    given, config = batch(), SelfStudyConfig(texts=3, length=6, temperature=2.0)
+    before = torch.get_rng_state()
+    first = Teacher(memory, given.context).study(given, config)
+    assert torch.equal(torch.get_rng_state(), before)
+    lora.attach(memory.model, replace(memory.config.backbone, lora_rank=2), seed=0)
+    for module in memory.model.modules():
+        if isinstance(module, lora.Correction):
+            torch.nn.init.normal_(module.B)
+    torch.manual_seed(5)
+    again = Teacher(memory, given.context).study(given, config)
+    assert torch.equal(again.queries.ids, first.queries.ids)
+    other = Tokens.from_rows([[1, 2, 3, 9], [5, 6]])
+    assert not torch.equal(
+        Teacher(memory, other).study(given, config).queries.ids, first.queries.ids
+    )
+
+
+def test_queries_of_one_dimension_get_texts_beside_them() -> None:
+    memory, given = memory_of("forward", "prefix", slots=2), batch()
+    flat = Batch(given.context, given.queries.map(lambda t: t[:, 0]), given.labels[:, 0])
+    texts = Teacher(memory, flat.context).study(flat, SelfStudyConfig(texts=1, length=2))
+    assert texts.queries.ids.shape[:2] == (2, 2)
+    training_loss(memory, texts, Teacher(memory, flat.context).predict(texts)).loss.backward()
+
+
+@pytest.mark.parametrize("texts", [0, 1])
+def test_plain_text_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, texts: int) -> None:
+    """A writer learns from text that goes on, around a frozen model; the run folder says how. No text is written for an
+    evaluation.
+    """
+    studied = []
+    study = Teacher.study
+
+    def counted(self: Teacher, given: Batch, config: SelfStudyConfig) -> Batch:
+        studied.append(config)
+        return study(self, given, config)
+
+    monkeypatch.setattr(Teacher, "study", counted)
     words = [
         "the",
         "quick",
@@ -136,13 +214,17 @@ def test_plain_text_is_enough(tmp_path: Path) -> None:
         "training": {
             "out": str(tmp_path / "run"), "steps": 20, "batch_size": 4, "warmup": 1, "every": 10,
             "learning_rate": 0.02, "objective": "distillation",
+            "self_study": {"texts": texts, "length": 4},
         },
     }  # fmt: skip
     out = train(config)
     entries = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     losses = [entry["eval_loss"] for entry in entries if "eval_loss" in entry]
-    assert 0 < losses[-1] < losses[0]
-    assert load_config(out / "config.yaml").training.objective == "distillation"
+    # What a model of random weights writes itself teaches nothing of the text.
+    assert texts or 0 < losses[-1] < losses[0]
+    assert studied == [SelfStudyConfig(texts=1, length=4)] * (20 * texts)
+    again = load_config(out / "config.yaml").training
+    assert (again.objective, again.self_study.texts) == ("distillation", texts)
 
 
 def test_a_model_whose_weights_are_trained_is_no_teacher() -> None:
@@ -151,3 +233,19 @@ def test_a_model_whose_weights_are_trained_is_no_teacher() -> None:
         load_config(config)
     with pytest.raises(ConfigError, match=r"training.objective = 'destilation'.*distillation"):
         load_config({"backbone": MODELS["llama"], "training": {"objective": "destilation"}})
+
+
+@pytest.mark.parametrize(
+    ("training", "message"),
+    [
+        ({"self_study": {"texts": 1}}, "self_study needs a teacher"),
+        ({"self_study": {"texts": -1}}, "texts of at least 0"),
+        ({"self_study": {"length": 0}}, "length of at least 1"),
+        ({"self_study": {"temperature": 0.0}}, "positive temperature"),
+        ({"self_study": {"prompts": []}}, "at least one prompt"),
+        ({"self_study": {"prompts": ["a", ""]}}, "none that is empty"),
+    ],
+)
+def test_wrong_self_study(training: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config({"backbone": MODELS["llama"], "training": training})
