@@ -71,8 +71,17 @@ MEMORIES = {
     "gradient-k1": (),
     "gradient-k2": ("writer.params.steps=2",),
     "gradient-k5": ("writer.params.steps=5",),
-    "forward": ("writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}",),
+    "forward": ("writer={name: forward, params: {slots: 8}}",),
     "delta": ("writer={name: delta, params: {rank: 16}}", "reader.name=lora"),
+}
+#: The same around a pretrained model, and a compressor.
+PRETRAINED = {
+    **MEMORIES,
+    "forward": ("writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}",),
+    "500x": (
+        "writer={name: 500x, params: {slots: 8, rank: 16, init_std: 0.0884}}",
+        "reader.name=key-value",
+    ),
 }
 BOUNDS = {
     "full-context": ("writer.name=full-context", "reader.name=key-value"),
@@ -129,11 +138,11 @@ def learning(choice: Choice) -> list[Job]:
     for seed in choice.seeds:
         own = (backbone, f"seed={seed}")
         jobs += choice.training("configs/questions.yaml", f"questions-{seed}", *own)
-        for name, overrides in {**MEMORIES, **BOUNDS}.items():
+        for name, overrides in {**PRETRAINED, **BOUNDS}.items():
             jobs += choice.training(
                 "configs/babi/smollm2.yaml", f"babi-{name}-{seed}", *own, *overrides
             )
-        for name, overrides in MEMORIES.items():
+        for name, overrides in PRETRAINED.items():
             jobs += choice.training(
                 "configs/distillation.yaml", f"distillation-{name}-{seed}", *own, *overrides
             )

@@ -94,4 +94,4 @@ def test_commands_can_be_looked_at_first(choice: Choice) -> None:
         assert done.exit_code == 0, done.output
         assert "cuda" in done.output or table == "checks"
     done = CliRunner().invoke(main, ["learning", *words])
-    assert done.output.count("memwrite train") == 2 * (1 + 7 + 5)
+    assert done.output.count("memwrite train") == 2 * (1 + 8 + 6)
