@@ -39,6 +39,8 @@ def _online(name: str, *params: str, steps: int = 1500) -> tuple[str, ...]:
     return "configs/ridge-kv.yaml", f"writer.name={name}", *given, f"training.steps={steps}"
 
 
+#: A model that answers from one to eight pairs in sight.
+SIGHTED = "models/full-context-kv-1to8-0"
 #: Writers and readers that learn both pairs and text. They have eight slots, where they have slots; CCM reads two segments.
 COMPRESSORS: dict[str, tuple[str, ...]] = {
     "gist": (
@@ -110,15 +112,19 @@ class Budget:
 
 
 #: 32 contexts a step.
-KV = Budget(1000, 0.003, {"gist": 0.001, "autocompressor": 0.001}, (0.001, 0.003), 100, half=29)
+KV = Budget(1000, 0.003, {"gist": 0.001}, (0.001, 0.003), 300, half=29)
 #: Eight passages a step.
-PASSAGES = Budget(200, 0.0005, {}, (0.0005, 0.002), 20, half=33)
+PASSAGES = Budget(100, 0.002, {}, (0.0005, 0.002), 20, half=33)
 BUDGETS = {**dict.fromkeys(PAIRS, KV), TEXT: PASSAGES}
 
 
-def _on_pairs(memory: str) -> tuple[str, ...]:
-    config = "configs/gist-kv.yaml" if memory in TRAIN_THE_MODEL else "configs/ccm-kv.yaml"
-    return config, *COMPRESSORS[memory], *KV.overrides(memory)
+def _on_pairs(memory: str, *parts: str) -> tuple[str, ...]:
+    """Return the training of a memory on contexts of one to eight pairs, in which it begins with one."""
+    if memory in TRAIN_THE_MODEL:
+        given = "configs/gist-kv.yaml", f"training.start={SIGHTED}"
+    else:
+        given = "configs/ccm-kv.yaml", f"backbone.path={SIGHTED}"
+    return *given, *parts, "task.params.fewest=1", *KV.overrides(memory)
 
 
 def _on_text(memory: str, *parts: str) -> tuple[str, ...]:
@@ -140,14 +146,25 @@ ON_PAIRS: dict[str, tuple[str, ...]] = {
     "delta": _online("delta", "beta_bias=0.0", "forgetting=none", steps=3000),
     "titans-mlp": _online("titans-mlp", "chunk=1", "max_step=4"),
     "ttt-mlp": _online("ttt-mlp", "chunk=1"),
-    "forward": ("configs/rmt-kv.yaml", f"training.steps={KV.steps}"),
-    "gradient": ("configs/gradmem-kv.yaml",),
-    **{memory: _on_pairs(memory) for memory in COMPRESSORS},
+    "forward": _on_pairs(
+        "forward",
+        "writer={name: forward, params: {slots: 8, projection: read-write, write_head: true, reconstruction_weight: 0.3, init_std: 0.0884}}",
+        "reader.name=prefix",
+    ),
+    "gradient": (
+        "configs/gradmem-kv.yaml",
+        "task.params.fewest=1",
+        "training.batch_size=32",
+        f"training.steps={KV.steps}",
+    ),
+    **{memory: _on_pairs(memory, *parts) for memory, parts in COMPRESSORS.items()},
 }
 #: Memories that learn text.
 ON_TEXT: dict[str, tuple[str, ...]] = {
     **{memory: _on_text(memory, *parts) for memory, parts in COMPRESSORS.items()},
-    "forward": _on_text("forward", "writer={name: forward, params: {slots: 8, init_std: 0.0884}}"),
+    "forward": _on_text(
+        "forward", "writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}"
+    ),
     "gradient": _on_text("gradient"),
 }
 RECIPES = {**dict.fromkeys(PAIRS, ON_PAIRS), TEXT: ON_TEXT}
