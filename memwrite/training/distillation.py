@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from memwrite.config import SelfStudyConfig
 from memwrite.inference.generate import evaluating, generate
@@ -78,11 +79,15 @@ class Teacher:
         prompts = [given.encode(config.prompts[n % len(config.prompts)]) for n in numbers]
         asked = Tokens.from_rows(prompts * rows, ids.device)
         asked = asked.map(lambda tensor: tensor.reshape(rows, config.texts, -1))
-        options = {"max_new_tokens": config.length, "temperature": config.temperature}
+        options = {
+            "max_new_tokens": config.length,
+            "do_sample": True,
+            "temperature": config.temperature,
+            "top_k": 0,
+        }
         devices = [ids.device] if ids.device.type == "cuda" else []
         with self._teaching(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            options = {**options, "do_sample": True, "top_k": 0}
             new = generate(self._backbone, self._visible(), asked, options, self._read)
         return _beside(batch, [p for _ in range(rows) for p in prompts], self._until_end(new))
 
@@ -111,10 +116,7 @@ def _beside(batch: Batch, prompts: list[list[int]], texts: list[list[int]]) -> B
     def joined(old: Tensor, new: Tensor, value: int) -> Tensor:
         old = old.reshape(rows, -1, width)
         new = new.to(old.device).reshape(rows, -1, new.shape[-1])
-        parts = (
-            torch.nn.functional.pad(t, (0, longest - t.shape[-1]), value=value) for t in (old, new)
-        )
-        return torch.cat([*parts], 1)
+        return torch.cat([F.pad(t, (0, longest - t.shape[-1]), value=value) for t in (old, new)], 1)
 
     queries = Tokens(
         joined(batch.queries.ids, written.ids, 0), joined(batch.queries.mask, written.mask, False)
