@@ -199,3 +199,14 @@ def test_models_are_small() -> None:
     assert max(adapters) < 8e6
     assert sum(adapters) < 32e6
     assert sum(sizes.values()) - sum(adapters) < 20e6
+
+
+def test_models_name_no_folder_of_their_makers() -> None:
+    """Configs, evaluations and adapters that ship hold no absolute path."""
+    for path in (ROOT / "models").rglob("*"):
+        if (
+            path.suffix in {".yaml", ".json", ".jsonl", ".md", ".txt"}
+            and "tokenizer" not in path.name
+        ):
+            found = re.search(r"""(?:^|[\s"'=])(/(?:\w[\w.-]*/)+\w*)""", path.read_text())
+            assert found is None, (path, found)
