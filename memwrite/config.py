@@ -152,6 +152,7 @@ class TrainingConfig:
         weight_decay: of AdamW, on matrices.
         clip: largest norm of the gradient.
         every: steps between evaluations and checkpoints.
+        evaluated: held-out examples per evaluation, taken at even distances; None for all.
         bf16: mixed precision; wants a GPU.
         tensorboard: whether the log is written for TensorBoard as well; wants the package of that name.
         save_dtype: dtype of the saved backbone; "float16" halves its size.
@@ -172,14 +173,16 @@ class TrainingConfig:
     weight_decay: float = 0.1
     clip: float = 1.0
     every: int = 250
+    evaluated: int | None = None
     bf16: bool = False
     tensorboard: bool = False
     save_dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        for key in ("steps", "batch_size", "accumulate", "every"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"training.{key} must be at least 1, got {getattr(self, key)}")
+        for key in ("steps", "batch_size", "accumulate", "every", "evaluated"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ConfigError(f"training.{key} must be at least 1, got {value}")
         if self.until is not None and not 0 < self.until <= 1:
             raise ConfigError(f"training.until must be above 0 and at most 1, got {self.until}")
         for key, options in (
@@ -187,7 +190,8 @@ class TrainingConfig:
             ("schedule", SCHEDULES),
             ("objective", OBJECTIVES),
         ):
-            if (value := getattr(self, key)) not in options:
+            value = getattr(self, key)
+            if value not in options:
                 raise ConfigError(f"training.{key} = '{value}': {did_you_mean(value, options)}")
         if self.self_study.texts and self.objective != "distillation":
             raise ConfigError(

@@ -240,12 +240,14 @@ class TransformersBackbone:
 
     def logits(self, hidden: Tensor, head: Tensor | None = None) -> Tensor:
         """Map (..., D) to (..., V), float32 at least; `head` (V, D) stands in for the model's own."""
+        # One product of two matrices: for part of a sequence, or in the backward pass, torch would copy the head for every row.
+        flat = hidden.reshape(-1, hidden.shape[-1])
         logits: Tensor
         if head is None:
-            logits = self.model.get_output_embeddings()(hidden.to(self.info.dtype))
+            logits = self.model.get_output_embeddings()(flat.to(self.info.dtype))
         else:
-            logits = F.linear(hidden.to(head.dtype), head)
-        logits = scales.logits(logits, self._config)
+            logits = F.linear(flat.to(head.dtype), head)
+        logits = scales.logits(logits, self._config).reshape(*hidden.shape[:-1], logits.shape[-1])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def generate(

@@ -17,7 +17,7 @@ from memwrite.errors import ConfigError
 from memwrite.evaluation import answers
 from memwrite.memory import Memory
 from memwrite.plugins import TaskPlugin, registry
-from memwrite.tasks.base import Evaluation, Examples, Task
+from memwrite.tasks.base import Evaluation, Examples, Task, spread
 from memwrite.utils.cpu import tuned_cpu
 
 
@@ -119,6 +119,4 @@ def _examples(task: Task, seed: int | None, count: int | None) -> Examples:
     held_out = task.evaluation()
     if seed is not None:
         return task.fresh(count or len(held_out), seed)
-    if count is None or count >= len(held_out):
-        return held_out
-    return [held_out[i * len(held_out) // count] for i in range(count)]
+    return spread(held_out, count)

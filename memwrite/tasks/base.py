@@ -50,6 +50,13 @@ class Examples(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
+def spread(examples: Examples, count: int | None) -> Examples:
+    """Return `count` of the examples, taken at even distances; all of them where there are no more, or for None."""
+    if count is None or count >= len(examples):
+        return examples
+    return [examples[i * len(examples) // count] for i in range(count)]
+
+
 class Task(Protocol):
     """Where examples come from."""
 

@@ -18,7 +18,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from memwrite.config import TrainingConfig
 from memwrite.errors import ConfigError, DivergenceError
 from memwrite.memory import Memory
-from memwrite.tasks.base import IGNORED, Batch, Curriculum, Examples, Task, collate
+from memwrite.tasks.base import IGNORED, Batch, Curriculum, Examples, Task, collate, spread
 from memwrite.training.distillation import Teacher
 from memwrite.training.folder import CHECKPOINTS
 from memwrite.training.loss import MemoryOutput, training_loss
@@ -182,7 +182,7 @@ def fit(memory: Memory, task: Task, stage: Stage, checkpoint: str | None) -> Non
         StorageError: the folder cannot be written.
     """
     config, training = stage.config, stage.config.training
-    held_out: Examples | None = task.evaluation()
+    held_out: Examples | None = spread(task.evaluation(), training.evaluated)
     if not len(held_out or ()):
         held_out = None
     if training.until is not None and held_out is None:

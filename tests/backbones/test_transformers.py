@@ -17,6 +17,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import MODELS, Build
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memwrite import Memory, Tokens
 from memwrite.backbones.loading import load_backbone
@@ -41,6 +43,32 @@ def load(**described: Any) -> TransformersBackbone:
 def logits(backbone: TransformersBackbone) -> torch.Tensor:
     ids = torch.arange(7)[None]
     return backbone.logits(backbone.forward(backbone.embed(ids)).hidden).detach()
+
+
+class _Largest(TorchDispatchMode):
+    """Finds the largest tensor that an operation makes."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.numel())
+        return made
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_logits_of_part_of_a_sequence_copy_no_head_for_each_row(trained: bool) -> None:
+    """Neither in a step's gradient nor in the gradient of that."""
+    backbone = load(**model("llama", trainable=trained))
+    rows, width = 20, backbone.info.hidden_size
+    hidden = torch.randn(rows, 5, width, requires_grad=True)
+    with _Largest() as largest:
+        found = backbone.logits(hidden[:, 1:3])
+        loss = F.cross_entropy(found.transpose(1, 2), torch.ones(rows, 2, dtype=torch.int64))
+        (gradient,) = torch.autograd.grad(loss, hidden, create_graph=True)
+        gradient.square().sum().backward()
+    assert largest.numbers <= 2 * rows * max(backbone.info.vocab_size, 5 * width)
 
 
 @each_family

@@ -91,6 +91,24 @@ def test_a_run_folder_is_a_memory(config: Path) -> None:
     assert losses[-1] < losses[0] < math.log(300) + 1
 
 
+@pytest.mark.parametrize("count", [None, 1, 5])
+def test_an_evaluation_takes_as_many_examples_as_asked_for(
+    config: Path, count: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At even distances; all of them by default."""
+    given = []
+
+    class Recorded(trainer._MemoryTrainer):
+        def __init__(self, stage: Any, **options: Any) -> None:
+            given.append(len(options["eval_dataset"]))
+            super().__init__(stage, **options)
+
+    monkeypatch.setattr(trainer, "_MemoryTrainer", Recorded)
+    asked = [] if count is None else [f"training.evaluated={count}"]
+    runs.train(config, ["task.params.held_out=0.5", *asked])
+    assert given == [count] if count else given[0] > 5
+
+
 def test_an_interrupted_run_resumes_exactly(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
