@@ -49,7 +49,7 @@ class Choice:
         words = [f"backbone.device={self.device}", *overrides, f"training.out={run}"]
         if self.small:
             words += ["training.steps=1", "training.every=1", "training.warmup=1"]
-            words += ["training.batch_size=2", "training.accumulate=1"]
+            words += ["training.batch_size=2", "training.accumulate=1", "training.stages=[]"]
         train = [*MEMWRITE, "train", config, *words]
         evaluate = [
             *MEMWRITE,
@@ -66,18 +66,16 @@ class Choice:
 
 MEMWRITE = (sys.executable, "-m", "memwrite")
 
-#: The memories of a table of trainings: name -> overrides of a config that writes by one gradient step into a prefix.
-MEMORIES = {
+#: name -> overrides of a config that writes by one gradient step into a prefix.
+STEPS = {
     "gradient-k1": (),
     "gradient-k2": ("writer.params.steps=2",),
     "gradient-k5": ("writer.params.steps=5",),
-    "forward": ("writer={name: forward, params: {slots: 8}}",),
-    "delta": ("writer={name: delta, params: {rank: 16}}", "reader.name=lora"),
 }
-#: The same around a pretrained model, and a compressor.
-PRETRAINED = {
-    **MEMORIES,
-    "forward": ("writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}",),
+#: name -> overrides of a config that writes by one forward pass, around a pretrained model.
+PASSES = {
+    "forward": (),
+    "delta": ("writer={name: delta, params: {rank: 16}}", "reader.name=lora"),
     "500x": (
         "writer={name: 500x, params: {slots: 8, rank: 16, init_std: 0.0884}}",
         "reader.name=key-value",
@@ -138,14 +136,32 @@ def learning(choice: Choice) -> list[Job]:
     for seed in choice.seeds:
         own = (backbone, f"seed={seed}")
         jobs += choice.training("configs/questions.yaml", f"questions-{seed}", *own)
-        for name, overrides in {**PRETRAINED, **BOUNDS}.items():
-            jobs += choice.training(
-                "configs/babi/smollm2.yaml", f"babi-{name}-{seed}", *own, *overrides
-            )
-        for name, overrides in PRETRAINED.items():
-            jobs += choice.training(
-                "configs/distillation.yaml", f"distillation-{name}-{seed}", *own, *overrides
-            )
+        for name, overrides in BOUNDS.items():
+            run = f"babi-{name}-{seed}"
+            jobs += choice.training("configs/babi/smollm2.yaml", run, *own, *overrides)
+        sighted = (f"training.start={choice.out / f'babi-full-context-{seed}'}",)
+        jobs += memories(choice, "babi", "configs/babi/smollm2-{}.yaml", seed, own, sighted)
+        jobs += memories(choice, "distillation", "configs/{}-smollm2.yaml", seed, own)
+    return jobs
+
+
+def memories(
+    choice: Choice,
+    what: str,
+    config: str,
+    seed: int,
+    own: Sequence[str],
+    start: Sequence[str] = (),
+) -> list[Job]:
+    """Return the trainings of all memories of a task; the gradient writer starts from what the forward writer has learnt."""
+    jobs: list[Job] = []
+    for name, overrides in PASSES.items():
+        run = f"{what}-{name}-{seed}"
+        jobs += choice.training(config.format("forward"), run, *own, *overrides, *start)
+    start = (f"training.start={choice.out / f'{what}-forward-{seed}'}",)
+    for name, overrides in STEPS.items():
+        run = f"{what}-{name}-{seed}"
+        jobs += choice.training(config.format("gradient"), run, *own, *overrides, *start)
     return jobs
 
 
@@ -153,18 +169,19 @@ def key_value(choice: Choice) -> list[Job]:
     """Key-value retrieval at the paper's size, from eight pairs to ninety-six, each starting from the one before."""
     counts = (2, 3) if choice.small else (8, 16, 32, 64, 96)
     size = ["backbone.params.num_hidden_layers=4", "backbone.params.max_position_embeddings=1024"]
-    names = ["gradient-k1", "gradient-k2", "gradient-k5", "forward"]
+    writers = {**STEPS, "forward": ("writer={name: forward, params: {slots: 8}}",)}
     if choice.small:
-        names, size = names[2:], ["task.params.examples=2"]
+        size = ["task.params.examples=2"]
+        del writers["gradient-k1"], writers["gradient-k2"]
     jobs: list[Job] = []
     for seed in choice.seeds:
-        for name in names:
+        for name, overrides in writers.items():
             start: tuple[str, ...] = ()
             for pairs in counts:
                 run = f"key-value-{name}-{pairs}-{seed}"
                 own = (f"seed={seed}", f"task.params.pairs={pairs}", "task.params.curriculum=[]")
                 jobs += choice.training(
-                    "configs/gradmem-kv.yaml", run, *size, *own, *MEMORIES[name], *start
+                    "configs/gradmem-kv.yaml", run, *size, *own, *overrides, *start
                 )
                 start = (f"training.start={choice.out / run}",)
     return jobs

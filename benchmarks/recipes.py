@@ -128,11 +128,11 @@ def _on_pairs(memory: str, *parts: str) -> tuple[str, ...]:
 
 
 def _on_text(memory: str, *parts: str) -> tuple[str, ...]:
-    """Return the training that `distillation.yaml` describes, of short passages."""
-    model = [] if memory in TRAIN_THE_MODEL else ["backbone.lora_rank=0"]
-    sizes = ("task.params.context=64", "task.params.length=32", "training.batch_size=8")
-    times = ("training.accumulate=1", "training.warmup=20", "training.every=50")
-    return "configs/distillation.yaml", *parts, *model, *sizes, *times, *PASSAGES.overrides(memory)
+    """Return the training that `forward-smollm2.yaml` describes, of short passages."""
+    rank = 16 if memory in TRAIN_THE_MODEL else 0
+    sizes = (f"backbone.lora_rank={rank}", "task.params.context=64", "task.params.length=32")
+    budget = PASSAGES.overrides(memory)
+    return "configs/forward-smollm2.yaml", *parts, *sizes, "training.every=50", *budget
 
 
 #: Memories that learn tasks of pairs.
@@ -162,9 +162,10 @@ ON_PAIRS: dict[str, tuple[str, ...]] = {
 #: Memories that learn text.
 ON_TEXT: dict[str, tuple[str, ...]] = {
     **{memory: _on_text(memory, *parts) for memory, parts in COMPRESSORS.items()},
-    "forward": _on_text(
-        "forward", "writer={name: forward, params: {slots: 8, init_std: 0.0884, gate: 0.01}}"
+    "forward": _on_text("forward"),
+    "gradient": _on_text(
+        "gradient",
+        "writer={name: gradient, params: {slots: 8, lr: 0.1, learned_lr: each, clip_norm: 1.0, init_std: 0.0884, recompute: true}}",
     ),
-    "gradient": _on_text("gradient"),
 }
 RECIPES = {**dict.fromkeys(PAIRS, ON_PAIRS), TEXT: ON_TEXT}
