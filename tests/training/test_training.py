@@ -242,6 +242,7 @@ def test_half_precision_halves_the_file_and_keeps_the_model(config: Path, tmp_pa
         ("backbone.trainable=false", "nothing to train"),
         ("backbone.params.vocab_size=100", "at least 258"),
         ("training.steps=0", "training.steps"),
+        ("training.evaluated=0", "training.evaluated"),
         ("training.save_dtype=int8", "training.save_dtype"),
     ],
 )

@@ -22,8 +22,7 @@ def divergence(
         study: the texts.
         top_k: sum over the k tokens only that are most probable with the context.
     """
-    # Of one piece, so that the vocabulary's product is a single one of two matrices.
-    own = backbone.logits(hidden.contiguous()).log_softmax(-1)
+    own = backbone.logits(hidden).log_softmax(-1)
     if study.teacher is None:
         targets = study.ids[..., 1:].flatten(0, 1)
         each = F.nll_loss(own.transpose(1, 2), targets, reduction="none")
