@@ -22,7 +22,8 @@ from memwrite.memory import Memory
 def begin(config: Config, speak: bool = True) -> Memory:
     """Build the memory that `config` describes, with the weights of `training.start`.
 
-    The backbone's are there before writer and reader are built, which may take their own first weights from it.
+    The backbone's are there before writer and reader are built, which may take their own first weights from it. Where the
+    backbone is that run's own model, named by `backbone.path`, it has them already.
 
     Args:
         config: the memory to train.
@@ -34,7 +35,8 @@ def begin(config: Config, speak: bool = True) -> Memory:
     """
     if config.training.start is None:
         return Memory.from_config(config)
-    whole = adapter_of(config) is None
+    own = Path(config.backbone.path or "") == Path(config.training.start)
+    whole = adapter_of(config) is None and not own
     start = Start(config.training.start, whole)
     backbone = load_backbone(config.backbone, config.seed)
     if whole:

@@ -239,6 +239,26 @@ def test_corrections_are_trained_on_as_they_are(
         torch.testing.assert_close(of_third[name], tensor, atol=1e-6, rtol=1e-4)
 
 
+def test_corrections_of_a_run_are_corrected_further(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training from a run, around that run's own model, keeps what it adds by itself, whatever its rank."""
+    first = train(described_lora_run(tmp_path))
+    config = described_lora_run(
+        tmp_path, out=str(tmp_path / "on"), start=f"{first}/", learning_rate=1e-12
+    )
+    config["backbone"] |= {"path": str(first), "lora_rank": 3}
+    capsys.readouterr()
+    second = train(config)
+    assert "Started from" not in capsys.readouterr().err
+    assert (second / "adapter").is_dir()
+    assert not (second / "backbone").exists()
+    before, after = (Memory.from_config(run).state_dict() for run in (first, second))
+    assert before.keys() == after.keys()
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-4)
+
+
 def test_a_checkpoint_holds_what_is_trained_and_resumes_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
