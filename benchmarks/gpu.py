@@ -130,7 +130,10 @@ def value_kept(choice: Choice) -> list[Job]:
 
 
 def learning(choice: Choice) -> list[Job]:
-    """Learning on the pretrained model: a reader of questions, bAbI, and the value of plain text."""
+    """Learning on the pretrained model: a reader of questions, the value of plain text, and bAbI.
+
+    On bAbI each memory begins as what plain text has taught it, with what the model has learnt of the questions in sight.
+    """
     backbone = f"backbone.path={choice.backbone}"
     jobs: list[Job] = []
     for seed in choice.seeds:
@@ -139,29 +142,28 @@ def learning(choice: Choice) -> list[Job]:
         for name, overrides in BOUNDS.items():
             run = f"babi-{name}-{seed}"
             jobs += choice.training("configs/babi/smollm2.yaml", run, *own, *overrides)
-        sighted = (f"training.start={choice.out / f'babi-full-context-{seed}'}",)
-        jobs += memories(choice, "babi", "configs/babi/smollm2-{}.yaml", seed, own, sighted)
-        jobs += memories(choice, "distillation", "configs/{}-smollm2.yaml", seed, own)
+        for name, memory in PASSES.items():
+            run = f"distillation-{name}-{seed}"
+            jobs += choice.training("configs/forward-smollm2.yaml", run, *own, *memory)
+        jobs += gradients(choice, "distillation", "configs/gradient-smollm2.yaml", seed, own)
+        knows = f"backbone.adapter={choice.out / f'babi-full-context-{seed}' / 'adapter'}"
+        for name, memory in PASSES.items():
+            text = choice.out / f"distillation-{name}-{seed}"
+            begin = (f"seed={seed}", f"backbone.path={text}", knows, f"training.start={text}")
+            run = f"babi-{name}-{seed}"
+            jobs += choice.training("configs/babi/smollm2-forward.yaml", run, *begin, *memory)
+        reads = f"backbone.path={choice.out / f'distillation-forward-{seed}'}"
+        around = (f"seed={seed}", reads, knows)
+        jobs += gradients(choice, "babi", "configs/babi/smollm2-gradient.yaml", seed, around)
     return jobs
 
 
-def memories(
-    choice: Choice,
-    what: str,
-    config: str,
-    seed: int,
-    own: Sequence[str],
-    start: Sequence[str] = (),
-) -> list[Job]:
-    """Return the trainings of all memories of a task; the gradient writer starts from what the forward writer has learnt."""
+def gradients(choice: Choice, what: str, config: str, seed: int, own: Sequence[str]) -> list[Job]:
+    """Return the trainings of gradient writers, which start from what the forward writer has learnt of the task."""
+    start = f"training.start={choice.out / f'{what}-forward-{seed}'}"
     jobs: list[Job] = []
-    for name, overrides in PASSES.items():
-        run = f"{what}-{name}-{seed}"
-        jobs += choice.training(config.format("forward"), run, *own, *overrides, *start)
-    start = (f"training.start={choice.out / f'{what}-forward-{seed}'}",)
     for name, overrides in STEPS.items():
-        run = f"{what}-{name}-{seed}"
-        jobs += choice.training(config.format("gradient"), run, *own, *overrides, *start)
+        jobs += choice.training(config, f"{what}-{name}-{seed}", *own, *overrides, start)
     return jobs
 
 
