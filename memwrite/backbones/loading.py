@@ -44,7 +44,7 @@ def load_backbone(config: BackboneConfig, seed: int = 0) -> TransformersBackbone
     device = _device(config.device)
     with seeded(seed), announcing(f"Loading '{config.path or config.type}'"):
         if config.path is not None:
-            base, corrections = _corrected(config)
+            base, corrections = base_of(config)
             source = _model_source(str(base.path))
             model, tokenizer = _pretrained(base, source), load_tokenizer(source)
             for folder in corrections:
@@ -263,7 +263,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _corrected(config: BackboneConfig) -> tuple[BackboneConfig, list[Path]]:
+def base_of(config: BackboneConfig) -> tuple[BackboneConfig, list[Path]]:
     """Return the model that nobody corrected, and the adapters to put into it, one after the other.
 
     Raises:

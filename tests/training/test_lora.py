@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +12,7 @@ import pytest
 import ragged
 import safetensors.torch
 import torch
+from click.testing import CliRunner
 from support import MODELS
 from torch import nn
 
@@ -23,6 +26,10 @@ from memwrite.errors import ConfigError
 from memwrite.protocols import Gate, StaticAdapter
 from memwrite.training import lora, trainer
 from memwrite.training.run import train
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from merge_loras import main as merge_loras
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -253,10 +260,40 @@ def test_corrections_of_a_run_are_corrected_further(
     assert "Started from" not in capsys.readouterr().err
     assert (second / "adapter").is_dir()
     assert not (second / "backbone").exists()
-    before, after = (Memory.from_config(run).state_dict() for run in (first, second))
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        torch.testing.assert_close(after[name], tensor, atol=1e-6, rtol=1e-4)
+    before, after = (Memory.from_config(run) for run in (first, second))
+    for part in ("model", "writer"):
+        old, new = (getattr(memory, part).state_dict() for memory in (before, after))
+        assert old.keys() == new.keys()
+        for name, tensor in old.items():
+            torch.testing.assert_close(new[name], tensor, atol=1e-6, rtol=1e-4)
+
+
+def test_corrections_that_lie_behind_each_other_become_one(tmp_path: Path) -> None:
+    """The sum of ranks 2 and 3 is of rank 5, and depends on nothing but the model; of rank 1 it is the nearest there is."""
+    first = train(described_lora_run(tmp_path, learning_rate=0.1))
+    config = described_lora_run(
+        tmp_path, out=str(tmp_path / "on"), start=str(first), learning_rate=0.1
+    )
+    config["backbone"] |= {"path": str(first), "lora_rank": 3}
+    second = train(config)
+    wanted = Memory.from_config(second)
+    outs = {rank: tmp_path / f"merged-{rank}" for rank in (1, 5)}
+    for rank, out in outs.items():
+        done = CliRunner().invoke(merge_loras, [str(second), f"--rank={rank}", f"--out={out}"])
+        assert done.exit_code == 0, done.output
+    shutil.rmtree(first)
+    config["backbone"]["path"] = str(tmp_path / "base")
+    untrained = Memory.from_config(config)
+    one, five = (Memory.from_config(out) for out in outs.values())
+
+    def distance(memory: Memory) -> float:
+        own = memory.model.state_dict()
+        return sum(float((own[n] - w).square().sum()) for n, w in wanted.model.state_dict().items())
+
+    assert 100 * distance(five) < distance(one) < distance(untrained)
+    kept = five.writer.state_dict()  # type: ignore[attr-defined]
+    for name, weight in wanted.writer.state_dict().items():  # type: ignore[attr-defined]
+        assert torch.equal(kept[name], weight)
 
 
 def test_a_checkpoint_holds_what_is_trained_and_resumes_to_the_same_bits(
