@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 
 import pytest
@@ -87,3 +88,26 @@ def test_eight_vectors_of_one_pass_are_worth_something() -> None:
         )
     assert own < other - 0.2
     assert own < none - 0.2
+
+
+def test_eight_vectors_hold_who_is_where() -> None:
+    """`models/babi-smollm2`, of stories that are in no file: the answers are in the story's own vectors, and in no other's."""
+    memory = Memory.from_config(ROOT / "models" / "babi-smollm2")
+    people, rooms = (
+        ("Mary", "John", "Sandra", "Daniel"),
+        ("bathroom", "hallway", "office", "garden"),
+    )
+    rng = random.Random(0)
+    stories = [[(rng.choice(people), rng.choice(rooms)) for _ in range(6)] for _ in range(4)]
+    states = [
+        memory.write(" ".join(f"{who} went to the {room}." for who, room in story)).state
+        for story in stories
+    ]
+    own, others = [], []
+    for i, story in enumerate(stories):
+        for who, room in dict(story).items():
+            for found, state in ((own, states[i]), (others, states[i - 1])):
+                answer = memory.ask(state, f"Where is {who}?", max_new_tokens=3)
+                found.append(answer.strip() == room)
+    assert sum(own) >= len(own) - 1
+    assert sum(others) < len(others) / 2
