@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from memwrite import Memory
-from memwrite.backbones.adapters import ADAPTER_FOLDER, Adapter, read
+from memwrite.backbones.adapters import Adapter, read
 from memwrite.backbones.loading import base_of
 from memwrite.checkpoints.run_folder import save_run
 from memwrite.config import BackboneConfig
@@ -47,15 +47,13 @@ def main(run: str, rank: int, out: Path) -> None:
         merged[name], values = cut(parts, rank)
         kept, whole = kept + float((values[:rank] ** 2).sum()), whole + float((values**2).sum())
     adapter = Adapter(merged, float(rank), str(base.path), loras[0].transposed)
-    adapter.save(out / ADAPTER_FOLDER)
     before = Memory.from_config(run)
     named = replace(before.config.backbone, path=base.path, adapter=None)
     config = replace(before.config, backbone=replace(named, lora_rank=rank, lora_alpha=float(rank)))
-    corrected = replace(config.backbone, adapter=str(out / ADAPTER_FOLDER))
-    memory = Memory.from_config(replace(config, backbone=corrected))
+    memory = Memory.from_config(config)
+    adapter.apply(memory.model)
     for part in ("writer", "reader"):
         getattr(memory, part).load_state_dict(getattr(before, part).state_dict())
-    memory.config = config
     save_run(memory.components, out, adapter)
     click.echo(f"{out}: {len(merged)} layers of rank {rank}, {kept / whole:.1%} of the squares")
 
