@@ -159,9 +159,12 @@ def learning(choice: Choice) -> list[Job]:
 
 
 def gradients(choice: Choice, what: str, config: str, seed: int, own: Sequence[str]) -> list[Job]:
-    """Return the trainings of gradient writers, which start from what the forward writer has learnt of the task."""
-    start = f"training.start={choice.out / f'{what}-forward-{seed}'}"
-    jobs: list[Job] = []
+    """Return the trainings of gradient writers, which start around the model that reads what the forward writer writes."""
+    begin = f"training.start={choice.out / f'{what}-forward-{seed}'}"
+    mean = choice.out / f"{what}-mean-{seed}"
+    argv = [sys.executable, "benchmarks/mean_state.py", config, f"backbone.device={choice.device}"]
+    argv += [*own, begin, f"--out={mean}", *(["--contexts=2"] if choice.small else [])]
+    jobs, start = [Job(argv, mean / "config.yaml")], f"training.start={mean}"
     for name, overrides in STEPS.items():
         jobs += choice.training(config, f"{what}-{name}-{seed}", *own, *overrides, start)
     return jobs

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from gpu import TABLES, Choice, Job, main, run  # noqa: E402
+from mean_state import main as mean_state  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +45,13 @@ def choice(tmp_path_factory: pytest.TempPathFactory) -> Choice:
 
 
 def started(job: Job) -> None:
-    """Run a command of memwrite's in this process, which has loaded everything already."""
-    assert list(job.argv[:3]) == [sys.executable, "-m", "memwrite"]
-    done = CliRunner().invoke(memwrite, list(job.argv[3:]))
+    """Run a command in this process, which has loaded everything already."""
+    command, words = memwrite, list(job.argv[3:])
+    if job.argv[1] == "benchmarks/mean_state.py":
+        command, words = mean_state, list(job.argv[2:])
+    else:
+        assert list(job.argv[:3]) == [sys.executable, "-m", "memwrite"]
+    done = CliRunner().invoke(command, words)
     assert done.exit_code == 0, (shlex.join(job.argv), done.output, done.exception)
     if job.prints:
         job.done.write_text(done.output)
