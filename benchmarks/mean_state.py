@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 import torch
@@ -32,13 +32,16 @@ from memwrite.training.start import adapter_of, begin
 def states(config: Config, count: int) -> Tensor:
     """Return the prefixes (N, M, D) that the memory of `training.start` writes of as many contexts that training draws."""
     memory = Memory.from_config(str(config.training.start)).eval()
-    assert config.task is not None
+    if config.task is None:
+        raise click.UsageError("the config has no task whose contexts could be written")
     plugin = registry().task(config.task.name)
     params: Any = part_config(plugin.config, config.task.params, "task.params")
     examples = plugin.build(params, memory.backbone.tokenizer).training(count, config.seed)
     size = config.training.batch_size
     parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     contexts = [collate([examples[i] for i in part])["batch"].context for part in parts]
+    if memory.writer.spec.kind != "prefix":
+        raise click.UsageError(f"'{config.training.start}' writes no prefixes: name another start")
     return torch.cat([memory.write(context).state["memory"] for context in contexts])
 
 
@@ -50,11 +53,18 @@ def states(config: Config, count: int) -> Tensor:
 def main(config: str, overrides: Sequence[str], contexts: int, out: Path) -> None:
     wanted = load_config(config, list(overrides))
     wanted = replace(wanted, training=replace(wanted.training, stages=[]))
+    if wanted.writer.name != "gradient" or wanted.training.start is None:
+        raise click.UsageError("the config is to be of a gradient writer, with a training.start")
     written = states(wanted, contexts)
     memory, mean = begin(wanted), written.mean(0)
-    assert isinstance(memory.writer, GradientWriter)
+    slots = cast(GradientWriter, memory.writer).fast.slots
+    if slots.shape != mean.shape:
+        raise click.UsageError(
+            f"'{wanted.training.start}' writes {len(mean)} vectors, and the gradient writer has {len(slots)}: set "
+            f"writer.params.slots={len(mean)}"
+        )
     with torch.no_grad():
-        memory.writer.fast.slots.copy_(mean)
+        slots.copy_(mean)
     folder = adapter_of(wanted)
     adapter = None if folder is None else read(folder)
     if adapter is not None:

@@ -61,3 +61,27 @@ def test_slots_begin_at_the_mean_of_another_writers_states(
     capsys.readouterr()
     train(gradient | {"training": gradient["training"] | {"start": str(tmp_path / "mean")}})
     assert "not in it" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.start=null", "a gradient writer, with a training.start"),
+        ("writer={name: forward, params: {slots: 2}}", "to be of a gradient writer"),
+        ("writer.params.slots=3", "writes 2 vectors, and the gradient writer has 3"),
+        ("task=null", "has no task"),
+    ],
+)
+def test_what_can_be_no_start_is_said_in_a_sentence(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    ragged.install()
+    run = train(described(tmp_path, "forward", {"name": "forward", "params": {"slots": 2}}))
+    writer = {"name": "gradient", "params": {"slots": 2}}
+    gradient = described(tmp_path, "gradient", writer, start=str(run))
+    (tmp_path / "gradient.yaml").write_text(yaml.safe_dump(gradient))
+    argv = [str(tmp_path / "gradient.yaml"), override, f"--out={tmp_path / 'mean'}"]
+    done = CliRunner().invoke(mean_state, argv)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.replace("\u2502", " ").split())
+    assert not (tmp_path / "mean").exists()
