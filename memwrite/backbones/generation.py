@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from memwrite.errors import ConfigError, InputError, did_you_mean
@@ -126,6 +126,16 @@ def refusing() -> Iterator[None]:
         raise
     except ValueError as error:
         raise refused(error) from None
+
+
+@contextmanager
+def one_product(head: nn.Module) -> Iterator[None]:
+    """Hand the vocabulary head whole tensors: of part of a sequence torch would copy its weight for every row."""
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def refused(error: Exception) -> InputError:

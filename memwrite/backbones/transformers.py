@@ -285,7 +285,8 @@ class TransformersBackbone:
         index = torch.arange(len(ids), device=ids.device).repeat_interleave(copies)
         self._fill(cache, None if past is None else past.rows(index))
         cache.corrections = {layer: c.rows(index) for layer, c in (corrections or {}).items()}
-        with generation.refusing():
+        head = self.model.get_output_embeddings()
+        with generation.refusing(), generation.one_product(head):
             output: Tensor = self.model.generate(
                 **inputs,
                 generation_config=config,

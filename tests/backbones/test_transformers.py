@@ -71,6 +71,21 @@ def test_logits_of_part_of_a_sequence_copy_no_head_for_each_row(trained: bool) -
     assert largest.numbers <= 2 * rows * max(backbone.info.vocab_size, 5 * width)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_generation_copies_no_head_for_each_row(trained: bool) -> None:
+    """Behind queries of several tokens, of which transformers makes the last one's logits alone."""
+    backbone = load(**model("llama", trainable=trained))
+    rows, length = 40, 3
+    with torch.no_grad(), _Largest() as largest:
+        backbone.generate(
+            torch.ones(rows, length, dtype=torch.int64),
+            past=None, last=None, corrections=None, options={"max_new_tokens": 2},
+        )  # fmt: skip
+    info = backbone.info
+    assert largest.numbers <= 2 * rows * max(info.vocab_size, length * info.hidden_size)
+    assert not backbone.model.get_output_embeddings()._forward_pre_hooks
+
+
 @each_family
 def test_a_folder_of_transformers_own_is_the_same_backbone(
     family: str, tied: bool, tmp_path: Path
