@@ -108,6 +108,8 @@ class SelfStudyConfig:
         length: tokens of each at most, behind its prompt.
         temperature: of the sampling.
         prompts: what texts begin with, in turn.
+        answer: what is put behind each text, such as the line of its answer, which the teacher then writes, of as many tokens
+            again; None for nothing.
     """
 
     texts: int = 0
@@ -116,6 +118,7 @@ class SelfStudyConfig:
     prompts: list[str] = field(
         default_factory=lambda: ["\n\nQuestion: What", "\n\nIn short,", " It", " The"]
     )
+    answer: str | None = None
 
     def __post_init__(self) -> None:
         if self.texts < 0 or self.length < 1 or self.temperature <= 0:
@@ -126,6 +129,10 @@ class SelfStudyConfig:
         if not self.prompts or not all(self.prompts):
             raise ConfigError(
                 "training.self_study.prompts must hold at least one prompt, and none that is empty"
+            )
+        if self.answer == "":
+            raise ConfigError(
+                "training.self_study.answer must be null or what stands before an answer, such as '\\nAnswer:', got an empty text"
             )
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,17 +70,19 @@ class Teacher:
         arXiv 2506.06266).
 
         They follow from the contexts and the seed of the training alone, so that a resumed one sees the same. Their own tokens
-        are labelled, not those of their prompts.
+        are labelled, not those of their prompts, nor the `answer` that is put between a text and the answer to it.
 
         Raises:
             PositionsExceeded: a context fills the model's positions.
         """
-        given, ids, rows = self._backbone.tokenizer, self._context.ids, len(self._context.ids)
+        tokenizer, ids = self._backbone.tokenizer, self._context.ids
         seed = zlib.crc32(ids.cpu().numpy().tobytes()) ^ self._memory.config.seed
-        numbers = range(seed, seed + config.texts)
-        prompts = [given.encode(config.prompts[n % len(config.prompts)]) for n in numbers]
-        asked = Tokens.from_rows(prompts * rows, ids.device)
-        asked = asked.map(lambda tensor: tensor.reshape(rows, config.texts, -1))
+        prompts = [tokenizer.encode(prompt) for prompt in config.prompts]
+        texts = [
+            _Text().given(prompts[number % len(prompts)])
+            for _ in range(len(ids))
+            for number in range(seed, seed + config.texts)
+        ]
         options = {
             "max_new_tokens": config.length,
             "do_sample": True,
@@ -88,29 +92,60 @@ class Teacher:
         devices = [ids.device] if ids.device.type == "cuda" else []
         with self._teaching(), torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            new = generate(self._backbone, self._visible(), asked, options, self._read)
-        return _beside(batch, [p for _ in range(rows) for p in prompts], self._until_end(new))
+            texts = self._continued(texts, options)
+            if config.answer is not None:
+                answer = tokenizer.encode(config.answer)
+                ended = [text.without(self._ends) for text in texts]
+                texts = self._continued([text.given(answer) for text in ended], options)
+        return _beside(batch, texts)
 
     def _visible(self) -> Conditioning:
         return Conditioning(key_values=self._read.key_values)
 
-    def _until_end(self, new: Tensor) -> list[list[int]]:
-        """Return rows of ids (N, T) up to their first end token, which is included."""
+    @property
+    def _ends(self) -> tuple[int, ...]:
         info = self._backbone.info
-        ends = info.end_ids or (info.eos_id,)
-        rows: list[list[int]] = new.tolist()
-        stops = [next((n for n, i in enumerate(row, 1) if i in ends), len(row)) for row in rows]
-        return [row[:stop] for row, stop in zip(rows, stops, strict=True)]
+        return info.end_ids or (info.eos_id,)
+
+    def _continued(self, texts: list[_Text], options: Mapping[str, Any]) -> list[_Text]:
+        """Return as many texts for each context, with what the model writes behind them up to its first end token, which is
+        included.
+        """
+        rows = len(self._context.ids)
+        asked = Tokens.from_rows([text.ids for text in texts], self._context.ids.device)
+        asked = asked.map(lambda tensor: tensor.reshape(rows, len(texts) // rows, -1))
+        new = generate(self._backbone, self._visible(), asked, options, self._read).tolist()
+        stops = [
+            next((n for n, i in enumerate(row, 1) if i in self._ends), len(row)) for row in new
+        ]
+        return [text.written(row[:stop]) for text, row, stop in zip(texts, new, stops, strict=True)]
 
 
-def _beside(batch: Batch, prompts: list[list[int]], texts: list[list[int]]) -> Batch:
-    """Put B · n prompts with their texts beside the queries of B contexts."""
+@dataclass(frozen=True)
+class _Text:
+    """A text as it grows, with labels for what the teacher wrote itself."""
+
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+
+    def given(self, ids: list[int]) -> _Text:
+        return _Text([*self.ids, *ids], [*self.labels, *[IGNORED] * len(ids)])
+
+    def written(self, ids: list[int]) -> _Text:
+        return _Text([*self.ids, *ids], [*self.labels, *ids])
+
+    def without(self, ends: Sequence[int]) -> _Text:
+        """Return the text without an end token behind it."""
+        return _Text(self.ids[:-1], self.labels[:-1]) if self.ids[-1] in ends else self
+
+
+def _beside(batch: Batch, texts: list[_Text]) -> Batch:
+    """Put B · n texts beside the queries of B contexts."""
     rows, width = batch.queries.ids.shape[0], batch.queries.ids.shape[-1]
-    pairs = list(zip(prompts, texts, strict=True))
-    written = Tokens.from_rows([prompt + text for prompt, text in pairs])
+    written = Tokens.from_rows([text.ids for text in texts])
     labels = torch.full_like(written.ids, IGNORED)
-    for row, (prompt, text) in enumerate(pairs):
-        labels[row, len(prompt) : len(prompt) + len(text)] = torch.tensor(text)
+    for row, text in enumerate(texts):
+        labels[row, : len(text.labels)] = torch.tensor(text.labels)
     longest = max(width, written.ids.shape[1])
 
     def joined(old: Tensor, new: Tensor, value: int) -> Tensor:

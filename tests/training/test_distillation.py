@@ -144,6 +144,34 @@ def test_the_teacher_writes_behind_the_context_in_sight() -> None:
         assert seen == encoded
 
 
+def test_the_teacher_answers_its_own_questions() -> None:
+    """An answer follows from the context, the question and what is put between them; an end token of the question goes."""
+    memory = memory_of("forward", "prefix", slots=2)
+    tokenizer = memory.backbone.tokenizer
+    # The question of the first context ends at once.
+    end = int(
+        memory.model(torch.tensor([[*CONTEXTS[0], *tokenizer.encode("ab")]])).logits[0, -1].argmax()
+    )
+    memory.model.generation_config.eos_token_id = [end]
+    assert end in memory.backbone.info.end_ids
+    config = SelfStudyConfig(texts=1, length=3, temperature=1e-4, prompts=["ab"], answer="cd")
+    given, between = batch(), tokenizer.encode("cd")
+    texts = Teacher(memory, given.context).study(given, config)
+    for row, own in enumerate(CONTEXTS):
+        question = greedy(memory, [*own, *tokenizer.encode("ab")], 3)
+        kept = question[:-1] if question[-1] in memory.backbone.info.end_ids else question
+        asked = [*tokenizer.encode("ab"), *kept, *between]
+        answer = greedy(memory, own + asked, 3)
+        real = texts.queries.mask[row, 2]
+        assert texts.queries.ids[row, 2][real].tolist() == asked + answer
+        assert texts.labels[row, 2][real].tolist() == [
+            *[IGNORED] * len(tokenizer.encode("ab")), *kept, *[IGNORED] * len(between), *answer
+        ]  # fmt: skip
+        assert row or not kept
+    again = Teacher(memory, given.context).study(given, config)
+    assert torch.equal(again.queries.ids, texts.queries.ids)
+
+
 def test_its_texts_follow_from_the_contexts_alone() -> None:
     """Not from what was drawn before, which they leave as it is, nor from corrections that are being trained."""
     memory = memory_of("forward", "prefix", slots=2)
@@ -244,6 +272,7 @@ def test_a_model_whose_weights_are_trained_is_no_teacher() -> None:
         ({"self_study": {"temperature": 0.0}}, "positive temperature"),
         ({"self_study": {"prompts": []}}, "at least one prompt"),
         ({"self_study": {"prompts": ["a", ""]}}, "none that is empty"),
+        ({"self_study": {"answer": ""}}, "answer must be null"),
     ],
 )
 def test_wrong_self_study(training: dict[str, Any], message: str) -> None:
