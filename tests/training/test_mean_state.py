@@ -85,3 +85,17 @@ def test_what_can_be_no_start_is_said_in_a_sentence(
     assert done.exit_code == 2
     assert message in " ".join(done.output.replace("\u2502", " ").split())
     assert not (tmp_path / "mean").exists()
+
+
+def test_a_writer_of_other_states_is_no_start(tmp_path: Path) -> None:
+    ragged.install()
+    delta = described(tmp_path, "delta", {"name": "delta", "params": {"rank": 2}})
+    run = train(delta | {"reader": {"name": "lora"}})
+    writer = {"name": "gradient", "params": {"slots": 2}}
+    gradient = described(tmp_path, "gradient", writer, start=str(run))
+    (tmp_path / "gradient.yaml").write_text(yaml.safe_dump(gradient))
+    argv = [str(tmp_path / "gradient.yaml"), f"--out={tmp_path / 'mean'}"]
+    done = CliRunner().invoke(mean_state, argv)
+    assert done.exit_code == 2
+    assert "writes no prefixes" in " ".join(done.output.replace("\u2502", " ").split())
+    assert not (tmp_path / "mean").exists()
