@@ -28,7 +28,7 @@ from memwrite.tasks.questions import Question, QuestionsExample
 from memwrite.utils.progress import track
 
 # Limits of one batch: numbers in its logits, and tokens.
-_MAX_LOGITS, _MAX_TOKENS = 1 << 28, 1 << 14
+_MAX_LOGITS, _MAX_TOKENS = 1 << 27, 1 << 14
 
 
 def evaluate(memory: EvaluatedMemory, examples: Examples) -> AnswerEvaluation:
