@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -56,14 +58,14 @@ class Pair:
         return BACKBONES[self.backbone]
 
     def language_model(self, dtype: str = "float64") -> TransformersBackbone:
-        """Build the backbone; it has the same weights every time."""
-        return load_backbone(self._backbone(dtype))
+        """Return a backbone of its own; it has the same weights every time."""
+        return copy.deepcopy(_built(self.backbone, dtype))
 
     def config(self, dtype: str = "float64") -> Config:
         """Return the configuration that describes a memory of this pair."""
         writer = PartConfig(self.writer.name, dict(self.params))
         reader = PartConfig(self.reader.name, dict(self.reader_params))
-        return Config(self._backbone(dtype), writer, reader)
+        return Config(_described(self.build, dtype), writer, reader)
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -82,25 +84,34 @@ class Pair:
             seed: the seed of the weights of writer and reader.
         """
         config = self.config(dtype)
-        backbone = load_backbone(config.backbone)
+        backbone = self.language_model(dtype)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            writer = self.writer.build(
-                part_config(self.writer.config, dict(self.params), "writer.params"), backbone
-            )
-            reader = self.reader.build(
-                part_config(self.reader.config, dict(self.reader_params), "reader.params"),
-                backbone,
-                writer.spec,
-            )
+            torch.default_generator.manual_seed(seed)
+            writer_config, reader_config = copy.deepcopy(self._parts)
+            writer = self.writer.build(writer_config, backbone)
+            reader = self.reader.build(reader_config, backbone, writer.spec)
             for part in (writer, reader):
                 shake(part)
         return Memory(backbone, writer, reader, config).eval()
 
-    def _backbone(self, dtype: str) -> BackboneConfig:
-        return BackboneConfig(
-            type=self.build.type, params=dict(self.build.params), dtype=dtype, attention="eager"
+    @cached_property
+    def _parts(self) -> tuple[Any, Any]:
+        """Read the parameters of writer and reader."""
+        return (
+            part_config(self.writer.config, dict(self.params), "writer.params"),
+            part_config(self.reader.config, dict(self.reader_params), "reader.params"),
         )
+
+
+def _described(build: Build, dtype: str) -> BackboneConfig:
+    return BackboneConfig(
+        type=build.type, params=dict(build.params), dtype=dtype, attention="eager"
+    )
+
+
+@cache  # to build one takes four times as long as to copy it, and a law wants two
+def _built(name: str, dtype: str) -> TransformersBackbone:
+    return load_backbone(_described(BACKBONES[name], dtype))
 
 
 @contextmanager

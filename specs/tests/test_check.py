@@ -13,6 +13,7 @@ from memwrite_specs.mutants import MUTANTS
 from memwrite_specs.runner import Result as Held
 
 from memwrite.cli.main import main
+from memwrite.plugins import registry
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +43,10 @@ def test_results_as_json() -> None:
     assert (result["law"], result["outcome"]) == ("contract", "held")
 
 
-def test_all_pairs_as_a_table() -> None:
+def test_all_pairs_as_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three writers: all that are installed take half a minute."""
+    found = [pair for pair in registry().pairs() if pair[0].name in ("gradient", "ridge", "delta")]
+    monkeypatch.setattr(type(registry()), "pairs", lambda _: found)
     done = run("check", "--all", "--law", "mergeable", "--markdown")
     assert done.exit_code == 0
     head, _, *rows = done.stdout.splitlines()
