@@ -8,9 +8,10 @@ import hashlib
 import mmap
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextvars import Context
-from itertools import count
+from itertools import compress, count
+from operator import is_not
 from typing import Any
 
 import numpy as np
@@ -40,14 +41,15 @@ class HeapSnapshot:
     def __init__(self) -> None:
         gc.callbacks.clear()  # those who count collections would be counted among what has changed
         gc.disable()  # what is made here is kept, but so many new objects make the collector look at all old ones
-        # Not frames, which come and go, nor context variables' maps, nor what this class is made of.
-        own = {id(self), id(self.__dict__)}
         everything = gc.get_objects()
-        self._contexts = _values(_contexts(everything))
-        data, contexts = _kinds(everything, _is_data), _kinds(everything, _is_context)
-        passed = {*_FIXED, *_RUNNING, *contexts, *data}
-        others = [x for x in everything if type(x) not in passed and id(x) not in own]
-        self._data = [(x, _bytes(x)) for x in everything if type(x) in data]
+        each = [*map(type, everything)]
+        kinds = {*each}
+        data, contexts = {*filter(_is_data, kinds)}, {*filter(_is_context, kinds)}
+        self._contexts = _values(_of(contexts, everything, each))
+        self._data = [(x, _bytes(x)) for x in _of(data, everything, each)]
+        # Not frames, which come and go, nor context variables' maps, nor what this class is made of.
+        others = _of(kinds - {*_FIXED, *_RUNNING, HeapSnapshot} - contexts - data, everything, each)
+        others = [x for x in others if x is not self.__dict__]
         self._blocks = [_Block(others[i : i + _BLOCK]) for i in range(0, len(others), _BLOCK)]
         gc.freeze()  # garbage, too: nobody will collect it, and collecting it first would take as long as all the rest
         gc.enable()
@@ -60,7 +62,7 @@ class HeapSnapshot:
 
     def _differences(self, everything: list[Any]) -> list[str]:
         new = [x for x in everything if type(x) not in _RUNNING]
-        contexts = _contexts(new)
+        contexts = [x for x in new if _is_context(type(x))]
         found = [f"{_described(thing)} stays" for thing in new if not _is_context(type(thing))]
         if not _values(contexts) <= self._contexts:
             found.append("a context variable holds something else")
@@ -81,7 +83,7 @@ class _Block:
     def changed(self) -> list[Any]:
         """Return the first object that holds something else than before, and the parts with another value."""
         parts = gc.get_referents(*self._things)
-        if [*map(id, parts)] != [*map(id, self._parts)]:
+        if _differ(parts, self._parts):
             return [self._first_changed()]
         now = {id(part): value for part, value in _inner(parts)}
         return [part for part, before in self._inner if now.get(id(part)) != before]
@@ -90,16 +92,21 @@ class _Block:
         start = 0
         for thing in self._things:
             parts = gc.get_referents(thing)
-            if [*map(id, parts)] != [*map(id, self._parts[start : start + len(parts)])]:
+            if _differ(parts, self._parts[start : start + len(parts)]):
                 return thing
             start += len(parts)
         return self._things[-1]
 
 
+def _differ(some: list[Any], others: list[Any]) -> bool:
+    """Say whether they are not the same objects in the same order."""
+    return len(some) != len(others) or any(map(is_not, some, others))
+
+
 def _inner(parts: list[Any]) -> list[tuple[Any, list[Any]]]:
     """Return the parts that can change without holding other parts, each with what is compared of it."""
     found: list[tuple[Any, list[Any]]] = []
-    for part in [part for part in parts if type(part) in _CHANGING]:
+    for part in _of(_CHANGING, parts, map(type, parts)):
         kind = type(part)
         if kind in _BUFFERS:
             found.append((part, [_bytes(part)]))
@@ -113,9 +120,9 @@ def _inner(parts: list[Any]) -> list[tuple[Any, list[Any]]]:
     return found
 
 
-def _kinds(things: list[Any], which: Callable[[type], bool]) -> set[type]:
-    """Return the types of `things` that are such; there are far fewer types than things."""
-    return {kind for kind in set(map(type, things)) if which(kind)}
+def _of(kinds: set[type], things: Iterable[Any], types: Iterable[type]) -> list[Any]:
+    """Return the `things` whose types, given beside them, are of these kinds: no Python for each of a million."""
+    return [*compress(things, map(kinds.__contains__, types))]
 
 
 def _is_data(kind: type) -> bool:
@@ -138,11 +145,6 @@ def _bytes(data: Any) -> bytes:
 def _is_context(kind: type) -> bool:
     """Say whether it is a part of context variables' maps, which are made anew whenever one of them is set."""
     return kind is Context or kind.__name__.startswith("hamt")
-
-
-def _contexts(things: list[Any]) -> list[Any]:
-    kinds = _kinds(things, _is_context)
-    return [thing for thing in things if type(thing) in kinds]
 
 
 def _values(contexts: Iterable[Any]) -> set[int]:
