@@ -87,6 +87,7 @@ class Pair:
         backbone = self.language_model(dtype)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
+            # A plugin that keeps something in its parameters must not keep it from one law to the next.
             writer_config, reader_config = copy.deepcopy(self._parts)
             writer = self.writer.build(writer_config, backbone)
             reader = self.reader.build(reader_config, backbone, writer.spec)

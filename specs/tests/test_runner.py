@@ -442,18 +442,3 @@ def test_pytest_prints_how_many_laws_ran(tmp_path: Path) -> None:
     assert "carries more than tensors: ['note', 'spec', 'tensors']" in done.stdout
     assert "MEMWRITE_SPECS_SEED=0 pytest 'test_mine.py::test_that[contract]'" in done.stdout
     assert done.returncode == 1
-
-
-def test_each_memory_of_a_pair_has_a_language_model_of_its_own() -> None:
-    first, second = HEALTHY.memory(), HEALTHY.memory()
-    ids = torch.tensor([[5, 6]])
-    logits = [
-        m.backbone.logits(m.backbone.forward(m.backbone.embed(ids)).hidden) for m in (first, second)
-    ]
-    assert torch.equal(*logits)
-    for weight in first.model.parameters():
-        weight.data.zero_()
-    first.model.register_forward_hook(lambda *_: pytest.fail("the other model was run"))
-    hidden = second.backbone.forward(second.backbone.embed(ids)).hidden
-    assert torch.equal(second.backbone.logits(hidden), logits[1])
-    assert HEALTHY.language_model().fingerprint == second.backbone.fingerprint
